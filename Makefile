@@ -1,0 +1,35 @@
+# Every target first makes .venv and installs headkit into it; nothing but Python and make is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PACKAGES := adapters registry export benchmarks
+
+.PHONY: demo test lint docs clean
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo,dev]"
+	@touch $@
+
+demo: $(INSTALLED)  ## digits as PNG files -> head -> verified ONNX -> predictions
+	$(BIN)/headkit demo
+
+test: $(INSTALLED)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) build/types  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	MYPYPATH=build/types $(BIN)/mypy -p headkit
+	MYPYPATH=build/types $(BIN)/mypy tests
+
+docs: $(INSTALLED)  ## write the committed measurements into README and docs
+	$(BIN)/python -m headkit.benchmarks.report
+
+# mypy reads packages by path; this tree of links shows it the layout that is installed.
+build/types: $(wildcard headkit/*) Makefile
+	rm -rf $@ && mkdir -p $@/headkit
+	ln -s $(addprefix $(CURDIR)/,$(wildcard headkit/*.py headkit/py.typed) $(PACKAGES)) $@/headkit/
+
+clean:
+	rm -rf .venv build demo *.egg-info

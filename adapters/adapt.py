@@ -1,0 +1,229 @@
+"""Heads in and out of any timm model."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.numpy
+import safetensors.torch
+import timm.data
+import torch
+from timm.models import get_model_args
+from torch import nn
+
+from .backbone import backbone_info, freeze, load_backbone, timm_cfg
+from .classifier import classifier_tensors, locate
+from .errors import BackboneMismatch, ContractError
+from .head import Head, Task
+
+_PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+
+
+def adapt(
+    architecture_or_model: str | nn.Module,
+    num_classes: int,
+    *,
+    weights: str | Path | None = None,
+    remap: bool = False,
+    **timm_kwargs: Any,
+) -> nn.Module:
+    """Put a new, untrained classifier onto a frozen backbone.
+
+    The result is a plain timm model that any training loop can train: only its classifier learns,
+    also after ``model.train()``.
+
+    Args:
+        architecture_or_model: timm entry point, or a timm model, which is changed in place.
+        num_classes: length of the new logits.
+        weights: see ``load_backbone``.
+        remap: see ``load_backbone``.
+        **timm_kwargs: see ``load_backbone``.
+
+    Raises:
+        UnknownArchitecture, WeightsError: see ``load_backbone``.
+        ContractError: the model has no classifier that can be replaced.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+    if isinstance(architecture_or_model, str):
+        model = load_backbone(architecture_or_model, weights, remap=remap, **timm_kwargs)
+    else:
+        model = architecture_or_model
+    _replace_classifier(model, num_classes)
+    return freeze(model)
+
+
+def head_of(
+    model: nn.Module,
+    label_names: Sequence[str] | None = None,
+    *,
+    task: Task = "multiclass",
+    metrics: Mapping[str, Any] | None = None,
+    temperature: float = 1.0,
+    notes: str = "",
+) -> Head:
+    """Take the head out of a trained timm model, however it was trained.
+
+    Args:
+        model: a timm model with a classifier.
+        label_names: one name per class.
+        task: what the logits mean.
+        metrics: what was measured, to be kept with the head.
+        temperature: logits are divided by it before softmax or sigmoid.
+        notes: free text.
+
+    Raises:
+        ContractError: the model has no classifier.
+        HeadFormatError: for example another number of label names than of classes.
+    """
+    tensors = classifier_tensors(model)
+    if not tensors:
+        raise ContractError(
+            f"{type(model).__name__} has no classifier (num_classes is {model.num_classes}): "
+            "adapt it to a number of classes first"
+        )
+    model_args = get_model_args(model)
+    model_args.pop("num_classes", None)
+    return Head(
+        # By way of the file format, which knows dtypes that NumPy does not, such as bfloat16.
+        tensors=safetensors.numpy.load(
+            safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+        ),
+        architecture=timm_cfg(model)["architecture"],
+        num_classes=_num_classes(model),
+        num_features=num_features(model),
+        backbone=backbone_info(model),
+        pretrained_cfg=preprocessing(model),
+        global_pool=model_args.get("global_pool", "") or "",
+        label_names=None if label_names is None else tuple(map(str, label_names)),
+        model_args=model_args,
+        task=task,
+        temperature=temperature,
+        metrics=dict(metrics or {}),
+        versions=_versions(),
+        notes=notes,
+    )
+
+
+def save_head(
+    model: nn.Module, path: str | Path, label_names: Sequence[str] | None = None, **described: Any
+) -> Head:
+    """Save the head of a trained timm model to ``path``; see ``head_of`` for the arguments.
+
+    Raises:
+        OutputError: the path cannot be written; what lies there is untouched.
+        ContractError, HeadFormatError: see ``head_of``.
+    """
+    head = head_of(model, label_names, **described)
+    head.save(path)
+    return head
+
+
+def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) -> nn.Module:
+    """Put ``head`` onto ``model``, which is changed in place, frozen, in eval mode, and returned.
+
+    Args:
+        model: the backbone that the head was trained on, with any classifier or none.
+        head: a head, or the path of a head file.
+        force: attach to another backbone of the same architecture too. Logits will differ.
+
+    Raises:
+        BackboneMismatch: the model is another architecture, has other weights (unless ``force``),
+            or its classifier has other tensors. The model is then as it was.
+        HeadFormatError: the file is no head file.
+    """
+    if not isinstance(head, Head):
+        head = Head.load(head)
+    architecture = timm_cfg(model)["architecture"]
+    if architecture != head.architecture:
+        raise BackboneMismatch(
+            f"this head was trained on {head.architecture}, the backbone is {architecture}"
+        )
+    width = num_features(model)
+    if width != head.num_features:
+        raise BackboneMismatch(
+            f"this head takes {head.num_features} features, the backbone gives {width}"
+        )
+    if not force:
+        found = backbone_info(model)
+        if found.fingerprint != head.backbone.fingerprint:
+            raise BackboneMismatch(
+                "this head was trained on "
+                f"{_describe(head.backbone.tag, head.backbone.source)} with fingerprint "
+                f"{head.backbone.fingerprint[:12]}, the backbone is "
+                f"{_describe(found.tag, found.source)} with fingerprint {found.fingerprint[:12]}: "
+                "load the weights that the head was trained on, or pass force=True (--force)"
+            )
+    tensors = safetensors.torch.load(safetensors.numpy.save(dict(head.tensors)))
+    before = locate(model).modules(model), _num_classes(model)
+    _replace_classifier(model, head.num_classes)
+    expected = {name: tuple(value.shape) for name, value in classifier_tensors(model).items()}
+    found_shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != found_shapes:
+        _restore_classifier(model, *before)
+        raise BackboneMismatch(
+            f"the head's tensors are {found_shapes}, "
+            f"the classifier of {architecture} has {expected}"
+        )
+    model.load_state_dict(tensors, strict=False)
+    return freeze(model)
+
+
+def num_features(model: nn.Module) -> int:
+    """Return the width of what enters the classifier, summed over its branches.
+
+    Found from the first weight of each classifier module, ``[out, in, …]``, because timm's
+    ``num_features`` is not that width in every architecture.
+    """
+    widths = []
+    for module in locate(model).modules(model):
+        weights = [w for w in module.state_dict().values() if w.ndim >= 2]
+        if not weights:
+            return int(cast(Any, model).num_features)
+        widths.append(weights[0].shape[1])
+    return sum(widths)
+
+
+def preprocessing(model: nn.Module) -> dict[str, Any]:
+    """Return the eval preprocessing of a model in timm's words, as JSON values."""
+    cfg = timm.data.resolve_model_data_config(model)
+    values = {key: cfg[key] for key in _PREPROCESSING}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def _replace_classifier(model: nn.Module, num_classes: int) -> None:
+    reference = next(model.parameters())
+    cast(Any, model).reset_classifier(num_classes)
+    for module in locate(model).modules(model):
+        module.to(reference.device)
+
+
+def _restore_classifier(model: nn.Module, modules: list[nn.Module], num_classes: int) -> None:
+    for path, module in zip(locate(model).paths, modules, strict=True):
+        model.set_submodule(path, module)
+    cast(Any, model).num_classes = num_classes
+
+
+def _num_classes(model: nn.Module) -> int:
+    return int(cast(Any, model).num_classes)
+
+
+def _describe(tag: str, source: str) -> str:
+    return f"{tag or 'weights without a tag'} ({source})"
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = version("headkit")
+    except PackageNotFoundError:
+        own = "unknown"
+    return {
+        "headkit": own,
+        "python": platform.python_version(),
+        "timm": timm.__version__,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,87 @@
+"""Write a file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import OutputError
+
+
+def check_writable(path: str | Path) -> Path:
+    """Fail now, not after minutes of work, if ``path`` cannot be written.
+
+    Raises:
+        OutputError: its folder is missing or read-only, or ``path`` is a folder itself.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    try:
+        with _beside(path):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside ``path``; move it there when the block ends, remove it when it fails.
+
+    What lies at ``path`` stays as it was until the new file is complete and on the disk.
+
+    Raises:
+        OutputError: see ``check_writable``.
+    """
+    path = check_writable(path)
+    with _beside(path) as beside:
+        yield beside
+        try:
+            with beside.open("rb+") as written:
+                os.fsync(written.fileno())
+            beside.replace(path)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        _sync_folder(path.parent)
+
+
+def write_atomically(path: str | Path, content: bytes) -> Path:
+    """Write ``content`` to ``path`` whole or not at all. Returns the path.
+
+    Raises:
+        OutputError: see ``check_writable``.
+    """
+    with atomic_path(path) as beside:
+        try:
+            beside.write_bytes(content)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    return Path(path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    # The suffix stays last: writers such as torch.onnx look at it. Created with the mode that the
+    # umask gives to any new file, unlike tempfile's 0600, because the file is moved into place.
+    beside = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
+    try:
+        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield beside
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

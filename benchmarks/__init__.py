@@ -1,0 +1,1 @@
+"""Measure: contenders alternate in one run, results are JSON files, docs are made of them."""

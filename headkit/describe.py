@@ -1,0 +1,56 @@
+"""What is known of an architecture, a head file or an exported model, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+
+def info(name: str | Path) -> dict[str, Any]:
+    """Describe an architecture, a head file (``.safetensors``) or an exported model (``.onnx``).
+
+    Returns:
+        JSON values. ``what`` says which of the three it is.
+
+    Raises:
+        UnknownArchitecture, HeadFormatError, ExportError: by what ``name`` looks like.
+    """
+    suffix = Path(name).suffix
+    if suffix == ".safetensors":
+        return _head(Path(name))
+    if suffix == ".onnx":
+        return _model(Path(name))
+    from .registry.catalogue import architecture, timm_version
+
+    return {"what": "architecture", **asdict(architecture(str(name))), "timm": timm_version()}
+
+
+def _head(path: Path) -> dict[str, Any]:
+    from .adapters.head import Head
+
+    head = Head.load(path)
+    return {
+        "what": "head",
+        "bytes": path.stat().st_size,
+        "tensors": {name: list(tensor.shape) for name, tensor in head.tensors.items()},
+        **head.to_json(),
+    }
+
+
+def _model(path: Path) -> dict[str, Any]:
+    from .export.metadata import ModelInfo
+    from .export.predictor import open_session
+
+    session = open_session(path)
+    model = ModelInfo.from_props(session.get_modelmeta().custom_metadata_map, str(path))
+    return {
+        "what": "model",
+        "bytes": path.stat().st_size,
+        "form": model.form,
+        "inputs": {value.name: [value.type, value.shape] for value in session.get_inputs()},
+        "outputs": {value.name: [value.type, value.shape] for value in session.get_outputs()},
+        "head_id": model.head_id,
+        "exported_with": dict(model.versions),
+        **model.head,
+    }
