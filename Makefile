@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PACKAGES := adapters registry export benchmarks
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint coverage docs clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,11 @@ lint: $(INSTALLED) build/types  ## format, lint and types
 	$(BIN)/ruff check .
 	MYPYPATH=build/types $(BIN)/mypy -p headkit
 	MYPYPATH=build/types $(BIN)/mypy tests
+
+coverage: $(INSTALLED)  ## the adapter layer's contract: all architectures, and numbers for the smallest of each family
+	mkdir -p build
+	$(BIN)/headkit coverage --structure --fresh --out build/coverage.jsonl
+	$(BIN)/headkit coverage --numeric --smallest --fresh --out build/coverage.jsonl
 
 docs: $(INSTALLED)  ## write the committed measurements into README and docs
 	$(BIN)/python -m headkit.benchmarks.report

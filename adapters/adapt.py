@@ -8,17 +8,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
+import ml_dtypes
+import numpy as np
 import safetensors.numpy
 import safetensors.torch
 import timm.data
 import torch
-from timm.models import get_model_args
-from torch import nn
+from timm.models import get_model_args, get_model_input_config
+from torch import Tensor, nn
 
 from .backbone import backbone_info, freeze, load_backbone, timm_cfg
-from .classifier import classifier_tensors, locate
+from .classifier import classifier_tensors, locate, name_of
 from .errors import BackboneMismatch, ContractError
 from .head import Head, Task
+from .kinds import Kind, default_kind, install, kind_of
+from .twin import twin
 
 _PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 
@@ -26,6 +30,7 @@ _PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean"
 def adapt(
     architecture_or_model: str | nn.Module,
     num_classes: int,
+    kind: Kind | None = None,
     *,
     weights: str | Path | None = None,
     remap: bool = False,
@@ -39,6 +44,8 @@ def adapt(
     Args:
         architecture_or_model: timm entry point, or a timm model, which is changed in place.
         num_classes: length of the new logits.
+        kind: ``own`` for the architecture's own classifier, ``linear``, ``mlp`` or ``cosine``.
+            Without it ``own``, or ``linear`` where the own one has hidden layers.
         weights: see ``load_backbone``.
         remap: see ``load_backbone``.
         **timm_kwargs: see ``load_backbone``.
@@ -53,7 +60,7 @@ def adapt(
         model = load_backbone(architecture_or_model, weights, remap=remap, **timm_kwargs)
     else:
         model = architecture_or_model
-    _replace_classifier(model, num_classes)
+    install(model, kind or default_kind(model), num_classes)
     return freeze(model)
 
 
@@ -83,21 +90,18 @@ def head_of(
     tensors = classifier_tensors(model)
     if not tensors:
         raise ContractError(
-            f"{type(model).__name__} has no classifier (num_classes is {model.num_classes}): "
-            "adapt it to a number of classes first"
+            f"{name_of(model)} has no classifier now: adapt it to a number of classes first"
         )
     model_args = get_model_args(model)
     model_args.pop("num_classes", None)
     return Head(
-        # By way of the file format, which knows dtypes that NumPy does not, such as bfloat16.
-        tensors=safetensors.numpy.load(
-            safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-        ),
+        tensors={name: _array(value) for name, value in tensors.items()},
         architecture=timm_cfg(model)["architecture"],
-        num_classes=_num_classes(model),
+        num_classes=locate(model).num_classes,
         num_features=num_features(model),
         backbone=backbone_info(model),
         pretrained_cfg=preprocessing(model),
+        kind=kind_of(model),
         global_pool=model_args.get("global_pool", "") or "",
         label_names=None if label_names is None else tuple(map(str, label_names)),
         model_args=model_args,
@@ -159,57 +163,44 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
                 "load the weights that the head was trained on, or pass force=True (--force)"
             )
     tensors = safetensors.torch.load(safetensors.numpy.save(dict(head.tensors)))
-    before = locate(model).modules(model), _num_classes(model)
-    _replace_classifier(model, head.num_classes)
-    expected = {name: tuple(value.shape) for name, value in classifier_tensors(model).items()}
-    found_shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    kind = cast(Kind, head.kind)
+    probe = twin(model, share_tensors=False)
+    install(probe, kind, head.num_classes, tensors)
+    expected = {name: list(value.shape) for name, value in classifier_tensors(probe).items()}
+    found_shapes = {name: list(value.shape) for name, value in tensors.items()}
     if expected != found_shapes:
-        _restore_classifier(model, *before)
         raise BackboneMismatch(
             f"the head's tensors are {found_shapes}, "
             f"the classifier of {architecture} has {expected}"
         )
+    install(model, kind, head.num_classes, tensors)
     model.load_state_dict(tensors, strict=False)
     return freeze(model)
 
 
 def num_features(model: nn.Module) -> int:
-    """Return the width of what enters the classifier, summed over its branches.
+    """Return the width of what enters the classifier.
 
-    Found from the first weight of each classifier module, ``[out, in, …]``, because timm's
-    ``num_features`` is not that width in every architecture.
+    Where its modules take different widths, their sum. timm's ``num_features`` is not always it.
     """
-    widths = []
-    for module in locate(model).modules(model):
-        weights = [w for w in module.state_dict().values() if w.ndim >= 2]
-        if not weights:
-            return int(cast(Any, model).num_features)
-        widths.append(weights[0].shape[1])
-    return sum(widths)
+    widths = locate(model).widths
+    return widths[0] if len(set(widths)) == 1 else sum(widths)
 
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:
     """Return the eval preprocessing of a model in timm's words, as JSON values."""
-    cfg = timm.data.resolve_model_data_config(model)
+    cfg = timm.data.resolve_input_data_config(
+        model, args={"input_size": get_model_input_config(model)["input_size"]}
+    )
     values = {key: cfg[key] for key in _PREPROCESSING}
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def _replace_classifier(model: nn.Module, num_classes: int) -> None:
-    reference = next(model.parameters())
-    cast(Any, model).reset_classifier(num_classes)
-    for module in locate(model).modules(model):
-        module.to(reference.device)
-
-
-def _restore_classifier(model: nn.Module, modules: list[nn.Module], num_classes: int) -> None:
-    for path, module in zip(locate(model).paths, modules, strict=True):
-        model.set_submodule(path, module)
-    cast(Any, model).num_classes = num_classes
-
-
-def _num_classes(model: nn.Module) -> int:
-    return int(cast(Any, model).num_classes)
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    tensor = tensor.detach().cpu().clone()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
 
 
 def _describe(tag: str, source: str) -> str:

@@ -18,11 +18,13 @@ def check_writable(path: str | Path) -> Path:
         OutputError: its folder is missing or read-only, or ``path`` is a folder itself.
     """
     path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder; name a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
     try:
+        if path.is_dir():
+            raise OutputError(f"cannot write {path}: it is a folder; name a file")
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"cannot write {path}: there is no folder {path.parent}; create it first"
+            )
         with _beside(path):
             pass
     except OSError as error:
@@ -70,8 +72,8 @@ def _beside(path: Path) -> Iterator[Path]:
     # The suffix stays last: writers such as torch.onnx look at it. Created with the mode that the
     # umask gives to any new file, unlike tempfile's 0600, because the file is moved into place.
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
+    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield beside
     finally:
         beside.unlink(missing_ok=True)

@@ -13,13 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from .adapt import adapt, head_of
-from .backbone import load_backbone, timm_cfg
-from .classifier import classifier_tensors, classify, features, locate
+from .adapt import adapt, head_of, preprocessing
+from .backbone import load_backbone
+from .classifier import locate, name_of, replace
 from .data import Source, batches, count, open_data, stratified_holdout
 from .errors import ContractError, DataError
 from .head import Head
-from .solver import logistic_regression
+from .kinds import Kind
+from .quirks import LOGITS, row
+from .solver import Linear, logistic_regression
+from .split import classify, features
+from .twin import twin
 
 logger = logging.getLogger("headkit")
 
@@ -29,9 +33,15 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class Extracted:
-    """Features ``[N, num_features]`` and targets ``[N]`` of the images that could be read."""
+    """Features and targets ``[N]`` of the images that could be read.
 
-    features: Tensor
+    Attributes:
+        branches: what ``split.features`` gives, ``[N, …]`` each; mostly one.
+        targets: class indices.
+        unreadable: the other images, with the reason.
+    """
+
+    branches: tuple[Tensor, ...]
     targets: Tensor
     unreadable: tuple[str, ...]
 
@@ -57,7 +67,7 @@ def fit(
 
     Features are extracted once with the backbone's own eval preprocessing; on them
     ``logistic_regression`` is solved. A backbone that is given as a model carries the new head
-    afterwards.
+    afterwards. Its classifier is the architecture's own if that is linear, else of kind ``linear``.
 
     Args:
         backbone: timm entry point, or a timm model.
@@ -79,21 +89,22 @@ def fit(
     Raises:
         UnknownArchitecture, WeightsError: see ``load_backbone``.
         DataError: see ``open_data``; or too many images are unreadable.
-        ContractError: the architecture's classifier is not linear.
+        ContractError: the architecture's logits are more than the mean of its classifiers.
     """
     train, validation = open_data(data, val)
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights, remap=remap, **timm_kwargs)
     report = progress or (lambda *_: None)
     extracted = extract(backbone, train, batch_size, workers, max_unreadable, report)
-    x, y = extracted.features, extracted.targets
+    x, y = extracted.branches, extracted.targets
     if validation is not None:
         held = extract(backbone, validation, batch_size, workers, max_unreadable, report)
-        x_val, y_val = held.features, held.targets
+        x_val, y_val = held.branches, held.targets
         skipped = len(extracted.unreadable) + len(held.unreadable)
     else:
         mask = torch.from_numpy(stratified_holdout(y.numpy(), holdout, seed))
-        x_val, y_val, x, y = x[mask], y[mask], x[~mask], y[~mask]
+        x_val, x = tuple(b[mask] for b in x), tuple(b[~mask] for b in x)
+        y_val, y = y[mask], y[~mask]
         skipped = len(extracted.unreadable)
     label_names = train.label_names or tuple(map(str, range(int(y.max()) + 1)))
     missing = sorted(set(range(len(label_names))) - set(y.tolist()))
@@ -105,9 +116,11 @@ def fit(
         raise DataError(
             f"{train.name} has no class with two images: nothing is left to validate on"
         )
-    model = adapt(backbone, len(label_names))
-    solution = logistic_regression(x.flatten(1), y, len(label_names), l2=l2)
-    _set_linear(model, solution.weight, solution.bias)
+    model = adapt(backbone, len(label_names), _linear_kind(backbone))
+    solution = logistic_regression(
+        torch.cat([branch.flatten(1) for branch in x], 1), y, len(label_names), l2=l2
+    )
+    _set_linear(model, solution, [branch[0].numel() for branch in x])
     with torch.inference_mode():
         logits = classify(model, x_val)
     metrics = {
@@ -120,7 +133,7 @@ def fit(
     return head_of(model, label_names, metrics=metrics, notes=notes)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract(
     backbone: nn.Module,
     source: Source,
@@ -133,11 +146,8 @@ def extract(
 
     Raises:
         DataError: a larger share than ``max_unreadable`` of the images cannot be read, or all.
-        ContractError: the architecture has several classifiers.
     """
-    transform = timm.data.create_transform(
-        **timm.data.resolve_model_data_config(backbone), is_training=False
-    )
+    transform = timm.data.create_transform(**preprocessing(backbone), is_training=False)
     kept, targets, unreadable, seen = [], [], list[str](), 0
     total = count(source)
     device = next(backbone.parameters()).device
@@ -147,9 +157,8 @@ def extract(
             # Channels last: a third faster on CPU for convolutional backbones, at equal numbers.
             images = batch.images.to(device, memory_format=torch.channels_last)
             entered = features(backbone, images)
-            if not isinstance(entered, Tensor):
-                raise ContractError("fit does not yet train architectures with several classifiers")
-            kept.append(entered.cpu())
+            branches = (entered,) if isinstance(entered, Tensor) else entered
+            kept.append([branch.cpu() for branch in branches])
             targets.append(batch.targets)
         unreadable += batch.unreadable
         seen += batch.seen
@@ -166,18 +175,39 @@ def extract(
         )
     if not kept:
         raise DataError(f"no images in {source.name}")
-    return Extracted(torch.cat(kept), torch.cat(targets), tuple(unreadable))
+    joined = tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
+    return Extracted(joined, torch.cat(targets), tuple(unreadable))
 
 
-def _set_linear(model: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    paths = locate(model).paths
-    tensors = classifier_tensors(model)
-    names = {name.rpartition(".")[2] for name in tensors}
-    if len(paths) != 1 or names != {"weight", "bias"} or len(tensors) != 2:
+def _linear_kind(model: nn.Module) -> Kind:
+    """Return ``own`` if the own classifier is linear, else ``linear``.
+
+    Raises:
+        ContractError: the logits are not the mean of what the classifier's modules give, so that
+            linear modules cannot be solved for.
+    """
+    if row(LOGITS, model) is not None:
         raise ContractError(
-            f"fit solves a linear classifier, {timm_cfg(model)['architecture']} has "
-            f"{', '.join(tensors)}"
+            f"fit cannot solve for {name_of(model)}, whose logits are more than the mean of its "
+            "classifiers: train what adapt() returns in a loop"
         )
-    with torch.no_grad():
-        tensors[f"{paths[0]}.weight"].copy_(weight.view_as(tensors[f"{paths[0]}.weight"]))
-        tensors[f"{paths[0]}.bias"].copy_(bias)
+    probe = twin(model, share_tensors=False)
+    modules = [probe.get_submodule(path) for path in replace(probe, 2).paths]
+    return "own" if all(isinstance(m, nn.Linear | nn.Conv2d) for m in modules) else "linear"
+
+
+@torch.no_grad()
+def _set_linear(model: nn.Module, solution: Linear, widths: list[int]) -> None:
+    """Spread one linear map over the classifier's modules, the mean of which are the logits.
+
+    Module ``i`` sees branch ``i`` modulo their number, see ``split.classify``.
+    """
+    paths = locate(model).paths
+    parts = torch.split(solution.weight, widths, 1)
+    for number, path in enumerate(paths):
+        branch = number % len(parts)
+        sharing = len(range(branch, len(paths), len(parts)))
+        module = model.get_submodule(path)
+        weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+        weight.copy_((parts[branch] * len(paths) / sharing).view_as(weight))
+        bias.copy_(solution.bias)

@@ -59,7 +59,7 @@ class Head:
         pretrained_cfg: preprocessing in timm's words: ``input_size`` (channels, height, width),
             ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``.
         global_pool: timm's name of the pooling before the classifier; empty if there is none.
-        kind: ``own`` for the architecture's own classifier.
+        kind: ``own`` for the architecture's own classifier, ``linear``, ``mlp`` or ``cosine``.
         label_names: one name per class, or none.
         model_args: timm's arguments to build the architecture again, class count left out.
         task: what the logits mean.
@@ -168,9 +168,14 @@ class Head:
         return content
 
     def _encode(self) -> bytes:
-        described = json.dumps(
-            self.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":")
-        )
+        try:
+            described = json.dumps(
+                self.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+            )
+        except TypeError as error:
+            raise HeadFormatError(
+                f"a value of the head cannot be written as JSON: {error}"
+            ) from error
         metadata = {"format": FORMAT, "version": VERSION, "head": described}
         try:
             return _canonical(safetensors.numpy.save(dict(self.tensors), metadata))

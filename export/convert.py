@@ -57,6 +57,7 @@ def export(
     weights: str | Path | None = None,
     remap: bool = False,
     label_names: Sequence[str] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Exported:
     """Export a backbone with its head to ONNX and verify it.
 
@@ -71,6 +72,8 @@ def export(
         weights: of the backbone, see ``load_backbone_of``. Not for a model.
         remap: see ``load_backbone``.
         label_names: one name per class, if a model is given.
+        tolerance: largest difference between ONNX Runtime and torch that is accepted, relative to
+            the largest logit.
 
     Raises:
         OutputError: ``path`` cannot be written.
@@ -89,14 +92,15 @@ def export(
         folder = None if isinstance(model_or_head, Head) else Path(model_or_head).parent
         model = attach(load_backbone_of(head, weights, remap=remap, folder=folder), head)
     info = ModelInfo("merged", head.to_json(), head.digest, _versions())
+    input_size = tuple(head.pretrained_cfg["input_size"])
     was_training = model.training
     try:
         model.eval()
         with atomic_path(path) as beside:
-            converted = _convert(model, tuple(head.pretrained_cfg["input_size"]))
+            converted = _convert(model, input_size)
             onnx.helper.set_model_props(converted, info.to_props())
             _save(converted, beside)
-            difference = verify(beside, model, tuple(head.pretrained_cfg["input_size"]))
+            difference = verify(beside, model, input_size, tolerance=tolerance)
     finally:
         model.train(was_training)
     opset = next(o.version for o in converted.opset_import if o.domain in ("", "ai.onnx"))
@@ -223,4 +227,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _versions() -> dict[str, Any]:
-    return {name: version(name) for name in ("headkit", "onnx", "onnxscript", "torch", "timm")}
+    found = {name: version(name) for name in ("headkit", "onnx", "onnxscript", "timm")}
+    return {**found, "torch": torch.__version__}  # with the build, such as +cpu

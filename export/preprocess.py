@@ -80,7 +80,7 @@ class Preprocess:
             size = (target_w, target_h)
         elif self.crop_mode == "border":
             ratio = max(h / target_h, w / target_w)
-            size = (round(w / ratio), round(h / ratio))
+            size = (max(round(w / ratio), 1), max(round(h / ratio), 1))
         elif target_h == target_w:
             # torchvision's resize of the shorter edge cuts the longer one down, it does not round.
             short, long = min(w, h), max(w, h)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .adapters.adapt import adapt, attach, head_of, save_head
     from .adapters.backbone import fingerprint, freeze, load_backbone, load_backbone_of
-    from .adapters.classifier import classify, features
     from .adapters.errors import (
         BackboneMismatch,
         ContractError,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     )
     from .adapters.fit import fit
     from .adapters.head import Head
+    from .adapters.split import classify, features
     from .describe import info
     from .export.convert import export
     from .export.predictor import Predictor
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _HOME = {
     "adapters.adapt": ("adapt", "attach", "head_of", "save_head"),
     "adapters.backbone": ("fingerprint", "freeze", "load_backbone", "load_backbone_of"),
-    "adapters.classifier": ("classify", "features"),
     "adapters.errors": (
         "BackboneMismatch",
         "ContractError",
@@ -53,6 +52,7 @@ _HOME = {
     ),
     "adapters.fit": ("fit",),
     "adapters.head": ("Head",),
+    "adapters.split": ("classify", "features"),
     "export.predictor": ("Predictor",),
     "describe": ("info",),
     "registry.catalogue": ("models",),

