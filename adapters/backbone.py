@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from .classifier import classifier_tensors, locate
-from .errors import ContractError, UnknownArchitecture, WeightsError
+from .errors import ContractError, UnknownArchitecture, WeightsError, first_line
 from .head import BackboneInfo, Head
 
 _SOURCE = "_headkit_source"
@@ -228,7 +228,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         state = load_state_dict(str(path), weights_only=True)
     except Exception as error:
-        raise WeightsError(f"cannot read weights {path}: {_first_line(error)}") from error
+        raise WeightsError(f"cannot read weights {path}: {first_line(error)}") from error
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise WeightsError(f"cannot read weights {path}: it holds no tensors")
@@ -266,18 +266,13 @@ def _create(
             raise
         if weights is not None:
             raise WeightsError(
-                f"the tensors of {weights} do not fit {architecture}: {_first_line(error)}; "
+                f"the tensors of {weights} do not fit {architecture}: {first_line(error)}; "
                 "if only their names differ, remap=True (--remap) assigns them by position"
             ) from error
         raise WeightsError(
-            f"timm could not load pretrained weights of {architecture}: {_first_line(error)}; "
+            f"timm could not load pretrained weights of {architecture}: {first_line(error)}; "
             "name a file with weights=FILE (--weights FILE), or ask for random weights with "
             "pretrained=False"
         ) from error
     assert isinstance(model, nn.Module)  # noqa: S101 - for the type checker: timm is untyped
     return model
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] if lines else type(error).__name__

@@ -6,6 +6,14 @@ import difflib
 from collections.abc import Iterable
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another library says, and the next where it ends in a colon."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300]
+
+
 class HeadkitError(Exception):
     """Root of all errors that headkit raises on purpose."""
 

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+VARIANCE_FLOOR = 0.1
+"""Share of the mean variance of all features that is added to each one's."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -34,9 +37,11 @@ def logistic_regression(
     """Fit multinomial logistic regression by L-BFGS (Liu and Nocedal, 1989), in float64.
 
     Minimizes ``mean(cross entropy) + l2 / 2 * ||W||²``, where ``W`` acts on standardized features
-    and the bias is free. scikit-learn's ``LogisticRegression(C)`` on standardized features has the
-    same minimum for ``l2 = 1 / (C * N)``. The standardization is folded back: the result takes the
-    features as they are. A feature that never varies gets no weight.
+    and the bias is free. scikit-learn's ``LogisticRegression(C)`` on them has the same minimum for
+    ``l2 = 1 / (C * N)``. Standardized is ``(x - mean) / sqrt(variance + VARIANCE_FLOOR * mean
+    variance)``: from a few images, the variance of a feature that hardly varies is too small by
+    chance, and dividing by it alone would make noise loud. The standardization is folded back: the
+    result takes the features as they are. A feature that never varies gets no weight.
 
     Args:
         features: ``[N, num_features]``.
@@ -49,8 +54,9 @@ def logistic_regression(
     if l2 <= 0:
         raise ValueError(f"l2 is {l2}, expected a positive strength")
     x = features.to(torch.float64)
-    mean, scale = x.mean(0), x.std(0, correction=0)
-    inverse = torch.where(scale > 1e-12, 1 / scale, 0)
+    mean, variance = x.mean(0), x.var(0, correction=0)
+    floor = VARIANCE_FLOOR * variance.mean()
+    inverse = torch.where(variance > 0, (variance + floor).rsqrt(), 0)
     x = (x - mean) * inverse
     parameters = torch.zeros(num_classes, x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(

@@ -12,6 +12,7 @@ import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from multiprocessing.connection import Connection, wait
@@ -21,7 +22,7 @@ from typing import Any
 import timm
 import torch
 
-from ..adapters.errors import UnknownArchitecture
+from ..adapters.errors import UnknownArchitecture, first_line
 from ..adapters.files import write_atomically
 from .contract import CHECKS, Row
 
@@ -205,7 +206,8 @@ class _Worker:
 
     def give(self, check: str, name: str) -> None:
         self.check, self.name, self.since = check, name, time.perf_counter()
-        self.connection.send((check, name))
+        with suppress(OSError):  # a worker that died meanwhile is noticed by take()
+            self.connection.send((check, name))
 
     def overdue(self, timeout: float) -> bool:
         return time.perf_counter() - self.since > timeout
@@ -220,7 +222,7 @@ class _Worker:
                 outcome: Row = {"passed": False, "error": f"took longer than {timeout:.0f} s"}
             else:
                 outcome, peak = self.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the other end is gone
             self.process.join()
             code = self.process.exitcode
             what = f"signal {-code}" if code and code < 0 else f"status {code}"
@@ -240,8 +242,7 @@ def _serve(connection: Connection) -> None:
         try:
             outcome: Row = {"passed": True, **CHECKS[check](name)}
         except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            outcome = {"passed": False, "error": f"{type(error).__name__}: {lines[0][:300]}"}
+            outcome = {"passed": False, "error": f"{type(error).__name__}: {first_line(error)}"}
         gc.collect()
         connection.send((outcome, _own_peak()))
 

@@ -77,14 +77,15 @@ class Settings:
 
 
 SETTINGS = {
-    ("classifier", 5): Settings(epochs=30, learning_rate=1e-2),
-    ("classifier", 20): Settings(epochs=15, learning_rate=1e-2),
-    ("classifier", 80): Settings(epochs=6, learning_rate=1e-2),
+    ("classifier", 5): Settings(epochs=60, learning_rate=3e-3),
+    ("classifier", 20): Settings(epochs=30, learning_rate=3e-2),
+    ("classifier", 80): Settings(epochs=6, learning_rate=3e-2),
     ("network", 5): Settings(epochs=60, learning_rate=3e-3),
-    ("network", 20): Settings(epochs=20, learning_rate=3e-3),
-    ("network", 80): Settings(epochs=6, learning_rate=3e-3),
+    ("network", 20): Settings(epochs=20, learning_rate=6e-3),
+    ("network", 80): Settings(epochs=3, learning_rate=3e-3),
 }
-"""Per contender and training images per class; chosen with ``--tune``."""
+"""Per contender and training images per class: the best that ``--tune`` found, and the shortest of
+those where several are best."""
 GRID = {
     ("classifier", 5): ((30, 60), (3e-3, 1e-2, 3e-2)),
     ("classifier", 20): ((15, 30), (3e-3, 1e-2, 3e-2)),

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..adapters.adapt import attach, head_of
 from ..adapters.backbone import load_backbone_of
-from ..adapters.errors import ExportError, ParityError
+from ..adapters.errors import ExportError, ParityError, first_line
 from ..adapters.files import atomic_path, check_writable
 from ..adapters.head import Head
 from .metadata import ModelInfo
@@ -136,7 +136,7 @@ def verify(
             (found,) = session.run(["logits"], {"pixel_values": pixels.numpy()})
         except Exception as error:  # onnxruntime's own classes share no root below Exception
             raise ExportError(
-                f"ONNX Runtime fails at batch {batch}: {_first_line(error)}"
+                f"ONNX Runtime fails at batch {batch}: {first_line(error)}"
             ) from error
         if found.shape != expected.shape:
             raise ParityError(
@@ -167,7 +167,7 @@ def _convert(model: nn.Module, input_size: tuple[int, int, int]) -> onnx.ModelPr
             )
     except Exception as error:
         raise ExportError(
-            f"torch cannot convert {type(model).__name__} to ONNX: {_first_line(error)}"
+            f"torch cannot convert {type(model).__name__} to ONNX: {first_line(error)}"
         ) from error
     if program is None:
         raise ExportError(f"torch gave no ONNX program for {type(model).__name__}")
@@ -219,11 +219,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def _versions() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import numpy as np
 from PIL import Image
 
-from ..adapters.errors import DataError, DependencyMissing, ExportError
+from ..adapters.errors import DataError, DependencyMissing, ExportError, first_line
 from .metadata import ModelInfo
 from .preprocess import Preprocess
 
@@ -44,8 +44,7 @@ def open_session(path: str | Path, threads: int | None = None) -> ort.InferenceS
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes share no root below Exception
-        reason = str(error).strip().splitlines()[0][:300]
-        raise ExportError(f"cannot read model {path}: {reason}") from error
+        raise ExportError(f"cannot read model {path}: {first_line(error)}") from error
 
 
 class Predictor:

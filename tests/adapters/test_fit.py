@@ -9,12 +9,12 @@ import torch
 from headkit.adapters.data import stratified_holdout
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from timm.data import create_dataset, create_transform
 
 import headkit
 
 from ..conftest import random_backbone, write_shapes
+from .test_solver import standardized
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_fitted_head_is_the_one_that_scikit_learn_finds(small: Any, shapes: Path
         plain = random_backbone()
         x = plain.forward_head(plain.forward_features(pixels), pre_logits=True).numpy()
         found = small(pixels).softmax(1).numpy()
-    x = StandardScaler().fit_transform(x)
+    x = standardized(x)
     reference = LogisticRegression(C=1 / (1e-2 * len(x)), tol=1e-8, max_iter=5000).fit(x, targets)
     assert np.abs(found - reference.predict_proba(x)).max() < 1e-3
     accuracy = (found.argmax(1) == targets).mean()
@@ -162,7 +162,7 @@ def test_one_solution_is_spread_over_several_modules(
         x = torch.cat([branch.flatten(1) for branch in branches], 1).numpy()
     accuracy = (logits.argmax(1) == targets).double().mean().item()
     assert head.metrics["accuracy"] == pytest.approx(accuracy)
-    x = StandardScaler().fit_transform(x.astype(np.float64))
+    x = standardized(x.astype(np.float64))
     reference = LogisticRegression(C=1 / (0.1 * len(x)), tol=1e-8, max_iter=5000).fit(x, targets)
     found = logits.softmax(1).numpy()
     assert np.abs(found - reference.predict_proba(x)).max() < 1e-2
