@@ -128,8 +128,6 @@ def stratified_holdout(
 
     A class with one image stays in training whole; any other gives at least one and keeps one.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"holdout is {share}, expected a share between 0 and 1")
     generator = np.random.default_rng(seed)
     held = np.zeros(len(targets), dtype=np.bool_)
     for label in np.unique(targets):

@@ -91,9 +91,15 @@ def fit(
         DataError: see ``open_data``; or too many images are unreadable.
         ContractError: the architecture's logits are more than the mean of its classifiers.
     """
+    # All that can be refused is refused before minutes of extraction.
+    if not 0 < holdout < 1:
+        raise ValueError(f"holdout is {holdout}, expected a share between 0 and 1")
+    if l2 <= 0:
+        raise ValueError(f"l2 is {l2}, expected a positive strength")
     train, validation = open_data(data, val)
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights, remap=remap, **timm_kwargs)
+    kind = _linear_kind(backbone)
     report = progress or (lambda *_: None)
     extracted = extract(backbone, train, batch_size, workers, max_unreadable, report)
     x, y = extracted.branches, extracted.targets
@@ -116,7 +122,7 @@ def fit(
         raise DataError(
             f"{train.name} has no class with two images: nothing is left to validate on"
         )
-    model = adapt(backbone, len(label_names), _linear_kind(backbone))
+    model = adapt(backbone, len(label_names), kind)
     solution = logistic_regression(
         torch.cat([branch.flatten(1) for branch in x], 1), y, len(label_names), l2=l2
     )
