@@ -50,7 +50,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             beside.replace(path)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
@@ -79,7 +79,8 @@ def _beside(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have a rename in ``folder`` on the disk before going on."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

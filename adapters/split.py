@@ -63,6 +63,10 @@ def classify(model: nn.Module, features: Features) -> Tensor:
     if not found.num_classes:
         raise ContractError(f"{name_of(model)} has no classes: adapt it to a number of classes")
     given = (features,) if isinstance(features, Tensor) else tuple(features)
+    return _classify(model, found, given)
+
+
+def _classify(model: nn.Module, found: Classifier, given: tuple[Tensor, ...]) -> Tensor:
     if not given or len(found.paths) % len(given):
         raise ContractError(
             f"{len(given)} feature tensors for the {len(found.paths)} modules of the classifier of "
@@ -78,6 +82,37 @@ def classify(model: nn.Module, features: Features) -> Tensor:
             )
         outputs[path] = model.get_submodule(path)(entering)
     return _logits(model, found, outputs)
+
+
+class Backbone(nn.Module):
+    """The first half of ``model(x)`` as a module: what ``torch.export`` needs.
+
+    Returns what ``features`` returns, always as a tuple, without comparing it with the logits: call
+    ``features`` once before. A model without classes has to be given some first.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._found = locate(model)
+
+    def forward(self, x: Any) -> tuple[Tensor, ...]:
+        """Images ``[batch, channels, height, width]`` to the tensors that enter the classifier."""
+        entered = _distinct(self._found, _trace(self.model, self._found, x))
+        return (entered,) if isinstance(entered, Tensor) else entered
+
+
+class ClassifierOf(nn.Module):
+    """The second half of ``model(x)`` as a module: what ``torch.export`` needs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._found = locate(model)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """What ``Backbone`` returned to the logits ``[batch, num_classes]``."""
+        return _classify(self.model, self._found, features)
 
 
 @dataclass

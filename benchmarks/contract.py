@@ -21,11 +21,14 @@ from ..adapters.kinds import KINDS, default_kind, install, kind_of
 from ..adapters.quirks import ENCODERS
 from ..adapters.split import TOLERANCE, classify, features
 from ..adapters.twin import all_tensors
+from ..export.exporter import export
 
 Row = dict[str, Any]
 
 _CLASSES = 7
 _SMALL_INPUT = 128
+_SMALL_FIXED_INPUTS = (112, 224)
+"""Multiples of the patches of 14, 16 and 32 pixels that architectures of a fixed size have."""
 
 
 def structure(name: str) -> Row:
@@ -99,12 +102,9 @@ def numeric(name: str) -> Row:
     Raises:
         ContractError: what does not hold.
     """
-    model = _fresh(name)
-    replace(model, _CLASSES)
-    freeze(model)
-    _stir(model)
-    x, entered = _smallest_input(model)
-    woken = _asleep(model, x)
+    model, x, entered, options = _at_smallest_input(name)
+    with torch.no_grad():
+        woken = _asleep(classify(model, entered))
     if woken:
         _wake(model, x)
         with torch.no_grad():
@@ -119,7 +119,7 @@ def numeric(name: str) -> Row:
     before = head_of(model)
     with tempfile.TemporaryDirectory() as folder:
         saved = before.save(Path(folder) / "head.safetensors")
-        other = _fresh(name)
+        other = _fresh(name, **options)
         if woken:
             other.load_state_dict(_backbone_state(model), strict=False)
         # Else the same seed made the same backbone; attach compares the fingerprints.
@@ -163,16 +163,53 @@ def macs(name: str) -> Row:
     return {"gmacs": round(counter.get_total_flops() / 2e9, 4)}
 
 
-CHECKS: dict[str, Callable[[str], Row]] = {"structure": structure, "numeric": numeric, "macs": macs}
+def exported(name: str) -> Row:
+    """Export backbone and head, random weights of a fixed seed, and compare with torch.
+
+    Returns:
+        The largest difference at batch sizes other than the traced one, relative to the largest
+        logit; the opset, and the bytes of the file.
+
+    Raises:
+        ExportError: it cannot be exported, or ONNX Runtime gives other logits (``ParityError``).
+    """
+    model = _fresh(name)
+    replace(model, _CLASSES)
+    freeze(model)
+    _stir(model)
+    x = torch.randn(
+        2,
+        *get_model_input_config(model)["input_size"],
+        generator=torch.Generator().manual_seed(2),
+    )
+    with torch.no_grad():
+        woken = _asleep(model(x))
+    if woken:
+        _wake(model, x)
+    with tempfile.TemporaryDirectory() as folder:
+        done = export(model, Path(folder) / "model.onnx")
+    return {
+        "difference": max(done.difference.values()),
+        "opset": done.opset,
+        "bytes": done.num_bytes,
+    }
+
+
+CHECKS: dict[str, Callable[[str], Row]] = {
+    "structure": structure,
+    "numeric": numeric,
+    "macs": macs,
+    "export": exported,
+}
 
 
 def _on_meta(name: str, **kwargs: Any) -> nn.Module:
     return cast(nn.Module, timm.create_model(name, pretrained=False, device="meta", **kwargs))
 
 
-def _fresh(name: str) -> nn.Module:
+def _fresh(name: str, **kwargs: Any) -> nn.Module:
     torch.manual_seed(0)
-    return cast(nn.Module, timm.create_model(name, pretrained=False)).eval()
+    return cast(nn.Module, timm.create_model(name, pretrained=False, **kwargs)).eval()
 
 
 @torch.no_grad()
@@ -187,10 +224,8 @@ def _stir(model: nn.Module) -> None:
                 tensor.add_(1)
 
 
-@torch.no_grad()
-def _asleep(model: nn.Module, x: Tensor) -> bool:
+def _asleep(logits: Tensor) -> bool:
     """Tell whether random weights let nothing of an image through."""
-    logits = model(x)
     return torch.equal(logits[0], logits[1])
 
 
@@ -211,21 +246,35 @@ def _backbone_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in head}
 
 
-def _smallest_input(model: nn.Module) -> tuple[Tensor, Any]:
-    """A random batch at a small size where the architecture takes one, else at its own."""
-    current = get_model_input_config(model)
+def _at_smallest_input(name: str) -> tuple[nn.Module, Tensor, Any, dict[str, Any]]:
+    """A frozen model with ``_CLASSES`` classes, a random batch, its features, options of timm.
+
+    The images are smaller than the architecture's own where it takes such: as they come, or made
+    for them by ``img_size`` where its input size is fixed.
+    """
+    current = get_model_input_config(_on_meta(name))
     channels, height, width = current["input_size"]
-    sizes = [(height, width)]
-    if not current["fixed_input_size"] and min(height, width) > _SMALL_INPUT:
-        sizes.insert(0, (_SMALL_INPUT, _SMALL_INPUT))
-    generator = torch.Generator().manual_seed(2)
-    for number, size in enumerate(sizes, 1):
-        x = torch.randn(2, channels, *size, generator=generator)
+    attempts: list[tuple[dict[str, Any], tuple[int, int]]] = []
+    if current["fixed_input_size"]:
+        attempts += [
+            ({"img_size": size}, (size, size))
+            for size in _SMALL_FIXED_INPUTS
+            if size < min(height, width)
+        ]
+    elif min(height, width) > _SMALL_INPUT:
+        attempts.append(({}, (_SMALL_INPUT, _SMALL_INPUT)))
+    attempts.append(({}, (height, width)))
+    for number, (options, size) in enumerate(attempts, 1):
+        x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(2))
         try:
+            model = _fresh(name, **options)
+            replace(model, _CLASSES)
+            freeze(model)
+            _stir(model)
             with torch.no_grad():
-                return x, features(model, x)
+                return model, x, features(model, x), options
         except Exception:
-            if number == len(sizes):
+            if number == len(attempts):
                 raise
     raise AssertionError("unreachable")
 

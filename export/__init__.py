@@ -3,7 +3,7 @@
 Running an exported model needs onnxruntime, NumPy and Pillow only.
 
 The package is also the function ``headkit.export``: importing any module in it makes Python bind
-``headkit.export`` to the package, so the package answers a call with ``convert.export``.
+``headkit.export`` to the package, so the package answers a call with ``exporter.export``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 class _CallablePackage(ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from .convert import export
+        from .exporter import export
 
         return export(*args, **kwargs)
 

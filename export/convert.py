@@ -1,179 +1,209 @@
-"""Head and backbone to one ONNX file, run and compared with torch before it gets its name."""
+"""torch to ONNX: the backbone of a model as one graph, its classifier as a template."""
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
+import timm.models
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..adapters.adapt import attach, head_of
-from ..adapters.backbone import load_backbone_of
-from ..adapters.errors import ExportError, ParityError, first_line
-from ..adapters.files import atomic_path, check_writable
+from ..adapters.classifier import classifier_tensors, locate, name_of, replace
+from ..adapters.errors import ExportError, first_line
 from ..adapters.head import Head
-from .metadata import ModelInfo
-from .predictor import open_session
+from ..adapters.kinds import install
+from ..adapters.split import Backbone, ClassifierOf, features
+from ..adapters.twin import twin
+from .forms import features_of
+from .optimize import optimize as optimized
+from .template import CLASSES, is_built
 
 TRACED_BATCH = 2
-VERIFIED_BATCHES = (1, 3, 8)
-TOLERANCE = 1e-4
-"""Largest difference between ONNX Runtime and torch, relative to the largest logit."""
+_BATCH = torch.export.Dim("batch")
+_CLASSES = torch.export.Dim(CLASSES)
+_FUSIONS = ("fuse", "reparameterize", "switch_to_deploy")
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What an export gave.
+class Converted:
+    """A model in ONNX, before any form.
 
     Attributes:
-        path: of the ONNX file.
-        num_bytes: size of the file.
-        opset: of the default ONNX domain.
-        difference: per verified batch size, the largest difference from torch relative to the
-            largest logit.
+        backbone: from ``pixel_values`` ``[batch, channels, height, width]`` to ``features``, and
+            ``features_1``, … where the classifier takes several.
+        classifier: a template (``template.py``) of the classifier, where that is not linear.
     """
 
-    path: Path
-    num_bytes: int
-    opset: int
-    difference: dict[int, float]
+    backbone: onnx.ModelProto
+    classifier: onnx.ModelProto | None
 
 
-def export(
-    model_or_head: nn.Module | Head | str | Path,
-    path: str | Path,
-    form: str = "merged",
-    *,
-    weights: str | Path | None = None,
-    remap: bool = False,
-    label_names: Sequence[str] | None = None,
-    tolerance: float = TOLERANCE,
-) -> Exported:
-    """Export a backbone with its head to ONNX and verify it.
-
-    Input ``pixel_values`` float32 ``[batch, channels, height, width]``, output ``logits``
-    ``[batch, num_classes]``; the batch is dynamic. The file is run in ONNX Runtime at batch sizes
-    other than the traced one and compared with torch; only a file that agrees is put at ``path``.
+@torch.no_grad()
+def convert(model: nn.Module, head: Head, *, optimize: bool = True) -> Converted:
+    """Convert the backbone of ``model``, and the classifier that ``head`` belongs to.
 
     Args:
-        model_or_head: a timm model with a head on it, a head, or the path of a head file.
-        path: where to write.
-        form: ``merged``, the head as constants.
-        weights: of the backbone, see ``load_backbone_of``. Not for a model.
-        remap: see ``load_backbone``.
-        label_names: one name per class, if a model is given.
-        tolerance: largest difference between ONNX Runtime and torch that is accepted, relative to
-            the largest logit.
+        model: a timm model with ``head`` on it, in eval mode; stays as it is.
+        head: tells the input size and the kind of classifier.
+        optimize: see ``export``.
 
     Raises:
-        OutputError: ``path`` cannot be written.
         ExportError: torch cannot convert the model.
-        ParityError: the converted model does not agree with torch.
-        BackboneMismatch, WeightsError, HeadFormatError: the head or its backbone cannot be loaded.
+        ContractError: the adapter layer does not understand the model.
     """
-    if form != "merged":
-        raise ExportError(f"form is {form!r}, this version exports 'merged'")
-    path = check_writable(path)
-    if isinstance(model_or_head, nn.Module):
-        model = model_or_head
-        head = head_of(model, label_names)
-    else:
-        head = model_or_head if isinstance(model_or_head, Head) else Head.load(model_or_head)
-        folder = None if isinstance(model_or_head, Head) else Path(model_or_head).parent
-        model = attach(load_backbone_of(head, weights, remap=remap, folder=folder), head)
-    info = ModelInfo("merged", head.to_json(), head.digest, _versions())
-    input_size = tuple(head.pretrained_cfg["input_size"])
-    was_training = model.training
-    try:
-        model.eval()
-        with atomic_path(path) as beside:
-            converted = _convert(model, input_size)
-            onnx.helper.set_model_props(converted, info.to_props())
-            _save(converted, beside)
-            difference = verify(beside, model, input_size, tolerance=tolerance)
-    finally:
-        model.train(was_training)
-    opset = next(o.version for o in converted.opset_import if o.domain in ("", "ai.onnx"))
-    return Exported(path, path.stat().st_size, opset, difference)
-
-
-@torch.inference_mode()
-def verify(
-    path: Path,
-    model: nn.Module,
-    input_size: tuple[int, int, int],
-    *,
-    tolerance: float = TOLERANCE,
-    seed: int = 0,
-) -> dict[int, float]:
-    """Compare ONNX Runtime with torch on random images at each of ``VERIFIED_BATCHES``.
-
-    Returns:
-        Per batch size, the largest difference relative to torch's largest logit.
-
-    Raises:
-        ParityError: one of them is above ``tolerance`` or not a number.
-        ExportError: ONNX Runtime cannot read or run the file.
-    """
-    session = open_session(path)
-    generator = torch.Generator().manual_seed(seed)
+    size = tuple(head.pretrained_cfg["input_size"])
     device = next(model.parameters()).device
-    differences = {}
-    for batch in VERIFIED_BATCHES:
-        pixels = torch.randn(batch, *input_size, generator=generator)
-        expected = model(pixels.to(device)).cpu().numpy()
-        try:
-            (found,) = session.run(["logits"], {"pixel_values": pixels.numpy()})
-        except Exception as error:  # onnxruntime's own classes share no root below Exception
-            raise ExportError(
-                f"ONNX Runtime fails at batch {batch}: {first_line(error)}"
-            ) from error
-        if found.shape != expected.shape:
-            raise ParityError(
-                f"at batch {batch} ONNX Runtime gives {found.shape}, torch {expected.shape}"
-            )
-        difference = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
-        if not difference <= tolerance:
-            raise ParityError(
-                f"at batch {batch} ONNX Runtime and torch differ by {difference:.1e} "
-                f"of the largest logit, allowed is {tolerance:.0e}; no file was written"
-            )
-        differences[batch] = difference
-    return differences
+    x = torch.randn(TRACED_BATCH, *size, device=device)
+    entered = features(model, x)
+    given = (entered,) if isinstance(entered, Tensor) else entered
+    names = [f"features_{number}" if number else "features" for number in range(len(given))]
+    program = _program(
+        Backbone(_prepared(model)),
+        (x,),
+        inputs=["pixel_values"],
+        outputs=names,
+        dynamic_shapes=({0: _BATCH},),
+        what=name_of(model),
+    )
+    backbone = optimized(program) if optimize else program
+    shapes = features_of(backbone)
+    return Converted(
+        backbone, None if is_built(head, shapes) else _classifier(model, head, given, names)
+    )
 
 
-def _convert(model: nn.Module, input_size: tuple[int, int, int]) -> onnx.ModelProto:
-    example = torch.rand(TRACED_BATCH, *input_size, device=next(model.parameters()).device)
+class _Stateless(nn.Module):
+    """A classifier whose tensors are inputs."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.classifier = ClassifierOf(model)
+        self._names = [f"model.{name}" for name in names]
+
+    def forward(self, entered: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
+        """Logits ``[batch, num_classes]``."""
+        state = dict(zip(self._names, tensors, strict=True))
+        return torch.func.functional_call(self.classifier, state, tuple(entered))
+
+
+def _classifier(
+    model: nn.Module, head: Head, entered: Sequence[Tensor], names: Sequence[str]
+) -> onnx.ModelProto:
+    """The template. That it fits any number of classes is what a symbolic dimension proves."""
+    tensors = classifier_tensors(model)
+    other = twin(model, share_tensors=False)
+    install(other, head.kind, head.num_classes + 1, tensors)  # type: ignore[arg-type]
+    counted = {
+        name: {
+            dim: _CLASSES
+            for dim, (one, more) in enumerate(zip(tensors[name].shape, like.shape, strict=True))
+            if one != more
+        }
+        for name, like in classifier_tensors(other).items()
+    }
+    # torch takes a dimension of 0 or 1 for a constant.
+    examples = tuple(
+        torch.zeros([11 if dim in counted[n] else size for dim, size in enumerate(t.shape)]).to(t)
+        for n, t in tensors.items()
+    )
+    program = _program(
+        _Stateless(twin(model, share_tensors=True), list(tensors)),
+        (tuple(entered), examples),
+        inputs=[*names, *tensors],
+        outputs=["logits"],
+        dynamic_shapes=(tuple({0: _BATCH} for _ in entered), tuple(counted[n] for n in tensors)),
+        what=f"the classifier of {name_of(model)}",
+    )
+    program.graph.name = head.kind
+    return program
+
+
+def _program(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    dynamic_shapes: tuple[Any, ...],
+    what: str,
+) -> onnx.ModelProto:
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet():
             program = torch.onnx.export(
-                model,
-                (example,),
+                module.eval(),
+                args,
                 dynamo=True,
-                input_names=["pixel_values"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=dynamic_shapes,
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(
-            f"torch cannot convert {type(model).__name__} to ONNX: {first_line(error)}"
-        ) from error
+        raise ExportError(f"torch cannot convert {what} to ONNX: {_cause(error)}") from error
     if program is None:
-        raise ExportError(f"torch gave no ONNX program for {type(model).__name__}")
+        raise ExportError(f"torch gave no ONNX program for {what}")
     converted: onnx.ModelProto = program.model_proto
     _drop_traces(converted)
     return converted
+
+
+def _prepared(model: nn.Module) -> nn.Module:
+    """A copy for conversion: with classes, branches fused where timm has a fusion."""
+    paths = locate(model).paths
+    fusing = any(
+        hasattr(part, method)
+        for path, part in model.named_modules()
+        for method in _FUSIONS
+        if path and not _around(path, paths)
+    )
+    # Fusions write into tensors; without one the copy shares the model's own.
+    copied = copy.deepcopy(model) if fusing else twin(model, share_tensors=True)
+    if not locate(copied).num_classes:
+        replace(copied, 1)  # some models leave the classifier out without classes
+    if fusing:
+        _fuse(copied, "", paths)
+    for part in copied.modules():
+        if hasattr(part, "fused_attn"):
+            # As matrix products and a softmax: what torch traces of the fused operator is slower,
+            # fails in some architectures, and is not what `optimize` recognizes.
+            vars(part)["fused_attn"] = False
+    return copied.eval()
+
+
+def _fuse(module: nn.Module, path: str, classifier: Sequence[str]) -> None:
+    """Let timm fuse everything but the classifier, whose tensors are the head's."""
+    for name, child in list(module.named_children()):
+        below = f"{path}.{name}" if path else name
+        if below in classifier:
+            continue
+        if _around(below, classifier):
+            _fuse(child, below, classifier)
+        else:
+            holder = nn.ModuleDict({name: child})
+            setattr(module, name, timm.models.reparameterize_model(holder, inplace=True)[name])
+
+
+def _around(path: str, classifier: Sequence[str]) -> bool:
+    """Tell whether ``path`` is a classifier, holds one or lies in one."""
+    return any(
+        own == path or own.startswith(f"{path}.") or path.startswith(f"{own}.")
+        for own in classifier
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """Return what went wrong at the root: torch wraps it in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _drop_traces(converted: onnx.ModelProto) -> None:
@@ -190,15 +220,6 @@ def _drop_traces(converted: onnx.ModelProto) -> None:
     ):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-
-
-def _save(converted: onnx.ModelProto, path: Path) -> None:
-    if converted.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
-        raise ExportError(
-            f"the model takes {converted.ByteSize():,} bytes, one ONNX file holds less than 2 GiB"
-        )
-    onnx.checker.check_model(converted)
-    path.write_bytes(converted.SerializeToString(deterministic=True))
 
 
 @contextmanager
@@ -219,8 +240,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _versions() -> dict[str, Any]:
-    found = {name: version(name) for name in ("headkit", "onnx", "onnxscript", "timm")}
-    return {**found, "torch": torch.__version__}  # with the build, such as +cpu

@@ -4,13 +4,65 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from ..adapters.errors import ExportError
+from ..adapters.errors import BackboneMismatch, ExportError
+
+if TYPE_CHECKING:  # running a model needs no safetensors
+    from ..adapters.head import Head
 
 FORMAT = "headkit"
 VERSION = "1"
+PREFIX = "head/"
+"""Of all names that belong to heads, but the tensors of an only head."""
+TEMPERATURE = "temperature"
+"""Overridable initializer of a swappable model that has probabilities."""
+FORMS = ("merged", "swappable", "multi", "backbone")
+_SHARED = ("architecture", "num_features", "global_pool", "pretrained_cfg", "model_args")
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """One head of an exported model.
+
+    Attributes:
+        name: of the head in a multi model; empty where there is one head.
+        head_id: SHA-256 of the head file.
+        described: the ``head`` entry of the head file (docs/head-file.md).
+        tensors: shapes of its tensors, by name.
+    """
+
+    name: str
+    head_id: str
+    described: Mapping[str, Any]
+    tensors: Mapping[str, list[int]]
+
+    @property
+    def output(self) -> str:
+        """Name of the output with its logits."""
+        return f"logits_{self.name}" if self.name else "logits"
+
+    @property
+    def probabilities(self) -> str:
+        """Name of the output with its probabilities, if the model has them."""
+        return f"probabilities_{self.name}" if self.name else "probabilities"
+
+    @property
+    def num_classes(self) -> int:
+        """Length of its logits."""
+        return int(self.described["num_classes"])
+
+    @property
+    def label_names(self) -> list[str]:
+        """One name per class; the class numbers as text where the head has no names."""
+        return self.described.get("label_names") or [str(n) for n in range(self.num_classes)]
+
+    @classmethod
+    def of(cls, head: Head, name: str = "") -> HeadInfo:
+        """Describe ``head``."""
+        shapes = {key: list(tensor.shape) for key, tensor in head.tensors.items()}
+        return cls(name, head.digest, head.to_json(), shapes)
 
 
 @dataclass(frozen=True)
@@ -19,31 +71,85 @@ class ModelInfo:
 
     Attributes:
         form: ``merged``, ``swappable``, ``multi`` or ``backbone``.
-        head: the ``head`` entry of the head file (docs/head-file.md).
-        head_id: SHA-256 of the head file.
+        backbone: what all its heads share: ``architecture``, ``num_features``, ``global_pool``,
+            ``pretrained_cfg``, ``model_args`` and the head file's ``backbone`` entry.
+        features: shapes of what the backbone gives, by name.
+        heads: its heads, in the order of its outputs.
+        classifier: ``template.to_text`` of its own classifier, where that is not linear.
         versions: of the libraries that exported it.
+        precision: ``fp32``, ``fp16`` or ``int8``, of the backbone.
+        cost: what that precision costs on held-out images (``precision.Cost``).
+        probabilities: the model gives them beside logits.
+        preprocess: the model takes raw images.
     """
 
     form: str
-    head: Mapping[str, Any]
-    head_id: str
+    backbone: Mapping[str, Any]
+    features: Mapping[str, list[int | str]]
+    heads: tuple[HeadInfo, ...]
+    classifier: str
     versions: Mapping[str, str]
+    precision: str = "fp32"
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    probabilities: bool = False
+    preprocess: bool = False
 
-    @property
-    def label_names(self) -> list[str]:
-        """One name per class; the class numbers as text where the head has no names."""
-        names = self.head.get("label_names")
-        return names or [str(index) for index in range(self.head["num_classes"])]
+    def head(self, name: str | None = None) -> HeadInfo:
+        """Return the head called ``name``, or the only one.
+
+        Raises:
+            ExportError: there is no such head, or there are several.
+        """
+        names = [head.name for head in self.heads]
+        if name is None and len(names) == 1:
+            return self.heads[0]
+        if name is None or name not in names:
+            asked = "name one head" if name is None else f"there is no head {name!r}"
+            raise ExportError(f"{asked}; this {self.form} model has {', '.join(names) or 'none'}")
+        return self.heads[names.index(name)]
+
+    def check_backbone(self, head: Head, *, force: bool = False) -> None:
+        """Refuse a head of another backbone.
+
+        Raises:
+            BackboneMismatch: the architecture differs, or the weights do (unless ``force``).
+        """
+        if head.architecture != self.backbone["architecture"]:
+            raise BackboneMismatch(
+                f"this head was trained on {head.architecture}, "
+                f"the model is {self.backbone['architecture']}"
+            )
+        expected, found = head.backbone.fingerprint, self.backbone["backbone"]["fingerprint"]
+        if found != expected and not force:
+            raise BackboneMismatch(
+                f"this head was trained on a {head.architecture} with fingerprint "
+                f"{expected[:12]}, the model's is {found[:12]}: export the head with its own "
+                "backbone, or pass force=True (--force)"
+            )
+
+    def with_heads(self, *heads: HeadInfo) -> ModelInfo:
+        """Return a copy with other heads."""
+        return replace(self, heads=heads)
 
     def to_props(self) -> dict[str, str]:
         """Return the entries of ``metadata_props``."""
+        heads = [
+            {"name": h.name, "id": h.head_id, "head": _own(h.described), "tensors": h.tensors}
+            for h in self.heads
+        ]
         return {
             "format": FORMAT,
             "version": VERSION,
             "form": self.form,
-            "head": json.dumps(self.head, sort_keys=True, ensure_ascii=False),
-            "head_id": self.head_id,
-            "versions": json.dumps(self.versions, sort_keys=True),
+            "backbone": _json(self.backbone),
+            "features": _json(self.features),
+            "heads": _json(heads),
+            "classifier": self.classifier,
+            "precision": self.precision,
+            "cost": _json(self.cost),
+            "probabilities": str(int(self.probabilities)),
+            "preprocess": str(int(self.preprocess)),
+            "versions": _json(self.versions),
         }
 
     @classmethod
@@ -61,13 +167,42 @@ class ModelInfo:
                 f"this headkit reads {VERSION!r}"
             )
         try:
-            head, versions = json.loads(props["head"]), json.loads(props["versions"])
-            info = cls(props["form"], head, props["head_id"], versions)
-            known = isinstance(head["pretrained_cfg"], dict) and isinstance(
-                head["num_classes"], int
+            backbone = json.loads(props["backbone"])
+            shared = {key: backbone[key] for key in (*_SHARED, "backbone")}
+            info = cls(
+                form=props["form"],
+                backbone=shared,
+                features=json.loads(props["features"]),
+                heads=tuple(
+                    HeadInfo(h["name"], h["id"], {**shared, **h["head"]}, h["tensors"])
+                    for h in json.loads(props["heads"])
+                ),
+                classifier=props["classifier"],
+                versions=json.loads(props["versions"]),
+                precision=props["precision"],
+                cost=json.loads(props["cost"]),
+                probabilities=props["probabilities"] == "1",
+                preprocess=props["preprocess"] == "1",
             )
-        except (KeyError, TypeError, ValueError) as error:
+            known = isinstance(shared["pretrained_cfg"], dict) and info.form in FORMS
+            agree = all(len(head.label_names) == head.num_classes for head in info.heads)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ExportError(f"{name} has damaged headkit metadata: {error!r}") from error
-        if not known or len(info.label_names) != head["num_classes"]:
+        if not known or not agree:
             raise ExportError(f"{name} has damaged headkit metadata: labels and classes disagree")
         return info
+
+
+def backbone_of(head: Head) -> dict[str, Any]:
+    """Return the part of a head's description that all heads of a backbone share."""
+    described = head.to_json()
+    return {key: described[key] for key in (*_SHARED, "backbone")}
+
+
+def _own(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What a head does not share: a model with a thousand heads repeats nothing."""
+    return {k: v for k, v in described.items() if k not in (*_SHARED, "backbone")}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .adapters.head import Head
     from .adapters.split import classify, features
     from .describe import info
-    from .export.convert import export
+    from .export.exporter import export
     from .export.predictor import Predictor
     from .registry.catalogue import models
 

@@ -116,7 +116,7 @@ def export(
 
     check_writable(out)
     Head.load(head)  # a bad file is told before torch is imported
-    from .export.convert import export as export_model
+    from .export.exporter import export as export_model
 
     done = export_model(head, out, form, weights=weights, remap=remap)
     worst = max(done.difference.values())
@@ -223,12 +223,15 @@ def coverage(
     ] = False,
     numeric: Annotated[bool, typer.Option("--numeric", help="Check with real tensors.")] = False,
     macs: Annotated[bool, typer.Option("--macs", help="Count multiply-adds.")] = False,
+    export: Annotated[
+        bool, typer.Option("--export", help="Export to ONNX, run it and compare with torch.")
+    ] = False,
     only: Annotated[str, typer.Option(help="Glob of architectures, or several, by comma.")] = "*",
     smallest: Annotated[
         bool, typer.Option("--smallest", help="Only the smallest architecture of each family.")
     ] = False,
     max_params: Annotated[
-        str | None, typer.Option(help="Leave larger ones out of --numeric and --macs: 100M.")
+        str | None, typer.Option(help="Leave larger ones out of all but --structure: 100M.")
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes, each with one thread.")] = 2,
     timeout: Annotated[float, typer.Option(help="Seconds for one architecture.")] = 600,
@@ -241,10 +244,10 @@ def coverage(
     """Check the adapter layer's contract on timm's architectures and record the outcome."""
     from .adapters.files import check_writable
 
-    asked = {"structure": structure, "numeric": numeric, "macs": macs}
+    asked = {"structure": structure, "numeric": numeric, "macs": macs, "export": export}
     checks = [name for name, wanted in asked.items() if wanted]
     if not checks:
-        raise ValueError("nothing to check: name --structure, --numeric or --macs")
+        raise ValueError("nothing to check: name --structure, --numeric, --macs or --export")
     check_writable(out)
     limit = None if max_params is None else _number(max_params)
     from .benchmarks import coverage as record

@@ -40,17 +40,27 @@ def _head(path: Path) -> dict[str, Any]:
 
 def _model(path: Path) -> dict[str, Any]:
     from .export.metadata import ModelInfo
-    from .export.predictor import open_session
+    from .export.session import open_session
 
     session = open_session(path)
     model = ModelInfo.from_props(session.get_modelmeta().custom_metadata_map, str(path))
-    return {
+    described = {
         "what": "model",
         "bytes": path.stat().st_size,
         "form": model.form,
+        "precision": model.precision,
         "inputs": {value.name: [value.type, value.shape] for value in session.get_inputs()},
         "outputs": {value.name: [value.type, value.shape] for value in session.get_outputs()},
-        "head_id": model.head_id,
         "exported_with": dict(model.versions),
-        **model.head,
+        **model.backbone,
     }
+    if model.cost:
+        described["precision_cost"] = dict(model.cost)
+    if len(model.heads) == 1 and not model.heads[0].name:
+        return {**described, "head_id": model.heads[0].head_id, **model.heads[0].described}
+    shown = ("kind", "num_classes", "label_names", "task", "temperature")
+    described["heads"] = {
+        head.name: {"head_id": head.head_id, **{k: head.described.get(k) for k in shown}}
+        for head in model.heads
+    }
+    return described

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +5,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from headkit.export.predictor import scores
 from PIL import Image
 from timm.data import create_transform
 from torch import nn
@@ -31,7 +31,7 @@ def test_probabilities_are_those_of_timms_transform_and_torch(
     images = sorted(shapes.rglob("*.png"))
     predictor = headkit.Predictor(path, threads=1)
     found = predictor(images, top_k=3, batch_size=5)
-    transform = create_transform(**predictor.info.head["pretrained_cfg"], is_training=False)
+    transform = create_transform(**predictor.info.backbone["pretrained_cfg"], is_training=False)
     pixels = torch.stack([transform(Image.open(image).convert("RGB")) for image in images])
     with torch.inference_mode():
         expected = model(pixels).softmax(1).numpy()
@@ -87,20 +87,16 @@ def test_wrong_models_are_named(exported: tuple[nn.Module, Path], tmp_path: Path
         headkit.Predictor(tmp_path / "foreign.onnx")
     broken = onnx.load(exported[1])
     for prop in broken.metadata_props:
-        if prop.key == "head":
-            prop.value = prop.value.replace('"num_classes": 3', '"num_classes": 4')
+        if prop.key == "heads":
+            prop.value = prop.value.replace('"num_classes":3', '"num_classes":4')
     onnx.save(broken, tmp_path / "broken.onnx")
     with pytest.raises(headkit.ExportError, match="damaged headkit metadata"):
         headkit.Predictor(tmp_path / "broken.onnx")
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
-def test_scores_follow_the_task_and_the_temperature(
-    exported: tuple[nn.Module, Path], task: str
-) -> None:
-    predictor = headkit.Predictor(exported[1])
-    changed = {**predictor.info.head, "task": task, "temperature": 2.0}
-    predictor.info = replace(predictor.info, head=changed)
+def test_scores_follow_the_task_and_the_temperature(task: str) -> None:
     logits = np.array([[-800.0, 0.0, 3.0]], np.float32)
     expected = logits if task == "regression" else torch.sigmoid(torch.tensor(logits) / 2).numpy()
-    assert predictor.scores(logits) == pytest.approx(expected)
+    found = scores({"task": task, "temperature": 2.0}, logits)
+    assert found == pytest.approx(expected)

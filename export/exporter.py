@@ -1,0 +1,214 @@
+"""Head and backbone to one ONNX file, run and compared with torch before it gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from ..adapters.adapt import attach, head_of
+from ..adapters.backbone import load_backbone_of
+from ..adapters.errors import DataError, ExportError
+from ..adapters.files import check_writable
+from ..adapters.head import Head
+from .calibration import MAX_COST, PRECISIONS, Images, measured, reduce
+from .convert import convert
+from .forms import describe, features_of, opset_of, put_heads, put_preprocessing
+from .metadata import FORMS, ModelInfo, backbone_of
+from .onnxfile import num_bytes, scratch, write
+from .pixels import preprocessing_model
+from .predictor import ImageLike
+from .preprocess import Preprocess
+from .template import to_text
+from .verify import TOLERANCE, verify, verify_preprocessing
+
+HeadLike = Head | str | Path
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export gave.
+
+    Attributes:
+        path: of the ONNX file.
+        num_bytes: size of the file, external data included.
+        opset: of the default ONNX domain.
+        difference: per verified batch size, the largest difference from torch relative to the
+            largest value of that output.
+        info: what the file says of itself.
+        pixel_difference: mean difference of preprocessed pixels from Pillow's, in shares of their
+            range; none without ``preprocess``.
+    """
+
+    path: Path
+    num_bytes: int
+    opset: int
+    difference: dict[int, float]
+    info: ModelInfo = field(repr=False)
+    pixel_difference: float | None = None
+
+
+def export(
+    model_or_head: nn.Module | HeadLike | Sequence[HeadLike] | Mapping[str, HeadLike],
+    path: str | Path,
+    form: str = "merged",
+    *,
+    backbone: nn.Module | None = None,
+    weights: str | Path | None = None,
+    remap: bool = False,
+    label_names: Sequence[str] | None = None,
+    preprocess: bool = False,
+    probabilities: bool = False,
+    precision: str = "fp32",
+    images: ImageLike | Iterable[ImageLike] | None = None,
+    max_cost: float = MAX_COST,
+    optimize: bool = True,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Export a backbone with its heads to ONNX and verify it.
+
+    Input ``pixel_values`` float32 ``[batch, channels, height, width]``, output ``logits``
+    ``[batch, num_classes]``; the batch is dynamic. The file is run in ONNX Runtime at batch sizes
+    other than the traced one and compared with torch; only a file that agrees is put at ``path``.
+    Above 2 GiB the weights lie beside it, in ``PATH.data``.
+
+    Args:
+        model_or_head: a timm model with a head on it, a head, or the path of a head file; for the
+            form ``multi`` several heads, by name or named after their files.
+        path: where to write.
+        form: ``merged``, the head as constants; ``swappable``, the head as overridable
+            initializers, so that each call can bring another; ``multi``, many heads, each with an
+            output ``logits_NAME``; ``backbone``, the output ``features`` and no head.
+        backbone: the frozen model that the heads belong to; it is loaded without it.
+        weights: of the backbone, see ``load_backbone_of``. Not for a model.
+        remap: see ``load_backbone``.
+        label_names: one name per class, if a model is given.
+        preprocess: take raw images instead, ``image`` uint8 ``[batch, height, width, 3]`` of any
+            size: resize, crop and normalization are in the graph.
+        probabilities: add the output ``probabilities``: softmax or sigmoid of the logits divided
+            by the head's temperature.
+        precision: of the backbone: ``fp32``, ``fp16`` (half the size, for GPUs) or ``int8`` (static
+            quantization, a quarter of the size, for CPUs). Heads stay float32.
+        images: for a reduced precision, a folder or list of images like those that the model will
+            see. One half calibrates, on the other is measured what the precision costs.
+        max_cost: share of those images whose class may change, or of accuracy that may be lost
+            where they lie in folders named after the classes; 0.02 is 2 %.
+        optimize: rewrite the graph for speed with ONNX Runtime's own operators, which other
+            runtimes may not know.
+        tolerance: largest difference between ONNX Runtime and torch that is accepted in float32,
+            relative to the largest value of an output.
+
+    Raises:
+        OutputError: ``path`` cannot be written.
+        ExportError: torch cannot convert the model, or the form does not take these heads.
+        ParityError: the converted model does not agree with torch, or ``precision`` costs more
+            than ``max_cost``.
+        DataError: there are no ``images``, or one cannot be read.
+        BackboneMismatch, WeightsError, HeadFormatError: a head or its backbone cannot be loaded.
+    """
+    if form not in FORMS:
+        raise ExportError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
+    if form == "backbone" and probabilities:
+        raise ExportError("the form 'backbone' gives features: it has no probabilities")
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if precision != "fp32" and images is None:
+        raise DataError(
+            f"precision {precision!r} is measured on images: name a folder with images=FOLDER "
+            "(--images FOLDER)"
+        )
+    path = check_writable(path)
+    if isinstance(model_or_head, nn.Module):
+        model = model_or_head
+        heads = {"": head_of(model, label_names)}
+    else:
+        heads = _heads(model_or_head, form)
+        first = next(iter(heads.values()))
+        folder = Path(model_or_head).parent if isinstance(model_or_head, str | Path) else None
+        model = backbone or load_backbone_of(first, weights, remap=remap, folder=folder)
+        for head in reversed(heads.values()):  # the first stays on
+            attach(model, head)
+    if form == "backbone":
+        heads, first = {}, next(iter(heads.values()))
+    else:
+        first = next(iter(heads.values()))
+    was_training = model.training
+    model.eval()
+    try:
+        converted = convert(model, first, optimize=optimize)
+        graph = converted.backbone
+        described = ModelInfo(
+            form=form,
+            backbone=backbone_of(first),
+            features=features_of(graph),
+            heads=(),
+            classifier=to_text(converted.classifier),
+            versions=_versions(),
+            probabilities=probabilities,
+        )
+        preprocessing = Preprocess.from_cfg(first.pretrained_cfg)
+        samples = None
+        if precision != "fp32":
+            samples = Images.of(images if images is not None else [], preprocessing)
+            small, small_info = (
+                reduce(graph, precision, samples),
+                replace(described, precision=precision),
+            )
+        info = put_heads(graph, described, heads)
+        with scratch(graph, path) as plain:
+            difference = verify(plain, model, info, heads, tolerance=tolerance)
+            if samples is not None:
+                graph, info = small, put_heads(small, small_info, heads)
+                info = measured(plain, graph, info, heads, samples, max_cost)
+    finally:
+        model.train(was_training)
+    pixel_difference = None
+    if preprocess:
+        info = replace(info, preprocess=True)
+        pixel_difference = _take_raw_images(graph, preprocessing, path, tolerance)
+    describe(graph, info)
+    write(graph, path)
+    return Exported(path, num_bytes(path), opset_of(graph), difference, info, pixel_difference)
+
+
+def _take_raw_images(
+    graph: onnx.ModelProto, preprocess: Preprocess, path: Path, tolerance: float
+) -> float:
+    """Put preprocessing in front of a model, in place; return how far its pixels are off."""
+    raw = preprocessing_model(preprocess, opset_of(graph))
+    with scratch(graph, path) as model, scratch(raw, path) as alone:
+        put_preprocessing(graph, raw)
+        with scratch(graph, path) as whole:
+            return verify_preprocessing(whole, alone, model, preprocess, tolerance=tolerance)
+
+
+def _heads(given: Any, form: str) -> dict[str, Head]:
+    """Heads by name; the only one of a form that takes one has an empty name."""
+    if form != "multi":
+        if not isinstance(given, Head | str | Path):
+            raise ExportError(f"the form {form!r} takes one head, found {len(given)}")
+        return {"": _load(given)}
+    if isinstance(given, Mapping):
+        return {name: _load(head) for name, head in given.items()}
+    listed = [given] if isinstance(given, str | Path) else given
+    if isinstance(listed, Head) or any(isinstance(head, Head) for head in listed):
+        raise ExportError("the form 'multi' takes heads by name: {name: head, ...}")
+    heads = {Path(head).stem: _load(head) for head in listed}
+    if len(heads) < len(listed):
+        raise ExportError("two head files have the same name: pass {name: head, ...}")
+    return heads
+
+
+def _load(head: HeadLike) -> Head:
+    return head if isinstance(head, Head) else Head.load(head)
+
+
+def _versions() -> dict[str, Any]:
+    found = {name: version(name) for name in ("headkit", "onnx", "onnxscript", "timm")}
+    return {**found, "torch": torch.__version__}  # with the build, such as +cpu

@@ -1,0 +1,45 @@
+"""Rewrite an ONNX model so that ONNX Runtime does less work for the same numbers."""
+
+from __future__ import annotations
+
+import onnx
+
+from .optimize_fuse import fuse_attention, fuse_rotary
+from .optimize_graph import MICROSOFT, Graph
+from .optimize_move import average_early, pick_early
+
+MIN_OPSET = 18
+"""Older operators take their axes in other ways; models of older opsets are left alone."""
+
+
+def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of the model that computes the same in less time on ONNX Runtime.
+
+    These are rewrites that ONNX Runtime does not make itself when it loads a file. Each looks for a
+    pattern of operators, not for an architecture, and leaves alone what does not match exactly:
+
+    - Rotary position embedding written as slices, products and concatenations becomes one
+      ``com.microsoft.RotaryEmbedding``.
+    - A token that is picked at the end, such as the class token, is picked as early as possible:
+      in the last block nothing is computed for other tokens but their keys and values.
+    - An average over tokens or pixels moves in front of the last linear layers.
+    - Self-attention on a packed projection to queries, keys and values, with or without a constant
+      bias, becomes one ``com.microsoft.Attention`` where that is faster.
+
+    Attention is recognized where it was traced as matrix products and a softmax
+    (``fused_attn = False`` on timm's modules). Shapes are read from the graph's ``value_info``;
+    values without one are left alone. Inputs, outputs and initializers that are still read keep
+    their names. The fused operators are ONNX Runtime's own: no other runtime may know them.
+    """
+    optimized = onnx.ModelProto()
+    optimized.CopyFrom(model)
+    if any(o.domain in ("", "ai.onnx") and o.version < MIN_OPSET for o in model.opset_import):
+        return optimized
+    for rewrite in (fuse_rotary, pick_early, average_early, fuse_attention):
+        graph = Graph(optimized.graph)
+        rewrite(graph)
+        graph.write()
+    domains = {opset.domain for opset in optimized.opset_import}
+    if MICROSOFT not in domains and any(n.domain == MICROSOFT for n in optimized.graph.node):
+        optimized.opset_import.append(onnx.helper.make_opsetid(MICROSOFT, 1))
+    return optimized

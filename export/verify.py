@@ -1,0 +1,163 @@
+"""Run an exported model in ONNX Runtime and compare it with torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..adapters.adapt import attach
+from ..adapters.errors import ExportError, ParityError, first_line
+from ..adapters.head import Head
+from ..adapters.split import classify, features
+from .forms import Heads
+from .metadata import HeadInfo, ModelInfo
+from .preprocess import Preprocess
+from .session import open_session
+
+VERIFIED_BATCHES = (1, 3, 8)
+TOLERANCE = 1e-4
+"""Largest difference between ONNX Runtime and torch, relative to the largest value."""
+PIXEL_TOLERANCE = 1 / 255
+"""Largest mean difference of preprocessed pixels, in shares of their range."""
+
+Array = np.ndarray[Any, Any]
+
+
+@torch.inference_mode()
+def verify(
+    path: Path,
+    model: nn.Module,
+    info: ModelInfo,
+    heads: Heads,
+    *,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+) -> dict[int, float]:
+    """Compare every output with torch on random images at each of ``VERIFIED_BATCHES``.
+
+    Args:
+        path: of a model that takes ``pixel_values``.
+        model: the backbone; carries the head if there is one, and each in turn if there are more.
+        info: of the exported model.
+        heads: by name, as in ``info``.
+        tolerance: largest difference that is accepted.
+        seed: of the images.
+
+    Returns:
+        Per batch size, the largest difference relative to the largest value of that output.
+
+    Raises:
+        ParityError: one of them is above ``tolerance`` or not a number.
+        ExportError: ONNX Runtime cannot read or run the file.
+    """
+    session = open_session(path)
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    size = info.backbone["pretrained_cfg"]["input_size"]
+    images = {n: torch.randn(n, *size, generator=generator) for n in VERIFIED_BATCHES}
+    entered = {batch: features(model, pixels.to(device)) for batch, pixels in images.items()}
+    found = {batch: _run(session, pixels.numpy(), batch) for batch, pixels in images.items()}
+    differences = dict.fromkeys(VERIFIED_BATCHES, 0.0)
+
+    def compare(batch: int, name: str, expected: Tensor) -> None:
+        difference = _difference(found[batch][name], expected.cpu().numpy(), batch)
+        if not difference <= tolerance:
+            raise ParityError(
+                f"at batch {batch} ONNX Runtime and torch differ in {name} by {difference:.1e} of "
+                f"the largest value, allowed is {tolerance:.0e}; no file was written"
+            )
+        differences[batch] = max(differences[batch], difference)
+
+    if info.form == "backbone":
+        for batch, tensors in entered.items():
+            given = (tensors,) if isinstance(tensors, Tensor) else tensors
+            for name, tensor in zip(info.features, given, strict=True):
+                compare(batch, name, tensor)
+    for name, head in heads.items():
+        if len(heads) > 1:
+            attach(model, head, force=True)
+        output = HeadInfo.of(head, name)
+        for batch, tensors in entered.items():
+            logits = classify(model, tensors)
+            compare(batch, output.output, logits)
+            if info.probabilities:
+                compare(batch, output.probabilities, _probabilities(logits, head))
+    return differences
+
+
+def verify_preprocessing(
+    whole: Path, preprocessing: Path, model: Path, preprocess: Preprocess, *, tolerance: float
+) -> float:
+    """Compare the graph's pixels with Pillow's, and the whole model with its two halves.
+
+    Args:
+        whole: from ``image`` to its outputs.
+        preprocessing: from ``image`` to ``pixel_values``.
+        model: from ``pixel_values`` to the same outputs.
+        preprocess: what the preprocessing stands for, by Pillow.
+        tolerance: largest difference of the whole from its halves.
+
+    Returns:
+        The mean absolute difference of pixels, in shares of their range.
+
+    Raises:
+        ParityError: it is above ``PIXEL_TOLERANCE``, or the whole gives something else.
+    """
+    image = _picture(640, 480)
+    (pixels,) = open_session(preprocessing).run(["pixel_values"], {"image": image[None]})
+    expected = preprocess(Image.fromarray(image))
+    spread = np.asarray(preprocess.std, np.float32)[:, None, None]
+    difference = float(np.abs((pixels[0] - expected) * spread).mean())
+    if not difference <= PIXEL_TOLERANCE:
+        raise ParityError(
+            f"the graph's pixels differ from Pillow's by {difference:.1e} of their range on "
+            f"average, allowed is {PIXEL_TOLERANCE:.1e}; no file was written"
+        )
+    halves, at_once = (
+        session.run(None, feed)
+        for session, feed in (
+            (open_session(model), {"pixel_values": pixels}),
+            (open_session(whole), {"image": image[None]}),
+        )
+    )
+    worst = max(_difference(a, b, 1) for a, b in zip(at_once, halves, strict=True))
+    if not worst <= tolerance:
+        raise ParityError(
+            f"with preprocessing in the graph the outputs differ by {worst:.1e} of the largest "
+            f"value, allowed is {tolerance:.0e}; no file was written"
+        )
+    return difference
+
+
+def _picture(width: int, height: int, seed: int = 0) -> Array:
+    """Smooth colours with edges: noise alone would hide what a resize does to shapes."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    size = (width, height)
+    return np.asarray(Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC))
+
+
+def _run(session: ort.InferenceSession, pixels: Array, batch: int) -> dict[str, Array]:
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, {"pixel_values": pixels}), strict=True))
+    except Exception as error:  # onnxruntime's own classes share no root below Exception
+        raise ExportError(f"ONNX Runtime fails at batch {batch}: {first_line(error)}") from error
+
+
+def _difference(found: Array, expected: Array, batch: int) -> float:
+    if found.shape != expected.shape:
+        raise ParityError(
+            f"at batch {batch} ONNX Runtime gives {found.shape}, torch {expected.shape}"
+        )
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+
+
+def _probabilities(logits: Tensor, head: Head) -> Tensor:
+    scaled = logits / head.temperature
+    return scaled.softmax(-1) if head.task == "multiclass" else scaled.sigmoid()
