@@ -129,6 +129,8 @@ def export(
         heads = {"": head_of(model, label_names)}
     else:
         heads = _heads(model_or_head, form)
+        if not heads:
+            raise ExportError(f"the form {form!r} takes at least one head, found none")
         first = next(iter(heads.values()))
         folder = Path(model_or_head).parent if isinstance(model_or_head, str | Path) else None
         model = backbone or load_backbone_of(first, weights, remap=remap, folder=folder)

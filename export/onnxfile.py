@@ -100,11 +100,12 @@ def scratch(model: onnx.ModelProto, near: Path) -> Iterator[Path]:
     """
     folder = near.with_name(f".{near.name}.{secrets.token_hex(6)}")
     try:
-        folder.mkdir()
-        _write(model, folder / near.name)
+        try:
+            folder.mkdir()
+            _write(model, folder / near.name)
+        except OSError as error:
+            raise OutputError(f"cannot write {near}: {error.strerror or error}") from error
         yield folder / near.name
-    except OSError as error:
-        raise OutputError(f"cannot write {near}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -140,6 +141,7 @@ def _write(model: onnx.ModelProto, path: Path) -> None:
     onnx.save_model(
         model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024
     )
+    onnx.load_external_data_for_model(model, str(path.parent))  # saving took them out of the model
 
 
 def _missing(model: onnx.ModelProto, folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from ..adapters.errors import DataError, ExportError, first_line
 from .metadata import HeadInfo, ModelInfo
 from .preprocess import Preprocess
 from .session import PROVIDERS, open_session
-from .swap import SUFFIX, read_adapter, swapped
+from .swap import SUFFIX, Adapter, read_adapter, swapped
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from ..adapters.head import Head
@@ -42,7 +42,11 @@ class _Ready:
 
     info: HeadInfo
     arrays: Mapping[str, Array] = field(default_factory=dict)
-    options: Any = None
+    adapter: Adapter | None = None
+
+    @property
+    def options(self) -> Any:
+        return None if self.adapter is None else self.adapter.options
 
 
 class Predictor:
@@ -174,8 +178,8 @@ class Predictor:
         inputs = {value.name: value.shape for value in self.session.get_overridable_initializers()}
         if isinstance(head, str | Path):
             if Path(head).suffix == SUFFIX:
-                info, options = read_adapter(self.info, inputs, name, Path(head))
-                return _Ready(info, options=options)
+                adapter = read_adapter(self.info, inputs, name, Path(head))
+                return _Ready(adapter.info, adapter=adapter)
             from ..adapters.head import Head
 
             head = Head.load(head)
@@ -183,6 +187,8 @@ class Predictor:
         return _Ready(HeadInfo.of(head, name), swapped(self.info, inputs, head))
 
     def _name(self, head: str | None) -> str:
+        if not self._heads:
+            raise ExportError(f"a {self.info.form} model has no heads: there are no logits")
         if head is None and (len(self._heads) == 1 or "" in self._heads):
             return next(iter(self._heads))
         if head is None or head not in self._heads:
@@ -206,8 +212,6 @@ class Predictor:
 
     def _run(self, batch: Array, heads: Sequence[_Ready]) -> list[Array]:
         feed = {"image" if self.info.preprocess else "pixel_values": batch}
-        if not heads:
-            raise ExportError(f"a {self.info.form} model has no heads: there are no logits")
         if self.info.form != "swappable":
             return self._outputs([one.info.output for one in heads], feed)
         return [self._outputs(["logits"], {**feed, **one.arrays}, one.options)[0] for one in heads]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +70,23 @@ def write_adapter(arrays: Mapping[str, Array], path: str | Path) -> None:
         adapter.export_adapter(str(beside))
 
 
-def read_adapter(info: ModelInfo, inputs: Inputs, name: str, path: Path) -> tuple[HeadInfo, Any]:
-    """Read an ``.onnx_adapter`` file.
+@dataclass(frozen=True)
+class Adapter:
+    """A loaded ``.onnx_adapter`` file.
 
-    Returns:
-        What is known of the head, without label names, and the ``RunOptions`` that activate it.
+    Attributes:
+        info: what is known of the head, which is without label names.
+        options: the ``RunOptions`` that activate it.
+        loaded: ONNX Runtime's adapter; ``options`` points to it and does not keep it alive.
+    """
+
+    info: HeadInfo
+    options: ort.RunOptions
+    loaded: ort.LoraAdapter
+
+
+def read_adapter(info: ModelInfo, inputs: Inputs, name: str, path: Path) -> Adapter:
+    """Read an ``.onnx_adapter`` file.
 
     Raises:
         ExportError: the file is missing, damaged, or not for this model.
@@ -108,4 +121,4 @@ def read_adapter(info: ModelInfo, inputs: Inputs, name: str, path: Path) -> tupl
     described["num_classes"] = classes.pop()
     if TEMPERATURE in held:
         described["temperature"] = float(held[TEMPERATURE].numpy()[0])
-    return HeadInfo(name, "", described, own.tensors), options
+    return Adapter(HeadInfo(name, "", described, own.tensors), options, adapter)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .adapters.split import classify, features
     from .describe import info
     from .export.exporter import export
+    from .export.graft import graft
     from .export.predictor import Predictor
     from .registry.catalogue import models
 
@@ -53,6 +54,7 @@ _HOME = {
     "adapters.fit": ("fit",),
     "adapters.head": ("Head",),
     "adapters.split": ("classify", "features"),
+    "export.graft": ("graft",),
     "export.predictor": ("Predictor",),
     "describe": ("info",),
     "registry.catalogue": ("models",),
@@ -83,6 +85,7 @@ __all__ = [
     "fingerprint",
     "fit",
     "freeze",
+    "graft",
     "head_of",
     "info",
     "load_backbone",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+
+from . import cli_onnx
+from .terminal import Json, Remap, Weights, lines_of, progress_bar, show
 
 app = typer.Typer(
     help="Swappable classifier heads for every timm image model.",
@@ -20,15 +19,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
-Weights = Annotated[
-    Path | None,
-    typer.Option(help="Weights file of the backbone; without it timm loads its own from the Hub."),
-]
-Remap = Annotated[
-    bool, typer.Option("--remap", help="Assign the weights by position, not by name.")
-]
 
 
 def _version(asked: bool) -> None:
@@ -74,7 +64,7 @@ def fit(
     check_writable(out)
     from .adapters.fit import fit as fit_head
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         head = fit_head(
             backbone,
             data,
@@ -92,7 +82,7 @@ def fit(
         )
     head.save(out)
     result = {"head": str(out), "bytes": out.stat().st_size, **head.metrics}
-    _show(
+    show(
         result,
         as_json,
         f"{out}: {head.num_classes} classes, {out.stat().st_size:,} bytes; validation accuracy "
@@ -101,63 +91,8 @@ def fit(
     )
 
 
-@app.command()
-def export(
-    head: Annotated[Path, typer.Argument(help="Head file.")],
-    out: Annotated[Path, typer.Option(help="Where to write the ONNX file.")],
-    form: Annotated[str, typer.Option(help="merged: the head as constants.")] = "merged",
-    weights: Weights = None,
-    remap: Remap = False,
-    as_json: Json = False,
-) -> None:
-    """Export a head with its backbone to verified ONNX."""
-    from .adapters.files import check_writable
-    from .adapters.head import Head
-
-    check_writable(out)
-    Head.load(head)  # a bad file is told before torch is imported
-    from .export.exporter import export as export_model
-
-    done = export_model(head, out, form, weights=weights, remap=remap)
-    worst = max(done.difference.values())
-    batches = ", ".join(map(str, done.difference))
-    result = {
-        "model": str(out),
-        "bytes": done.num_bytes,
-        "opset": done.opset,
-        "difference": done.difference,
-    }
-    _show(
-        result,
-        as_json,
-        f"{out}: {done.num_bytes:,} bytes, opset {done.opset}; largest difference from torch at "
-        f"batch sizes {batches}: {worst:.1e} of the largest logit",
-    )
-
-
-@app.command()
-def predict(
-    model: Annotated[Path, typer.Argument(help="Exported ONNX file.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
-    top_k: Annotated[int, typer.Option(help="Predictions per image.")] = 3,
-    batch_size: Annotated[int, typer.Option(help="Images per run.")] = 16,
-    threads: Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Classify images with an exported model. Needs no torch."""
-    from .export.predictor import Predictor
-
-    predictor = Predictor(model, threads=threads)
-    predictions = predictor(images, top_k=top_k, batch_size=batch_size)
-    rows = [
-        {"image": str(image), "predictions": found}
-        for image, found in zip(images, predictions, strict=True)
-    ]
-    lines = (
-        f"{image}  " + "  ".join(f"{p['label']} {p['score']:.4f}" for p in found)
-        for image, found in zip(images, predictions, strict=True)
-    )
-    _show(rows, as_json, "\n".join(lines))
+for _command in (cli_onnx.export, cli_onnx.graft, cli_onnx.predict):
+    app.command()(_command)
 
 
 @app.command()
@@ -169,7 +104,7 @@ def info(
     from .describe import info as describe
 
     described = describe(name)
-    _show(described, as_json, "\n".join(_lines(described)))
+    show(described, as_json, "\n".join(lines_of(described)))
 
 
 @app.command()
@@ -184,7 +119,7 @@ def models(
     from .registry.catalogue import models as search
 
     rows = [asdict(row) for row in search(pattern, family)]
-    _show(rows, as_json, "\n".join(row["name"] for row in rows))
+    show(rows, as_json, "\n".join(row["name"] for row in rows))
 
 
 @app.command()
@@ -197,9 +132,9 @@ def demo(
     """Train, ship, export and run a head for scikit-learn's digits, and measure it."""
     from .demo import run, table
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = run(out, progress)
-    _show(result, as_json, "")
+    show(result, as_json, "")
     if not as_json:
         from rich.console import Console
 
@@ -253,7 +188,7 @@ def coverage(
     from .benchmarks import coverage as record
 
     names = record.matching(only, record.load(out) if smallest else None)
-    with _progress("architectures") as progress:
+    with progress_bar("architectures") as progress:
         summary = record.coverage(
             checks,
             out,
@@ -277,7 +212,7 @@ def coverage(
         "seconds": round(summary.seconds, 1),
         "peak_bytes": summary.peak_bytes,
     }
-    _show(result, as_json, "\n".join(lines))
+    show(result, as_json, "\n".join(lines))
     if any(failed.values()):
         raise typer.Exit(1)
 
@@ -299,61 +234,8 @@ def doctor(as_json: Json = False) -> None:
     }
     found = machine()
     described = {**found, "missing": missing}
-    lines = _lines(found) + [
+    lines = lines_of(found) + [
         f"{job}: {'pip install ' + ' '.join(names) if names else 'ready'}"
         for job, names in missing.items()
     ]
-    _show(described, as_json, "\n".join(lines))
-
-
-def _show(result: object, as_json: bool, text: str) -> None:
-    if as_json:
-        print(json.dumps(result, ensure_ascii=False, indent=2))
-    elif text:
-        print(text)
-
-
-def _lines(described: dict[str, Any]) -> list[str]:
-    """One line per value; nested objects as dotted names, long lists cut."""
-    lines = []
-    for key, value in described.items():
-        if isinstance(value, dict):
-            lines += [f"{key}.{line}" for line in _lines(value)]
-        elif isinstance(value, list | tuple):
-            shown = ", ".join(map(str, value[:12]))
-            lines.append(f"{key}: {shown}{f', … ({len(value)})' if len(value) > 12 else ''}")
-        elif value not in ("", None):
-            lines.append(f"{key}: {value}")
-    return lines
-
-
-@contextmanager
-def _progress(
-    things: str = "images",
-) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar on a terminal, a line at each tenth elsewhere; both on stderr."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
-        with Progress(*columns, console=Console(stderr=True)) as bars:
-            tasks: dict[str, Any] = {}
-
-            def draw(what: str, done: int, total: int | None) -> None:
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what, total=total)
-                bars.update(tasks[what], completed=done)
-
-            yield draw
-        return
-    tenths: dict[str, int] = {}
-
-    def line(what: str, done: int, total: int | None) -> None:
-        tenth = 10 * done // total if total else done // 1000
-        if tenth > tenths.get(what, 0):
-            tenths[what] = tenth
-            print(f"{what}: {done}{f' of {total}' if total else ''} {things}", file=sys.stderr)
-
-    yield line
+    show(described, as_json, "\n".join(lines))

@@ -1,0 +1,214 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from headkit.export import onnxfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import headkit
+
+from ..conftest import random_backbone
+from .test_forms import X, close, made, torch_logits
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return random_backbone()
+
+
+@pytest.fixture(scope="module")
+def heads(model: nn.Module) -> dict[str, headkit.Head]:
+    return {"old": made(model, 5), "new": made(model, 7), "mlp": made(model, 4, kind="mlp")}
+
+
+@pytest.fixture(scope="module")
+def merged(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("graft") / "model.onnx"
+    headkit.export(heads["old"], path, backbone=model, probabilities=True, preprocess=False)
+    return path
+
+
+@pytest.mark.parametrize("name", ["new", "mlp"])
+def test_grafted_model_is_the_exported_one_bit_for_bit(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, name: str, tmp_path: Path
+) -> None:
+    headkit.export(heads[name], tmp_path / "export.onnx", backbone=model, probabilities=True)
+    info = headkit.graft(merged, heads[name], tmp_path / "graft.onnx")
+    found = headkit.Predictor(tmp_path / "graft.onnx")
+    assert np.array_equal(
+        found.logits(X.numpy()), headkit.Predictor(tmp_path / "export.onnx").logits(X.numpy())
+    )
+    assert found.info == info
+    assert info.heads[0].head_id == heads[name].digest
+    onnx.checker.check_model(onnx.load(tmp_path / "graft.onnx"), full_check=True)
+    assert headkit.info(tmp_path / "graft.onnx")["head_id"] == heads[name].digest
+
+
+def test_graft_of_the_same_head_gives_the_same_graph(
+    heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    headkit.graft(merged, heads["new"], tmp_path / "a.onnx")
+    headkit.graft(tmp_path / "a.onnx", heads["old"], tmp_path / "b.onnx")
+    before, after = onnx.load(merged), onnx.load(tmp_path / "b.onnx")
+    assert list(before.graph.node) == list(after.graph.node)
+    assert {t.name: t.raw_data for t in before.graph.initializer} == {
+        t.name: t.raw_data for t in after.graph.initializer
+    }
+
+
+def test_graft_onto_the_file_itself(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(merged.read_bytes())
+    headkit.graft(path, heads["new"], path)
+    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+
+
+def test_backbone_becomes_a_merged_model(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    headkit.export(heads["old"], tmp_path / "backbone.onnx", "backbone", backbone=model)
+    info = headkit.graft(tmp_path / "backbone.onnx", heads["new"], tmp_path / "model.onnx")
+    assert info.form == "merged"
+    found = headkit.Predictor(tmp_path / "model.onnx").logits(X.numpy())
+    close(found, torch_logits(model, heads["new"], X))
+
+
+def test_heads_of_a_multi_model_are_replaced_and_added(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    headkit.export({"a": heads["old"], "b": heads["mlp"]}, path, "multi", backbone=model)
+    files = {name: head.save(tmp_path / f"{name}.safetensors") for name, head in heads.items()}
+    headkit.graft(path, heads["new"], path, name="a")
+    headkit.graft(path, files["old"], path, add=True)
+    headkit.graft(path, heads["mlp"], path, name="c", add=True)
+    predictor = headkit.Predictor(path)
+    placed = {"a": heads["new"], "b": heads["mlp"], "old": heads["old"], "c": heads["mlp"]}
+    assert predictor.heads == list(placed)
+    for name, head in placed.items():
+        close(predictor.logits(X.numpy(), name), torch_logits(model, head, X))
+        assert predictor.info.head(name).head_id == head.digest
+    with pytest.raises(headkit.ExportError, match="a head 'a' already"):
+        headkit.graft(path, heads["new"], path, name="a", add=True)
+    with pytest.raises(headkit.ExportError, match="no head 'z' to replace, but a, b, old, c"):
+        headkit.graft(path, heads["new"], path, name="z")
+    with pytest.raises(headkit.ExportError, match="name the head"):
+        headkit.graft(path, heads["new"], path)
+
+
+def test_wrong_backbones_and_heads_are_refused_and_lose_nothing(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.onnx"
+    out.write_bytes(b"old")
+    same_shape = made(random_backbone(seed=1), 4)
+    cases: list[tuple[headkit.Head, dict[str, Any], type[Exception], str]] = [
+        (same_shape, {}, headkit.BackboneMismatch, "fingerprint .* the model's is .*--force"),
+        (made(random_backbone("test_vit"), 4), {}, headkit.BackboneMismatch, "trained on test_vit"),
+        (heads["new"], {"add": True}, headkit.ExportError, "only a multi model takes more"),
+        (made(model, 2, task="regression"), {}, headkit.ExportError, "regression"),
+    ]
+    for head, options, error, message in cases:
+        with pytest.raises(error, match=message):
+            headkit.graft(merged, head, out, **options)
+    with pytest.raises(headkit.ExportError, match="takes no adapters"):
+        headkit.graft(merged, heads["new"], tmp_path / "new.onnx_adapter")
+    assert out.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+    headkit.graft(merged, same_shape, out, force=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.floats(0, 1), flips=st.integers(0, 3), seed=st.integers(0, 10**6))
+def test_damaged_files_are_errors_and_never_crashes(
+    merged: Path, scratch: Path, new: Path, cut: float, flips: int, seed: int
+) -> None:
+    """A file cut short is always an error; bits flipped among the weights cannot be seen."""
+    generator = np.random.default_rng(seed)
+    whole = merged.read_bytes()
+    content = bytearray(whole[: int(cut * len(whole))])
+    for at in generator.integers(0, max(len(content), 1), flips if content else 0):
+        content[at] ^= 1 << int(generator.integers(8))
+    (scratch / "bad.onnx").write_bytes(bytes(content))
+    try:
+        headkit.graft(scratch / "bad.onnx", new, scratch / "out.onnx")
+        grafted = True
+    except headkit.HeadkitError:
+        grafted = False
+    assert not (grafted and len(content) < len(whole))
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("damaged")
+
+
+@pytest.fixture(scope="module")
+def new(heads: dict[str, headkit.Head], scratch: Path) -> Path:
+    return heads["new"].save(scratch / "new.safetensors")
+
+
+def test_weights_beside_the_file_are_grafted_and_missed(
+    model: nn.Module,
+    heads: dict[str, headkit.Head],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(onnxfile, "MAX_BYTES", 1000)
+    path = tmp_path / "large.onnx"
+    done = headkit.export(heads["old"], path, backbone=model)
+    data = tmp_path / "large.onnx.data"
+    assert data.stat().st_size > 10 * path.stat().st_size
+    assert done.num_bytes == path.stat().st_size + data.stat().st_size
+    headkit.graft(path, heads["new"], tmp_path / "other.onnx")
+    assert (tmp_path / "other.onnx.data").is_file()
+    close(
+        headkit.Predictor(tmp_path / "other.onnx").logits(X.numpy()),
+        torch_logits(model, heads["new"], X),
+    )
+    data.unlink()
+    with pytest.raises(headkit.ExportError, match=r"large\.onnx\.data is not beside it"):
+        headkit.Predictor(path)
+    with pytest.raises(headkit.ExportError, match=r"large\.onnx\.data is not beside it"):
+        headkit.graft(path, heads["new"], tmp_path / "third.onnx")
+
+
+def test_graft_needs_neither_torch_nor_timm(
+    heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    head = heads["new"].save(tmp_path / "new.safetensors")
+    code = (
+        "import sys, json\n"
+        "for name in ('torch', 'timm', 'torchvision'): sys.modules[name] = None\n"
+        "import headkit\n"
+        f"info = headkit.graft({str(merged)!r}, {str(head)!r}, {str(tmp_path / 'out.onnx')!r})\n"
+        "print(json.dumps([one.num_classes for one in info.heads]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == [7]
+
+
+def test_half_precision_head_is_grafted_as_float32(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    half = heads["new"].with_changes(
+        tensors={n: np.asarray(t).astype(np.float16) for n, t in heads["new"].tensors.items()}
+    )
+    info = headkit.graft(merged, half, tmp_path / "out.onnx")
+    assert info.heads[0].head_id == half.digest
+    found = headkit.Predictor(tmp_path / "out.onnx").logits(X.numpy())
+    with torch.inference_mode():
+        expected = torch_logits(model, heads["new"], X)
+    assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()
