@@ -73,6 +73,7 @@ def convert(model: nn.Module, head: Head, *, optimize: bool = True) -> Converted
         dynamic_shapes=({0: _BATCH},),
         what=name_of(model),
     )
+    _name_as_in_state_dict(program)
     backbone = optimized(program) if optimize else program
     shapes = features_of(backbone)
     return Converted(
@@ -189,6 +190,17 @@ def _fuse(module: nn.Module, path: str, classifier: Sequence[str]) -> None:
         else:
             holder = nn.ModuleDict({name: child})
             setattr(module, name, timm.models.reparameterize_model(holder, inplace=True)[name])
+
+
+def _name_as_in_state_dict(program: onnx.ModelProto) -> None:
+    """Weights carry the name of the attribute that holds the model in ``Backbone``: take it off."""
+    graph, wrapped = program.graph, "model."
+    names = {t.name: t.name.removeprefix(wrapped) for t in graph.initializer}
+    names = {name: short for name, short in names.items() if name != short}
+    for named in (*graph.initializer, *graph.value_info):
+        named.name = names.get(named.name, named.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def _around(path: str, classifier: Sequence[str]) -> bool:
