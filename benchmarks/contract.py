@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -231,14 +232,22 @@ def _asleep(logits: Tensor) -> bool:
 
 @torch.no_grad()
 def _wake(model: nn.Module, x: Tensor) -> None:
-    """Let BatchNorm learn the scale of this batch, layer by layer, as training would."""
+    """Let each BatchNorm, one after the other, scale what it gets to a mean square of one.
+
+    Signals of images then survive as in a network with He initialization (arXiv:1502.01852). Means
+    are not subtracted: that makes deep random networks chaotic, so that float32 itself is off.
+    """
+
+    def scale(norm: Any, args: tuple[Tensor, ...]) -> None:
+        entering = args[0].transpose(0, 1).flatten(1)
+        norm.running_mean.zero_()
+        norm.running_var.copy_(entering.square().mean(1))
+
     norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over batches instead of a moving one
-        norm.train()
-    model(x)
-    model.eval()
+    with ExitStack() as stack:
+        for norm in norms:
+            stack.callback(norm.register_forward_pre_hook(scale).remove)
+        model(x)
 
 
 def _backbone_state(model: nn.Module) -> dict[str, Tensor]:

@@ -58,3 +58,32 @@ def write_digits(folder: Path, images_per_class: int | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((image * 255 / 16).round().astype(np.uint8)).save(path)
     return folder
+
+
+def write_photographs(folder: Path, images: int, seed: int = 0) -> Path:
+    """Write random cuts of the two photographs that scikit-learn ships, each of its own size.
+
+    Args:
+        folder: made if it is not there; JPEG and PNG files in turn.
+        images: how many.
+        seed: of the cuts.
+    """
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError as missing:
+        raise DependencyMissing.of("the demo", "headkit[demo]") from missing
+    import numpy as np
+    from PIL import Image
+
+    photographs = [Image.fromarray(image) for image in load_sample_images().images]
+    generator = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(images):
+        photograph = photographs[number % len(photographs)]
+        width, height = (int(generator.integers(60, side + 1)) for side in photograph.size)
+        left = int(generator.integers(0, photograph.width - width + 1))
+        top = int(generator.integers(0, photograph.height - height + 1))
+        cut = photograph.crop((left, top, left + width, top + height))
+        cut = cut.resize([max(int(side * generator.uniform(0.3, 2)), 8) for side in cut.size])
+        cut.save(folder / f"{number:05}.{'jpg' if number % 4 < 2 else 'png'}")
+    return folder

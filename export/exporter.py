@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -15,12 +16,12 @@ from torch import nn
 from ..adapters.adapt import attach, head_of
 from ..adapters.backbone import load_backbone_of
 from ..adapters.errors import DataError, ExportError
-from ..adapters.files import check_writable
+from ..adapters.files import check_writable, write_atomically
 from ..adapters.head import Head
 from .calibration import MAX_COST, PRECISIONS, Images, measured, reduce
 from .convert import convert
 from .forms import describe, features_of, opset_of, put_heads, put_preprocessing
-from .metadata import FORMS, ModelInfo, backbone_of
+from .metadata import FORMS, ModelInfo, backbone_of, hub_config
 from .onnxfile import num_bytes, scratch, write
 from .pixels import preprocessing_model
 from .predictor import ImageLike
@@ -69,6 +70,7 @@ def export(
     images: ImageLike | Iterable[ImageLike] | None = None,
     max_cost: float = MAX_COST,
     optimize: bool = True,
+    config: bool = False,
     tolerance: float = TOLERANCE,
 ) -> Exported:
     """Export a backbone with its heads to ONNX and verify it.
@@ -101,6 +103,8 @@ def export(
             where they lie in folders named after the classes; 0.02 is 2 %.
         optimize: rewrite the graph for speed with ONNX Runtime's own operators, which other
             runtimes may not know.
+        config: write ``config.json`` beside the model, as Optimum's
+            ``ORTModelForImageClassification`` takes it; one that is there is replaced.
         tolerance: largest difference between ONNX Runtime and torch that is accepted in float32,
             relative to the largest value of an output.
 
@@ -114,6 +118,8 @@ def export(
     """
     if form not in FORMS:
         raise ExportError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
+    if config and form not in ("merged", "swappable"):
+        raise ExportError(f"config.json describes one head; the form {form!r} has another number")
     if form == "backbone" and probabilities:
         raise ExportError("the form 'backbone' gives features: it has no probabilities")
     if precision not in PRECISIONS:
@@ -176,6 +182,9 @@ def export(
         pixel_difference = _take_raw_images(graph, preprocessing, path, tolerance)
     describe(graph, info)
     write(graph, path)
+    if config:
+        content = json.dumps(hub_config(info), ensure_ascii=False, indent=2)
+        write_atomically(path.with_name("config.json"), content.encode())
     return Exported(path, num_bytes(path), opset_of(graph), difference, info, pixel_difference)
 
 

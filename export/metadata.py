@@ -199,6 +199,32 @@ def backbone_of(head: Head) -> dict[str, Any]:
     return {key: described[key] for key in (*_SHARED, "backbone")}
 
 
+def hub_config(info: ModelInfo) -> dict[str, Any]:
+    """Return a ``config.json`` for a model with one head.
+
+    Its keys are those of timm's on the Hugging Face Hub, and of Transformers' ``TimmWrapper``, so
+    that Optimum's ``ORTModelForImageClassification.from_pretrained(FOLDER)`` and Transformers'
+    ``AutoImageProcessor`` take the folder.
+
+    Raises:
+        ExportError: the model has no head or several.
+    """
+    head = info.head()
+    names = head.label_names
+    return {
+        "architecture": info.backbone["architecture"],
+        "global_pool": info.backbone["global_pool"],
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+        "label_names": names,
+        "model_args": info.backbone["model_args"],
+        "model_type": "timm_wrapper",
+        "num_classes": head.num_classes,
+        "num_features": info.backbone["num_features"],
+        "pretrained_cfg": info.backbone["pretrained_cfg"],
+    }
+
+
 def _own(described: Mapping[str, Any]) -> dict[str, Any]:
     """What a head does not share: a model with a thousand heads repeats nothing."""
     return {k: v for k, v in described.items() if k not in (*_SHARED, "backbone")}

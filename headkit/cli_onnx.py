@@ -38,6 +38,9 @@ def export(
     optimize: Annotated[
         bool, typer.Option(help="Rewrite the graph for speed; it then needs ONNX Runtime.")
     ] = True,
+    config: Annotated[
+        bool, typer.Option("--config", help="Write config.json beside it, for Optimum.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Export a head with its backbone to verified ONNX."""
@@ -61,6 +64,7 @@ def export(
         images=images,
         max_cost=max_cost,
         optimize=optimize,
+        config=config,
     )
     result = {
         "model": str(out),

@@ -1,0 +1,309 @@
+"""Measure what a deployment of many heads costs, and that raw images come out the same.
+
+``python -m headkit.benchmarks.deployment`` writes ``benchmarks/results/deployment.json``; names of
+sections behind it (``graft``, ``multi``, ``switch``, ``memory``, ``pixels``, ``precision``) measure
+only those and keep the rest of the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import nn
+
+from ..adapters.adapt import adapt, head_of
+from ..adapters.backbone import load_backbone
+from ..adapters.files import write_atomically
+from ..adapters.fit import fit
+from ..adapters.head import Head
+from ..export.exporter import export
+from ..export.graft import graft
+from ..export.pixels import preprocessing_model
+from ..export.predictor import Predictor
+from ..export.preprocess import Preprocess
+from ..export.session import open_session
+from .machine import machine
+from .samples import ARCHITECTURE, write_digits, write_photographs, write_weights
+from .timing import alternate
+
+RESULT = Path(__file__).parent / "results" / "deployment.json"
+BACKBONE, CLASSES, BATCH = "resnet50", 10, 16
+HEADS, STORED_HEADS, IMAGES = 100, 1000, 1000
+EXPORTS, ROUNDS, CALLS = 5, 25, 60
+
+
+def grafting(folder: Path) -> dict[str, Any]:
+    """Graft a head into an exported model, against exporting the same head again."""
+    model = _backbone()
+    old, new = _head(model, 0), _head(model, 1)
+    path = export(old, folder / "model.onnx", backbone=model).path
+    head = new.save(folder / "new.safetensors")
+    exported, grafted = folder / "exported.onnx", folder / "grafted.onnx"
+    taken: dict[str, list[float]] = {"export": [], "graft": []}
+    contenders: dict[str, Callable[[], object]] = {
+        "export": partial(export, head, exported, backbone=model),
+        "graft": partial(graft, path, head, grafted),
+    }
+    for _ in range(EXPORTS):
+        for name, work in contenders.items():
+            start = time.perf_counter()
+            work()
+            taken[name].append(time.perf_counter() - start)
+    x = _images(8)
+    equal = np.array_equal(Predictor(exported).logits(x), Predictor(grafted).logits(x))
+    seconds = {name: round(statistics.median(values), 4) for name, values in taken.items()}
+    return {
+        "architecture": BACKBONE,
+        "seconds": seconds,
+        "ratio": round(seconds["export"] / seconds["graft"], 1),
+        "worst_ratio": round(min(taken["export"]) / max(taken["graft"]), 1),
+        "logits_bit_equal": equal,
+    }
+
+
+def multi(folder: Path) -> dict[str, Any]:
+    """One backbone pass with a hundred heads, against the same with one."""
+    model = _backbone()
+    heads = {f"head{number}": _head(model, number) for number in range(HEADS)}
+    one = export(heads["head0"], folder / "one.onnx", backbone=model).path
+    many = export(heads, folder / "many.onnx", "multi", backbone=model).path
+    sessions = {"one": open_session(one), "many": open_session(many)}
+    x = {"pixel_values": _images(BATCH)}
+    timings, ratio = _paired(
+        {name: partial(session.run, None, x) for name, session in sessions.items()},
+        "many",
+        "one",
+        ROUNDS,
+    )
+    return {
+        "architecture": BACKBONE,
+        "heads": HEADS,
+        "batch": BATCH,
+        "latency_ms": timings,
+        "ratio": ratio,
+    }
+
+
+def switch(folder: Path) -> dict[str, Any]:
+    """Another head at each call of a swappable session, against the same head at each call."""
+    model = _backbone()
+    heads = {f"head{number}": _head(model, number) for number in range(HEADS)}
+    path = export(heads["head0"], folder / "model.onnx", "swappable", backbone=model).path
+    merged = export(heads["head0"], folder / "merged.onnx", backbone=model).path
+    found: dict[str, Any] = {"architecture": BACKBONE, "heads": HEADS, "batch": 1}
+    files = {name: folder / f"{name}.onnx_adapter" for name in heads}
+    for name, file in files.items():
+        graft(path, heads[name], file)
+    x = _images(1)
+    for kind, given in (("arrays", heads), ("adapter_files", files)):
+        predictor = Predictor(path, dict(given))
+        fixed = Predictor(merged)
+        contenders: dict[str, Callable[[], object]] = {
+            "switched": partial(_next_head, predictor, x, cycle(heads)),
+            "same": partial(predictor.logits, x, "head7"),
+            "merged": partial(fixed.logits, x),
+        }
+        timings, ratio = _paired(
+            contenders,
+            "switched",
+            "same",
+            CALLS,
+        )
+        found[kind] = {"latency_ms": timings, "ratio": ratio}
+    return found
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    """Resident memory of a process before and after it takes a thousand heads."""
+    model = _backbone()
+    first = _head(model, 0)
+    path = export(first, folder / "model.onnx", "swappable", backbone=model).path
+    generator = np.random.default_rng(0)
+    for number in range(STORED_HEADS):
+        tensors = {
+            name: generator.normal(size=tensor.shape).astype(np.float32)
+            for name, tensor in first.tensors.items()
+        }
+        first.with_changes(tensors=tensors).save(folder / f"{number:04}.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", _MEMORY, str(path), str(folder)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return {"architecture": BACKBONE, "heads": STORED_HEADS, **json.loads(done.stdout)}
+
+
+_MEMORY = """
+import gc, json, sys, time
+from pathlib import Path
+import numpy as np
+from headkit import Head, Predictor
+def resident():
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+x = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
+files = {path.stem: path for path in sorted(Path(sys.argv[2]).glob("*.safetensors"))}
+name = next(iter(files))
+one = Predictor(sys.argv[1], {name: files[name]})
+one.logits(x, name)
+before = resident()
+del one
+start = time.perf_counter()
+many = Predictor(sys.argv[1], files)
+seconds = time.perf_counter() - start
+for name in files:
+    if int(name) % 10 == 0:
+        many.logits(x, name)
+print(json.dumps({"bytes_before": before, "bytes_after": resident(), "load_seconds": seconds,
+                  "head_files_bytes": sum(f.stat().st_size for f in files.values())}))
+"""
+
+
+def pixels(folder: Path) -> dict[str, Any]:
+    """The same images through the graph with preprocessing and through timm and torch."""
+    model = load_backbone(ARCHITECTURE, write_weights(folder / "weights.safetensors"))
+    photographs = sorted(write_photographs(folder / "photographs", IMAGES).rglob("*.*"))
+    head = head_of(model)
+    path = export(model, folder / "model.onnx", preprocess=True).path
+    predictor = Predictor(path)
+    preprocess = Preprocess.from_cfg(head.pretrained_cfg)
+    alone = folder / "pixels.onnx"
+    alone.write_bytes(preprocessing_model(preprocess, 20).SerializeToString())
+    graph = open_session(alone)
+    transform: Any = create_transform(**head.pretrained_cfg, is_training=False)
+    spread = np.asarray(preprocess.std, np.float32)[:, None, None]
+    same, means, largest, logit_differences = 0, [], 0.0, []
+    for photograph in photographs:
+        image = Image.open(photograph).convert("RGB")
+        expected_pixels = transform(image)
+        found_pixels = graph.run(None, {"image": np.asarray(image)[None]})[0][0]
+        difference = np.abs(found_pixels - expected_pixels.numpy()) * spread
+        means.append(float(difference.mean()))
+        largest = max(largest, float(difference.max()))
+        with torch.inference_mode():
+            expected = model(expected_pixels[None]).numpy()
+        found = predictor.logits(np.asarray(image)[None])
+        same += int(found.argmax() == expected.argmax())
+        logit_differences.append(float(np.abs(found - expected).max() / np.abs(expected).max()))
+    return {
+        "architecture": ARCHITECTURE,
+        "images": len(photographs),
+        "same_class": same / len(photographs),
+        "mean_pixel_difference": statistics.mean(means),
+        "worst_mean_pixel_difference": max(means),
+        "largest_pixel_difference": largest,
+        "median_logit_difference": statistics.median(logit_differences),
+    }
+
+
+def precision(folder: Path) -> dict[str, Any]:
+    """float16 and int8 on digits with real weights: bytes, latency and accuracy."""
+    weights = write_weights(folder / "weights.safetensors")
+    data = write_digits(folder / "digits")
+    head = fit(ARCHITECTURE, data, weights=weights, workers=0)
+    model = load_backbone(ARCHITECTURE, weights)
+    rows: dict[str, Any] = {}
+    predictors = {}
+    for name in ("fp32", "fp16", "int8"):
+        done = export(
+            head,
+            folder / f"{name}.onnx",
+            backbone=model,
+            precision=name,
+            images=data if name != "fp32" else None,
+            max_cost=0.05,
+        )
+        rows[name] = {"bytes": done.num_bytes, "cost": done.info.cost.get("")}
+        predictors[name] = Predictor(done.path)
+    for batch in (1, BATCH):
+        x = _images(batch)
+        timings = alternate(
+            {name: partial(one.logits, x) for name, one in predictors.items()}, calls=CALLS
+        )
+        for name, timing in timings.items():
+            rows[name][f"latency_ms_batch_{batch}"] = timing.to_json()
+    return {"architecture": ARCHITECTURE, "precisions": rows}
+
+
+SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "graft": grafting,
+    "multi": multi,
+    "switch": switch,
+    "memory": memory,
+    "pixels": pixels,
+    "precision": precision,
+}
+
+
+def _next_head(predictor: Predictor, x: np.ndarray[Any, Any], names: Iterator[str]) -> None:
+    predictor.logits(x, next(names))
+
+
+def _backbone() -> nn.Module:
+    torch.manual_seed(0)
+    return load_backbone(BACKBONE, pretrained=False)
+
+
+def _head(model: nn.Module, seed: int) -> Head:
+    torch.manual_seed(seed)
+    return head_of(adapt(model, CLASSES, kind="own"))
+
+
+def _images(batch: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).normal(size=(batch, 3, 224, 224)).astype(np.float32)
+
+
+def _paired(
+    contenders: dict[str, Callable[[], object]], slow: str, fast: str, rounds: int
+) -> tuple[dict[str, Any], float]:
+    """Alternate; the ratio is the median over rounds, of which each met the same machine."""
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+
+    def timed(name: str, contender: Callable[[], object]) -> Callable[[], object]:
+        def call() -> None:
+            start = time.perf_counter()
+            contender()
+            taken[name].append(time.perf_counter() - start)
+
+        return call
+
+    timings = alternate(
+        {name: timed(name, contender) for name, contender in contenders.items()}, calls=rounds
+    )
+    ratios = [a / b for a, b in zip(taken[slow][-rounds:], taken[fast][-rounds:], strict=True)]
+    found = {name: timing.to_json() for name, timing in timings.items()}
+    return found, round(statistics.median(ratios), 4)
+
+
+def main() -> None:
+    """Measure the sections that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS])
+    asked = parser.parse_args().sections or list(SECTIONS)
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    for name in asked:
+        with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
+            result[name] = SECTIONS[name](Path(folder))
+        result["machine"] = machine()
+        write_atomically(RESULT, (json.dumps(result, indent=1) + "\n").encode())
+        print(name, json.dumps(result[name]))
+
+
+if __name__ == "__main__":
+    main()
