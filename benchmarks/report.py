@@ -17,7 +17,7 @@ from . import coverage, coverage_page, freezing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/replacing-a-head.md")
+DOCUMENTS = ("README.md", "docs/onnx.md", "docs/replacing-a-head.md")
 
 COVERAGE = ROOT / "docs" / "coverage.md"
 
@@ -54,7 +54,58 @@ def demo(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {"demo": demo, "freezing": freezing.table}
+def deployment(result: Mapping[str, Any]) -> str:
+    """Render the figures of ``python -m headkit.benchmarks.deployment``."""
+    graft, multi, switch = result["graft"], result["multi"], result["switch"]
+    memory, pixels = result["memory"], result["pixels"]
+    more = memory["bytes_after"] - memory["bytes_before"]
+    lines = [
+        "| what | measured |",
+        "| --- | --- |",
+        f"| graft a head into {graft['architecture']} | {graft['seconds']['graft']:.3f} s, export "
+        f"again {graft['seconds']['export']:.1f} s: {graft['ratio']:.0f} times faster; logits "
+        f"{'equal bit for bit' if graft['logits_bit_equal'] else 'NOT equal'} |",
+        f"| {multi['heads']} heads in one multi model, {multi['architecture']}, batch "
+        f"{multi['batch']} | {multi['ratio']:.3f} times the time of one head |",
+        f"| another head at each call of a swappable session, batch 1 | "
+        f"{switch['arrays']['ratio']:.3f} times the same head at each call; with adapter files "
+        f"{switch['adapter_files']['ratio']:.3f} |",
+        f"| {memory['heads']:,} heads in a session | {more / 1e6:.0f} MB more; their files take "
+        f"{memory['head_files_bytes'] / 1e6:.0f} MB and load in {memory['load_seconds']:.1f} s |",
+        f"| {pixels['images']:,} images through `--preprocess` and through timm's transform and "
+        f"torch, {pixels['architecture']} | the same class on {pixels['same_class']:.2%}; pixels "
+        f"differ by {pixels['mean_pixel_difference']:.1e} of their range on average, at most "
+        f"{pixels['largest_pixel_difference']:.1e} |",
+        "",
+        f"| precision, {result['precision']['architecture']} on digits | MB | ms, batch 1 | ms, "
+        "batch 16 | same class | accuracy |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in result["precision"]["precisions"].items():
+        cost = row["cost"]
+        first = result["precision"]["precisions"]["int8"]["cost"]["accuracy_before"]
+        same, accuracy = (
+            ("", first) if cost is None else (f"{cost['agreement']:.2%}", cost["accuracy_after"])
+        )
+        lines.append(
+            f"| {name} | {row['bytes'] / 1e6:.1f} | {row['latency_ms_batch_1']['median_ms']:.1f} "
+            f"| {row['latency_ms_batch_16']['median_ms']:.1f} | {same} | {accuracy:.4f} |"
+        )
+    packages = result["machine"]["packages"]
+    lines += [
+        "",
+        f"Medians of alternating runs with torch {packages['torch']}, timm {packages['timm']} and "
+        f"onnxruntime {packages['onnxruntime']} on {result['machine']['cores']} cores of "
+        f"{result['machine']['processor']}.",
+    ]
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "demo": demo,
+    "deployment": deployment,
+    "freezing": freezing.table,
+}
 
 
 def render(text: str) -> str:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
+import onnx_ir
+import onnxscript.optimizer
 import timm.models
 import torch
+from onnx_ir.passes import common
 from torch import Tensor, nn
 
 from ..adapters.classifier import classifier_tensors, locate, name_of, replace
@@ -136,24 +139,56 @@ def _program(
     dynamic_shapes: tuple[Any, ...],
     what: str,
 ) -> onnx.ModelProto:
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module.eval(),
-                args,
-                dynamo=True,
-                input_names=list(inputs),
-                output_names=list(outputs),
-                dynamic_shapes=dynamic_shapes,
-                verbose=False,
-            )
-    except Exception as error:
-        raise ExportError(f"torch cannot convert {what} to ONNX: {_cause(error)}") from error
-    if program is None:
-        raise ExportError(f"torch gave no ONNX program for {what}")
-    converted: onnx.ModelProto = program.model_proto
+    for optimize in (True, False):
+        try:
+            with _quiet():
+                program = torch.onnx.export(
+                    module.eval(),
+                    args,
+                    dynamo=True,
+                    input_names=list(inputs),
+                    output_names=list(outputs),
+                    dynamic_shapes=dynamic_shapes,
+                    optimize=optimize,
+                    verbose=False,
+                )
+        except Exception as error:
+            raise ExportError(f"torch cannot convert {what} to ONNX: {_cause(error)}") from error
+        if program is None:
+            raise ExportError(f"torch gave no ONNX program for {what}")
+        if not optimize:
+            _fold(program.model)
+        converted: onnx.ModelProto = program.model_proto
+        if not _dangling(converted):
+            break
+        # onnxscript's rewriter lost a constant (seen where clamps follow each other): without it.
+    else:
+        raise ExportError(f"torch's program for {what} reads {', '.join(_dangling(converted))}")
     _drop_traces(converted)
     return converted
+
+
+def _fold(model: onnx_ir.Model) -> None:
+    """Do what the exporter does to a program, in place, but for onnxscript's rewrite rules."""
+    onnxscript.optimizer.inline(model)
+    for _ in range(2):
+        onnxscript.optimizer.fold_constants(model)
+        onnxscript.optimizer.remove_unused_nodes(model)
+    onnx_ir.passes.Sequential(
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    )(model)
+
+
+def _dangling(model: onnx.ModelProto) -> list[str]:
+    """Return what nodes read and nothing gives."""
+    graph = model.graph
+    given = {name for node in graph.node for name in node.output}
+    given |= {named.name for named in (*graph.input, *graph.initializer)}
+    return sorted({name for node in graph.node for name in node.input if name} - given)
 
 
 def _prepared(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -122,3 +123,26 @@ def test_export_is_a_function_and_a_package() -> None:
     assert callable(headkit.export)
     package: Any = headkit.export
     assert package.predictor.Predictor is headkit.Predictor
+
+
+def test_lost_constants_of_the_rewriter_are_noticed_and_avoided(tmp_path: Path) -> None:
+    """Clamps that follow each other: onnxscript's rewriter drops a constant of gemma4_vit."""
+    model = headkit.adapt(timm.create_model("gemma4_vit_167m", depth=1, img_size=96), 3)
+    done = headkit.export(model, tmp_path / "model.onnx")
+    assert max(done.difference.values()) < 1e-4
+
+
+def test_branches_are_fused_and_the_model_stays_as_it_was(tmp_path: Path) -> None:
+    model = headkit.adapt(random_backbone("repghostnet_050"), 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    headkit.export(model, tmp_path / "model.onnx")
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert trained == {name: p.requires_grad for name, p in model.named_parameters()}
+    convolutions = sum(isinstance(part, nn.Conv2d) for part in model.modules())
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    assert sum(node.op_type == "Conv" for node in nodes) <= convolutions
+    # Batch norms of the branches are gone; ONNX Runtime could not have fused those of identities.
+    assert not any(node.op_type == "BatchNormalization" for node in nodes)
