@@ -27,6 +27,8 @@ from ..export.exporter import export
 Row = dict[str, Any]
 
 _CLASSES = 7
+_SPREAD = 1e-3
+"""Ten times the tolerance of an export: below it the logits of two images count as the same."""
 _SMALL_INPUT = 128
 _SMALL_FIXED_INPUTS = (112, 224)
 """Multiples of the patches of 14, 16 and 32 pixels that architectures of a fixed size have."""
@@ -167,30 +169,34 @@ def macs(name: str) -> Row:
 def exported(name: str) -> Row:
     """Export backbone and head, random weights of a fixed seed, and compare with torch.
 
+    No branch of the network is without effect: what timm starts at zero gets random values.
+
     Returns:
         The largest difference at batch sizes other than the traced one, relative to the largest
-        logit; the opset, and the bytes of the file.
+        logit; how far the logits of two images lie apart, relative to the same; the opset, and the
+        bytes of the file.
 
     Raises:
         ExportError: it cannot be exported, or ONNX Runtime gives other logits (``ParityError``).
+        ContractError: the logits hardly depend on the image, so that nothing would be checked.
     """
     model = _fresh(name)
     replace(model, _CLASSES)
     freeze(model)
     _stir(model)
-    x = torch.randn(
-        2,
-        *get_model_input_config(model)["input_size"],
-        generator=torch.Generator().manual_seed(2),
-    )
+    _enliven(model)
+    size = get_model_input_config(model)["input_size"]
+    x = torch.randn(2, *size, generator=torch.Generator().manual_seed(2))
+    _wake(model, x)
     with torch.no_grad():
-        woken = _asleep(model(x))
-    if woken:
-        _wake(model, x)
+        logits = model(x)
+    spread = _difference(logits[0], logits[1])
+    _expect(spread >= _SPREAD, f"two images get the same logits to {spread:.1e}")
     with tempfile.TemporaryDirectory() as folder:
         done = export(model, Path(folder) / "model.onnx")
     return {
         "difference": max(done.difference.values()),
+        "spread": round(spread, 6),
         "opset": done.opset,
         "bytes": done.num_bytes,
     }
@@ -225,6 +231,21 @@ def _stir(model: nn.Module) -> None:
                 tensor.add_(1)
 
 
+@torch.no_grad()
+def _enliven(model: nn.Module) -> None:
+    """Give random values to what starts as a constant: zero gammas, scales of 1e-6, biases."""
+    generator = torch.Generator().manual_seed(3)
+    head = set(locate(model).tensors)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name in head:
+            continue
+        if parameter.abs().max() < 1e-3:
+            parameter.copy_(0.2 * noise)
+        elif parameter.ndim < 2 or parameter.max() == parameter.min():
+            parameter.mul_(1 + 0.2 * noise)
+
+
 def _asleep(logits: Tensor) -> bool:
     """Tell whether random weights let nothing of an image through."""
     return torch.equal(logits[0], logits[1])
@@ -234,14 +255,17 @@ def _asleep(logits: Tensor) -> bool:
 def _wake(model: nn.Module, x: Tensor) -> None:
     """Let each BatchNorm, one after the other, scale what it gets to a mean square of one.
 
-    Signals of images then survive as in a network with He initialization (arXiv:1502.01852). Means
-    are not subtracted: that makes deep random networks chaotic, so that float32 itself is off.
+    Signals of images then survive as in a network with He initialization (arXiv:1502.01852). Their
+    means are not subtracted: that makes deep random networks chaotic, so that float32 itself is
+    off. Some other mean is.
     """
+    generator = torch.Generator().manual_seed(4)
 
     def scale(norm: Any, args: tuple[Tensor, ...]) -> None:
-        entering = args[0].transpose(0, 1).flatten(1)
-        norm.running_mean.zero_()
-        norm.running_var.copy_(entering.square().mean(1))
+        squares = args[0].transpose(0, 1).flatten(1).square().mean(1)
+        norm.running_var.copy_(squares)
+        noise = torch.randn(squares.shape, generator=generator)
+        norm.running_mean.copy_(0.1 * squares.sqrt() * noise)
 
     norms = [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     with ExitStack() as stack:
