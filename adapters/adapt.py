@@ -133,11 +133,12 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
     Args:
         model: the backbone that the head was trained on, with any classifier or none.
         head: a head, or the path of a head file.
-        force: attach to another backbone of the same architecture too. Logits will differ.
+        force: attach to another backbone of the same architecture, or to one with another pooling,
+            too. Logits will differ.
 
     Raises:
-        BackboneMismatch: the model is another architecture, has other weights (unless ``force``),
-            or its classifier has other tensors. The model is then as it was.
+        BackboneMismatch: the model is another architecture, has other weights or another pooling
+            (unless ``force``), or its classifier has other tensors. The model is then as it was.
         HeadFormatError: the file is no head file.
     """
     if not isinstance(head, Head):
@@ -151,6 +152,13 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
     if width != head.num_features:
         raise BackboneMismatch(
             f"this head takes {head.num_features} features, the backbone gives {width}"
+        )
+    pooled = get_model_args(model).get("global_pool", "") or ""
+    if not force and pooled != head.global_pool:
+        raise BackboneMismatch(
+            f"this head was trained with global_pool {head.global_pool!r}, the backbone has "
+            f"{pooled!r}: create it with global_pool={head.global_pool!r}, or pass force=True "
+            "(--force)"
         )
     if not force:
         found = backbone_info(model)

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
+from .described import check_described
 from .errors import HeadFormatError
 from .files import write_atomically
 
@@ -138,15 +139,10 @@ class Head:
         Raises:
             HeadFormatError: a key is missing or its value is of another type.
         """
-        values = _checked(described, _HEAD_TYPES, "head")
-        values["backbone"] = BackboneInfo(
-            **_checked(values["backbone"], _BACKBONE_TYPES, "head.backbone")
-        )
+        values = check_described(described)
+        values["backbone"] = BackboneInfo(**values["backbone"])
         if values.get("label_names") is not None:
-            names = values["label_names"]
-            if not all(isinstance(name, str) for name in names):
-                raise HeadFormatError("head.label_names holds something that is no string")
-            values["label_names"] = tuple(names)
+            values["label_names"] = tuple(values["label_names"])
         return cls(tensors=tensors, **values)
 
     def serialize(self) -> bytes:
@@ -217,58 +213,6 @@ class Head:
         except (HeadFormatError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
             raise HeadFormatError(f"cannot read head {path}: {reason}") from error
-
-
-_HEAD_TYPES: dict[str, tuple[type, ...]] = {
-    "architecture": (str,),
-    "num_classes": (int,),
-    "num_features": (int,),
-    "backbone": (dict,),
-    "pretrained_cfg": (dict,),
-    "global_pool": (str,),
-    "kind": (str,),
-    "label_names": (list, type(None)),
-    "model_args": (dict,),
-    "task": (str,),
-    "temperature": (float, int),
-    "metrics": (dict,),
-    "created": (str,),
-    "versions": (dict,),
-    "notes": (str,),
-}
-_BACKBONE_TYPES: dict[str, tuple[type, ...]] = {
-    "tag": (str,),
-    "source": (str,),
-    "parameters": (int,),
-    "fingerprint": (str,),
-}
-_REQUIRED = {
-    "architecture",
-    "num_classes",
-    "num_features",
-    "backbone",
-    "pretrained_cfg",
-    *_BACKBONE_TYPES,
-}
-
-
-def _checked(
-    described: object, types: Mapping[str, tuple[type, ...]], where: str
-) -> dict[str, Any]:
-    if not isinstance(described, dict):
-        raise HeadFormatError(f"{where} is {type(described).__name__}, expected an object")
-    values: dict[str, Any] = {}
-    for key, expected in types.items():
-        if key not in described:
-            if key in _REQUIRED:
-                raise HeadFormatError(f"{where}.{key} is missing")
-            continue
-        value = described[key]
-        if not isinstance(value, expected) or isinstance(value, bool):
-            names = " or ".join(t.__name__ for t in expected)
-            raise HeadFormatError(f"{where}.{key} is {type(value).__name__}, expected {names}")
-        values[key] = value
-    return values
 
 
 def _canonical(content: bytes) -> bytes:

@@ -184,7 +184,7 @@ def exported(name: str) -> Row:
     replace(model, _CLASSES)
     freeze(model)
     _stir(model)
-    _enliven(model)
+    enliven(model)
     size = get_model_input_config(model)["input_size"]
     x = torch.randn(2, *size, generator=torch.Generator().manual_seed(2))
     _wake(model, x)
@@ -232,7 +232,7 @@ def _stir(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _enliven(model: nn.Module) -> None:
+def enliven(model: nn.Module) -> None:
     """Give random values to what starts as a constant: zero gammas, scales of 1e-6, biases."""
     generator = torch.Generator().manual_seed(3)
     head = set(locate(model).tensors)

@@ -180,11 +180,11 @@ def pixels(folder: Path) -> dict[str, Any]:
     model = load_backbone(ARCHITECTURE, write_weights(folder / "weights.safetensors"))
     photographs = sorted(write_photographs(folder / "photographs", IMAGES).rglob("*.*"))
     head = head_of(model)
-    path = export(model, folder / "model.onnx", preprocess=True).path
-    predictor = Predictor(path)
+    done = export(model, folder / "model.onnx", preprocess=True)
+    predictor = Predictor(done.path)
     preprocess = Preprocess.from_cfg(head.pretrained_cfg)
     alone = folder / "pixels.onnx"
-    alone.write_bytes(preprocessing_model(preprocess, 20).SerializeToString())
+    alone.write_bytes(preprocessing_model(preprocess, done.opset).SerializeToString())
     graph = open_session(alone)
     transform: Any = create_transform(**head.pretrained_cfg, is_training=False)
     spread = np.asarray(preprocess.std, np.float32)[:, None, None]
@@ -215,8 +215,8 @@ def pixels(folder: Path) -> dict[str, Any]:
 def precision(folder: Path) -> dict[str, Any]:
     """float16 and int8 on digits with real weights: bytes, latency and accuracy."""
     weights = write_weights(folder / "weights.safetensors")
-    data = write_digits(folder / "digits")
-    head = fit(ARCHITECTURE, data, weights=weights, workers=0)
+    trained, data = _halves(write_digits(folder / "digits"))
+    head = fit(ARCHITECTURE, trained, weights=weights, workers=0)
     model = load_backbone(ARCHITECTURE, weights)
     rows: dict[str, Any] = {}
     predictors = {}
@@ -249,6 +249,17 @@ SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "pixels": pixels,
     "precision": precision,
 }
+
+
+def _halves(folder: Path) -> tuple[Path, Path]:
+    """Images for the head, and others to calibrate and to measure with."""
+    other = folder.with_name(f"{folder.name}-other")
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        if number % 2:
+            target = other / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+    return folder, other
 
 
 def _next_head(predictor: Predictor, x: np.ndarray[Any, Any], names: Iterator[str]) -> None:
@@ -299,8 +310,7 @@ def main() -> None:
     result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     for name in asked:
         with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
-            result[name] = SECTIONS[name](Path(folder))
-        result["machine"] = machine()
+            result[name] = {**SECTIONS[name](Path(folder)), "machine": machine()}
         write_atomically(RESULT, (json.dumps(result, indent=1) + "\n").encode())
         print(name, json.dumps(result[name]))
 

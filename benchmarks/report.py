@@ -91,13 +91,15 @@ def deployment(result: Mapping[str, Any]) -> str:
             f"| {name} | {row['bytes'] / 1e6:.1f} | {row['latency_ms_batch_1']['median_ms']:.1f} "
             f"| {row['latency_ms_batch_16']['median_ms']:.1f} | {same} | {accuracy:.4f} |"
         )
-    packages = result["machine"]["packages"]
-    lines += [
-        "",
-        f"Medians of alternating runs with torch {packages['torch']}, timm {packages['timm']} and "
-        f"onnxruntime {packages['onnxruntime']} on {result['machine']['cores']} cores of "
-        f"{result['machine']['processor']}.",
-    ]
+    machines = {json.dumps(section["machine"]): section["machine"] for section in result.values()}
+    lines.append("")
+    for number, machine in enumerate(machines.values()):
+        packages = machine["packages"]
+        lines.append(
+            f"{'Medians of alternating runs' if not number else 'Some'} with torch "
+            f"{packages['torch']}, timm {packages['timm']} and onnxruntime "
+            f"{packages['onnxruntime']} on {machine['cores']} cores of {machine['processor']}."
+        )
     return "\n".join(lines)
 
 

@@ -12,8 +12,7 @@ import onnx
 
 from ..adapters.errors import DataError, ExportError
 from .forms import Heads
-from .metadata import HeadInfo, ModelInfo
-from .onnxfile import scratch
+from .metadata import ModelInfo, logits_name
 from .precision import check, cost, to_fp16, to_int8
 from .predictor import ImageLike, batched, list_images, open_image
 from .preprocess import Preprocess
@@ -22,6 +21,7 @@ from .session import open_session
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_COST = 0.02
 """Share of held-out images whose class may change, or of accuracy that may be lost."""
+MIN_IMAGES = 16
 MAX_CALIBRATION, MAX_HELD_OUT = 128, 1024
 _BATCH = 16
 
@@ -47,11 +47,14 @@ class Images:
         """Halve the images in turn, so that each class folder is in both halves.
 
         Raises:
-            DataError: there are fewer than two.
+            DataError: there are fewer than ``MIN_IMAGES``.
         """
         listed = list_images(images)
-        if len(listed) < 2:
-            raise DataError(f"a reduced precision needs images to measure it: found {len(listed)}")
+        if len(listed) < MIN_IMAGES:
+            raise DataError(
+                f"a reduced precision needs at least {MIN_IMAGES} images to calibrate and to "
+                f"measure it: found {len(listed)}"
+            )
         return cls(
             _spread(listed[::2], MAX_CALIBRATION), _spread(listed[1::2], MAX_HELD_OUT), preprocess
         )
@@ -64,7 +67,7 @@ class Images:
     def targets(self, label_names: Sequence[str]) -> Array | None:
         """Return the class of each held-out image, where folders are named after classes."""
         folders = [Path(i).parent.name if isinstance(i, str | Path) else "" for i in self.held_out]
-        if not set(folders) <= set(label_names):
+        if not set(folders) <= set(label_names) or len(set(label_names)) < len(label_names):
             return None
         return np.array([label_names.index(folder) for folder in folders])
 
@@ -82,7 +85,7 @@ def reduce(backbone: onnx.ModelProto, precision: str, images: Images) -> onnx.Mo
 
 def measured(
     before: Path,
-    after: onnx.ModelProto,
+    after: Path,
     info: ModelInfo,
     heads: Heads,
     images: Images,
@@ -92,7 +95,7 @@ def measured(
 
     Args:
         before: the same model in float32.
-        after: in the reduced precision.
+        after: the one in the reduced precision.
         info: of ``after``.
         heads: of both.
         images: their held-out half is used.
@@ -104,26 +107,34 @@ def measured(
 
     Raises:
         ParityError: it costs more.
-        ExportError: there is no head for classes to measure it with.
     """
-    if not heads or any(head.task != "multiclass" for head in heads.values()):
-        raise ExportError("what a precision costs is measured with heads for multiclass alone")
-    outputs = [HeadInfo.of(head, name) for name, head in heads.items()]
-    names = [output.output for output in outputs]
-    with scratch(after, before) as path:
-        sessions = [open_session(before), open_session(path)]
-        runs = [
-            [session.run(names, {"pixel_values": pixels}) for session in sessions]
-            for pixels in images.batches(images.held_out)
-        ]
+    names = [logits_name(name) for name in heads]
+    sessions = [open_session(before), open_session(after)]
+    runs = [
+        [session.run(names, {"pixel_values": pixels}) for session in sessions]
+        for pixels in images.batches(images.held_out)
+    ]
     found = {}
-    for number, output in enumerate(outputs):
-        one, other = (
+    for number, one in enumerate(info.heads):
+        before_logits, after_logits = (
             np.concatenate([run[which][number] for run in runs]) for which in range(len(sessions))
         )
-        found[output.name] = cost(one, other, images.targets(output.label_names))
-        check(found[output.name], max_cost, info.precision)
+        found[one.name] = cost(before_logits, after_logits, images.targets(one.label_names))
+        check(found[one.name], max_cost, info.precision)
     return replace(info, cost={name: measured.to_json() for name, measured in found.items()})
+
+
+def check_measurable(heads: Heads) -> None:
+    """Tell at once whether the cost of a precision can be measured with these heads.
+
+    Raises:
+        ExportError: there is none, or one that is not for multiclass.
+    """
+    if not heads or any(head.task != "multiclass" for head in heads.values()):
+        raise ExportError(
+            "what a precision costs is measured by the class of images: that takes heads for "
+            "multiclass, and not the form 'backbone'"
+        )
 
 
 def _spread(images: Sequence[ImageLike], at_most: int) -> Sequence[ImageLike]:

@@ -50,18 +50,27 @@ class Converted:
 
 
 @torch.no_grad()
-def convert(model: nn.Module, head: Head, *, optimize: bool = True) -> Converted:
+def convert(
+    model: nn.Module, head: Head, *, optimize: bool = True, fuse_attention: bool = True
+) -> Converted:
     """Convert the backbone of ``model``, and the classifier that ``head`` belongs to.
 
     Args:
         model: a timm model with ``head`` on it, in eval mode; stays as it is.
         head: tells the input size and the kind of classifier.
         optimize: see ``export``.
+        fuse_attention: see ``optimize.optimize``.
 
     Raises:
         ExportError: torch cannot convert the model.
         ContractError: the adapter layer does not understand the model.
     """
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if kinds != {torch.float32}:
+        raise ExportError(
+            f"the model has parameters of {', '.join(sorted(map(str, kinds)))}, expected float32: "
+            "call model.float(), and name precision='fp16' for a small file"
+        )
     size = tuple(head.pretrained_cfg["input_size"])
     device = next(model.parameters()).device
     x = torch.randn(TRACED_BATCH, *size, device=device)
@@ -77,7 +86,7 @@ def convert(model: nn.Module, head: Head, *, optimize: bool = True) -> Converted
         what=name_of(model),
     )
     _name_as_in_state_dict(program)
-    backbone = optimized(program) if optimize else program
+    backbone = optimized(program, attention=fuse_attention) if optimize else program
     shapes = features_of(backbone)
     return Converted(
         backbone, None if is_built(head, shapes) else _classifier(model, head, given, names)

@@ -15,19 +15,29 @@ from torch import nn
 
 from ..adapters.adapt import attach, head_of
 from ..adapters.backbone import load_backbone_of
-from ..adapters.errors import DataError, ExportError
+from ..adapters.classifier import locate
+from ..adapters.classifier import replace as replace_classifier
+from ..adapters.errors import DataError, ExportError, OutputError
 from ..adapters.files import check_writable, write_atomically
 from ..adapters.head import Head
-from .calibration import MAX_COST, PRECISIONS, Images, measured, reduce
+from ..adapters.twin import twin
+from .calibration import MAX_COST, PRECISIONS, Images, check_measurable, measured, reduce
 from .convert import convert
-from .forms import describe, features_of, opset_of, put_heads, put_preprocessing
+from .forms import (
+    check_heads,
+    describe,
+    features_of,
+    opset_of,
+    put_heads,
+    put_preprocessing,
+)
 from .metadata import FORMS, ModelInfo, backbone_of, hub_config
 from .onnxfile import num_bytes, scratch, write
 from .pixels import preprocessing_model
 from .predictor import ImageLike
 from .preprocess import Preprocess
 from .template import to_text
-from .verify import TOLERANCE, verify, verify_preprocessing
+from .verify import TOLERANCE, verify, verify_preprocessing, verify_runs
 
 HeadLike = Head | str | Path
 
@@ -78,7 +88,7 @@ def export(
     Input ``pixel_values`` float32 ``[batch, channels, height, width]``, output ``logits``
     ``[batch, num_classes]``; the batch is dynamic. The file is run in ONNX Runtime at batch sizes
     other than the traced one and compared with torch; only a file that agrees is put at ``path``.
-    Above 2 GiB the weights lie beside it, in ``PATH.data``.
+    Above 2 GiB the weights lie beside it, in ``PATH.8HEXDIGITS.data``.
 
     Args:
         model_or_head: a timm model with a head on it, a head, or the path of a head file; for the
@@ -87,7 +97,8 @@ def export(
         form: ``merged``, the head as constants; ``swappable``, the head as overridable
             initializers, so that each call can bring another; ``multi``, many heads, each with an
             output ``logits_NAME``; ``backbone``, the output ``features`` and no head.
-        backbone: the frozen model that the heads belong to; it is loaded without it.
+        backbone: the frozen model that the heads belong to, which stays as it is; it is loaded
+            without it.
         weights: of the backbone, see ``load_backbone_of``. Not for a model.
         remap: see ``load_backbone``.
         label_names: one name per class, if a model is given.
@@ -114,14 +125,88 @@ def export(
         ParityError: the converted model does not agree with torch, or ``precision`` costs more
             than ``max_cost``.
         DataError: there are no ``images``, or one cannot be read.
-        BackboneMismatch, WeightsError, HeadFormatError: a head or its backbone cannot be loaded.
+        BackboneMismatch: heads of one model were trained on other backbones, or on one that was
+            run with another pooling or preprocessing.
+        WeightsError, HeadFormatError: a head or its backbone cannot be loaded.
     """
+    _check_options(
+        form,
+        precision,
+        images,
+        preprocess=preprocess,
+        probabilities=probabilities,
+        config=config,
+    )
+    path = check_writable(path)
+    if path.suffix != ".onnx":
+        raise OutputError(f"cannot write {path}: an exported model is called NAME.onnx")
+    model, heads, first = _resolve(
+        model_or_head, form, backbone=backbone, weights=weights, remap=remap, names=label_names
+    )
+    check_heads(form, heads, probabilities=probabilities)
+    described = ModelInfo(
+        form=form,
+        backbone=backbone_of(first),
+        features={},
+        heads=(),
+        classifier="",
+        versions=_versions(),
+        probabilities=probabilities,
+    )
+    for head in heads.values():
+        described.check_backbone(head)  # one preprocessing and one pooling for all of them
+    raw = Preprocess.from_cfg(first.pretrained_cfg) if preprocess else None
+    samples = None
+    if precision != "fp32" and images is not None:
+        check_measurable(heads)
+        samples = Images.of(images, Preprocess.from_cfg(first.pretrained_cfg))
+
+    # Fused attention keeps its projections in float32.
+    fuse_attention = precision != "int8"
+    converted = convert(model, first, optimize=optimize, fuse_attention=fuse_attention)
+    graph = converted.backbone
+    described = replace(
+        described, features=features_of(graph), classifier=to_text(converted.classifier)
+    )
+    small = None if samples is None else reduce(graph, precision, samples)
+    info = put_heads(graph, described, heads)
+    with scratch(graph, path) as plain:
+        difference = verify(plain, model, info, heads, tolerance=tolerance)
+        if samples is not None and small is not None:
+            graph, info = small, put_heads(small, replace(described, precision=precision), heads)
+            with scratch(graph, path) as reduced:
+                verify_runs(reduced, info, heads)
+                info = measured(plain, reduced, info, heads, samples, max_cost)
+    pixel_difference = None
+    if raw is not None:
+        info = replace(info, preprocess=True)
+        pixel_difference = _take_raw_images(graph, raw, path, tolerance)
+    describe(graph, info)
+    write(graph, path)
+    if config:
+        content = json.dumps(hub_config(info), ensure_ascii=False, indent=2)
+        write_atomically(path.with_name("config.json"), content.encode())
+    return Exported(path, num_bytes(path), opset_of(graph), difference, info, pixel_difference)
+
+
+def _check_options(
+    form: str,
+    precision: str,
+    images: object,
+    *,
+    preprocess: bool,
+    probabilities: bool,
+    config: bool,
+) -> None:
     if form not in FORMS:
         raise ExportError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
-    if config and form not in ("merged", "swappable"):
-        raise ExportError(f"config.json describes one head; the form {form!r} has another number")
     if form == "backbone" and probabilities:
         raise ExportError("the form 'backbone' gives features: it has no probabilities")
+    if config and (preprocess or form not in ("merged", "swappable")):
+        raise ExportError(
+            "config.json describes a model with one head that takes pixel_values: "
+            "export without preprocessing, in the form merged or swappable"
+        )
     if precision not in PRECISIONS:
         raise ExportError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     if precision != "fp32" and images is None:
@@ -129,63 +214,37 @@ def export(
             f"precision {precision!r} is measured on images: name a folder with images=FOLDER "
             "(--images FOLDER)"
         )
-    path = check_writable(path)
-    if isinstance(model_or_head, nn.Module):
-        model = model_or_head
-        heads = {"": head_of(model, label_names)}
+
+
+def _resolve(
+    given: Any,
+    form: str,
+    *,
+    backbone: nn.Module | None,
+    weights: str | Path | None,
+    remap: bool,
+    names: Sequence[str] | None,
+) -> tuple[nn.Module, dict[str, Head], Head]:
+    """Return a copy of the model that export may change, the heads of the form, and the first."""
+    if isinstance(given, nn.Module):
+        if form == "multi":
+            raise ExportError("the form 'multi' takes heads by name: {name: head, ...}")
+        model = twin(given, share_tensors=True)
+        if form == "backbone" and not locate(model).num_classes:
+            replace_classifier(model, 1)
+        heads = {"": head_of(model, names if locate(given).num_classes else None)}
     else:
-        heads = _heads(model_or_head, form)
+        heads = _heads(given, form)
         if not heads:
             raise ExportError(f"the form {form!r} takes at least one head, found none")
+        folder = Path(given).parent if isinstance(given, str | Path) else None
         first = next(iter(heads.values()))
-        folder = Path(model_or_head).parent if isinstance(model_or_head, str | Path) else None
-        model = backbone or load_backbone_of(first, weights, remap=remap, folder=folder)
+        loaded = backbone or load_backbone_of(first, weights, remap=remap, folder=folder)
+        model = twin(loaded, share_tensors=True)
         for head in reversed(heads.values()):  # the first stays on
             attach(model, head)
-    if form == "backbone":
-        heads, first = {}, next(iter(heads.values()))
-    else:
-        first = next(iter(heads.values()))
-    was_training = model.training
-    model.eval()
-    try:
-        converted = convert(model, first, optimize=optimize)
-        graph = converted.backbone
-        described = ModelInfo(
-            form=form,
-            backbone=backbone_of(first),
-            features=features_of(graph),
-            heads=(),
-            classifier=to_text(converted.classifier),
-            versions=_versions(),
-            probabilities=probabilities,
-        )
-        preprocessing = Preprocess.from_cfg(first.pretrained_cfg)
-        samples = None
-        if precision != "fp32":
-            samples = Images.of(images if images is not None else [], preprocessing)
-            small, small_info = (
-                reduce(graph, precision, samples),
-                replace(described, precision=precision),
-            )
-        info = put_heads(graph, described, heads)
-        with scratch(graph, path) as plain:
-            difference = verify(plain, model, info, heads, tolerance=tolerance)
-            if samples is not None:
-                graph, info = small, put_heads(small, small_info, heads)
-                info = measured(plain, graph, info, heads, samples, max_cost)
-    finally:
-        model.train(was_training)
-    pixel_difference = None
-    if preprocess:
-        info = replace(info, preprocess=True)
-        pixel_difference = _take_raw_images(graph, preprocessing, path, tolerance)
-    describe(graph, info)
-    write(graph, path)
-    if config:
-        content = json.dumps(hub_config(info), ensure_ascii=False, indent=2)
-        write_atomically(path.with_name("config.json"), content.encode())
-    return Exported(path, num_bytes(path), opset_of(graph), difference, info, pixel_difference)
+    first = next(iter(heads.values()))
+    return model.eval(), {} if form == "backbone" else heads, first
 
 
 def _take_raw_images(
@@ -202,6 +261,8 @@ def _take_raw_images(
 def _heads(given: Any, form: str) -> dict[str, Head]:
     """Heads by name; the only one of a form that takes one has an empty name."""
     if form != "multi":
+        if not isinstance(given, Head | str | Path) and len(given) == 1:
+            (given,) = given.values() if isinstance(given, Mapping) else given
         if not isinstance(given, Head | str | Path):
             raise ExportError(f"the form {form!r} takes one head, found {len(given)}")
         return {"": _load(given)}

@@ -17,7 +17,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..adapters.errors import ExportError
 from ..adapters.head import Head
-from .metadata import PREFIX, TEMPERATURE, HeadInfo, ModelInfo
+from .metadata import (
+    PREFIX,
+    TEMPERATURE,
+    HeadInfo,
+    ModelInfo,
+    logits_name,
+    probabilities_name,
+)
 from .template import dims_of, from_text, is_linear, matrix_of, template_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -46,7 +53,7 @@ def put_heads(
     Raises:
         ExportError: the form takes other heads, or a head does not fit the backbone.
     """
-    _check(info, heads)
+    check_heads(info.form, heads, probabilities=info.probabilities)
     graph = model.graph
     if info.form != "backbone":
         del graph.output[:]
@@ -134,20 +141,26 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
 
 
-def _check(info: ModelInfo, heads: Heads) -> None:
-    if info.form == "backbone" and heads:
+def check_heads(form: str, heads: Heads, *, probabilities: bool) -> None:
+    """Tell at once whether a form takes these heads.
+
+    Raises:
+        ExportError: it takes another number, a name cannot be part of an output's, or a head for
+            regression would need probabilities.
+    """
+    if form == "backbone" and heads:
         raise ExportError(f"the form 'backbone' takes no head, found {len(heads)}")
-    if info.form in ("merged", "swappable") and list(heads) != [""]:
-        raise ExportError(f"the form {info.form!r} takes one head, found {len(heads)}")
-    if info.form == "multi" and not heads:
+    if form in ("merged", "swappable") and list(heads) != [""]:
+        raise ExportError(f"the form {form!r} takes one head, found {len(heads)}")
+    if form == "multi" and not heads:
         raise ExportError("the form 'multi' takes at least one head, found none")
-    for name in heads if info.form == "multi" else ():
+    for name in heads if form == "multi" else ():
         if not _NAME.fullmatch(name):
             raise ExportError(
                 f"a head is called {name!r}, expected letters, digits, '.', '_' and '-'"
             )
     for head in heads.values():
-        if info.probabilities and head.task == "regression":
+        if probabilities and head.task == "regression":
             raise ExportError("a head for regression has no probabilities")
 
 
@@ -171,20 +184,18 @@ def _put_one(model: onnx.ModelProto, info: ModelInfo, head: Head) -> None:
 def _put_many(model: onnx.ModelProto, info: ModelInfo, heads: Heads) -> None:
     """Linear heads as rows of one matrix, the others one by one."""
     graph = model.graph
-    infos = {name: HeadInfo.of(head, name) for name, head in heads.items()}
     stacked = {name: head for name, head in heads.items() if is_linear(head, info.features)}
     if stacked:
-        _stack(graph, info, {infos[name].output: head for name, head in stacked.items()})
+        _stack(graph, info, {logits_name(name): head for name, head in stacked.items()})
     for name, head in heads.items():
-        prefix = f"{PREFIX}{name}/"
+        prefix, logits, made = f"{PREFIX}{name}/", logits_name(name), probabilities_name(name)
         if name not in stacked:
             names = {tensor: f"{prefix}{tensor}" for tensor in head.tensors}
-            _add_logits(model, info, head, prefix, infos[name].output, names)
+            _add_logits(model, info, head, prefix, logits, names)
             graph.initializer.extend(_constant(names[n], t) for n, t in head.tensors.items())
-        graph.output.append(_value(infos[name].output, ["batch", head.num_classes]))
+        graph.output.append(_value(logits, ["batch", head.num_classes]))
         if info.probabilities:
-            made = infos[name].probabilities
-            _add_probabilities(model, head, prefix, infos[name].output, made, swappable=False)
+            _add_probabilities(model, head, prefix, logits, made, swappable=False)
             graph.output.append(_value(made, ["batch", head.num_classes]))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..adapters.errors import BackboneMismatch, ExportError
+from ..adapters.described import check_described
+from ..adapters.errors import BackboneMismatch, ExportError, HeadFormatError
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from ..adapters.head import Head
@@ -19,7 +21,18 @@ PREFIX = "head/"
 TEMPERATURE = "temperature"
 """Overridable initializer of a swappable model that has probabilities."""
 FORMS = ("merged", "swappable", "multi", "backbone")
+_RUN_BY = ("global_pool", "pretrained_cfg")
 _SHARED = ("architecture", "num_features", "global_pool", "pretrained_cfg", "model_args")
+
+
+def logits_name(head: str) -> str:
+    """Return the name of the output with the logits of the head called ``head``."""
+    return f"logits_{head}" if head else "logits"
+
+
+def probabilities_name(head: str) -> str:
+    """Return the name of the output with its probabilities, in a model that has them."""
+    return f"probabilities_{head}" if head else "probabilities"
 
 
 @dataclass(frozen=True)
@@ -41,12 +54,7 @@ class HeadInfo:
     @property
     def output(self) -> str:
         """Name of the output with its logits."""
-        return f"logits_{self.name}" if self.name else "logits"
-
-    @property
-    def probabilities(self) -> str:
-        """Name of the output with its probabilities, if the model has them."""
-        return f"probabilities_{self.name}" if self.name else "probabilities"
+        return logits_name(self.name)
 
     @property
     def num_classes(self) -> int:
@@ -109,10 +117,11 @@ class ModelInfo:
         return self.heads[names.index(name)]
 
     def check_backbone(self, head: Head, *, force: bool = False) -> None:
-        """Refuse a head of another backbone.
+        """Refuse a head of another backbone, or of one that was run otherwise.
 
         Raises:
-            BackboneMismatch: the architecture differs, or the weights do (unless ``force``).
+            BackboneMismatch: the architecture differs; or, unless ``force``, the weights, the
+                pooling or the preprocessing do.
         """
         if head.architecture != self.backbone["architecture"]:
             raise BackboneMismatch(
@@ -126,6 +135,14 @@ class ModelInfo:
                 f"{expected[:12]}, the model's is {found[:12]}: export the head with its own "
                 "backbone, or pass force=True (--force)"
             )
+        described = json.loads(_json(head.to_json()))
+        for key in _RUN_BY:
+            given = json.loads(_json(self.backbone[key]))
+            if described[key] != given and not force:
+                raise BackboneMismatch(
+                    f"this head was trained with {key} {described[key]}, the model has {given}: "
+                    "export the head by itself, or pass force=True (--force)"
+                )
 
     def with_heads(self, *heads: HeadInfo) -> ModelInfo:
         """Return a copy with other heads."""
@@ -134,8 +151,18 @@ class ModelInfo:
     def to_props(self) -> dict[str, str]:
         """Return the entries of ``metadata_props``."""
         heads = [
-            {"name": h.name, "id": h.head_id, "head": _own(h.described), "tensors": h.tensors}
-            for h in self.heads
+            {
+                "name": head.name,
+                "id": head.head_id,
+                # What it shares with the backbone is not repeated a thousand times.
+                "head": {
+                    key: value
+                    for key, value in head.described.items()
+                    if key not in self.backbone or self.backbone[key] != value
+                },
+                "tensors": head.tensors,
+            }
+            for head in self.heads
         ]
         return {
             "format": FORMAT,
@@ -169,6 +196,9 @@ class ModelInfo:
         try:
             backbone = json.loads(props["backbone"])
             shared = {key: backbone[key] for key in (*_SHARED, "backbone")}
+            check_described({**shared, "num_classes": 1})
+            from_text = base64.b64decode(props["classifier"], validate=True)
+            json_objects = [json.loads(props[key]) for key in ("features", "cost", "versions")]
             info = cls(
                 form=props["form"],
                 backbone=shared,
@@ -184,13 +214,25 @@ class ModelInfo:
                 probabilities=props["probabilities"] == "1",
                 preprocess=props["preprocess"] == "1",
             )
-            known = isinstance(shared["pretrained_cfg"], dict) and info.form in FORMS
-            agree = all(len(head.label_names) == head.num_classes for head in info.heads)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            for head in info.heads:
+                check_described(head.described)
+            sound = (
+                info.form in FORMS
+                and all(isinstance(value, dict) for value in json_objects)
+                and all(len(head.label_names) == head.num_classes for head in info.heads)
+                and _count_fits(info)
+                and from_text is not None
+            )
+        except (HeadFormatError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ExportError(f"{name} has damaged headkit metadata: {error!r}") from error
-        if not known or not agree:
-            raise ExportError(f"{name} has damaged headkit metadata: labels and classes disagree")
+        if not sound:
+            raise ExportError(f"{name} has damaged headkit metadata: its parts disagree")
         return info
+
+
+def _count_fits(info: ModelInfo) -> bool:
+    count = len(info.heads)
+    return {"backbone": count == 0, "multi": count > 0}.get(info.form, count == 1)
 
 
 def backbone_of(head: Head) -> dict[str, Any]:
@@ -211,23 +253,28 @@ def hub_config(info: ModelInfo) -> dict[str, Any]:
     """
     head = info.head()
     names = head.label_names
+    # Of labels that occur twice the id of the first; ImageNet's own names have such.
+    label2id = {name: number for number, name in reversed(list(enumerate(names)))}
     return {
         "architecture": info.backbone["architecture"],
         "global_pool": info.backbone["global_pool"],
         "id2label": {str(number): name for number, name in enumerate(names)},
-        "label2id": {name: number for number, name in enumerate(names)},
+        "label2id": label2id,
         "label_names": names,
         "model_args": info.backbone["model_args"],
         "model_type": "timm_wrapper",
         "num_classes": head.num_classes,
         "num_features": info.backbone["num_features"],
         "pretrained_cfg": info.backbone["pretrained_cfg"],
+        "problem_type": _PROBLEMS[head.described["task"]],
     }
 
 
-def _own(described: Mapping[str, Any]) -> dict[str, Any]:
-    """What a head does not share: a model with a thousand heads repeats nothing."""
-    return {k: v for k, v in described.items() if k not in (*_SHARED, "backbone")}
+_PROBLEMS = {
+    "multiclass": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
 
 
 def _json(value: object) -> str:

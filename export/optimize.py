@@ -12,7 +12,7 @@ MIN_OPSET = 18
 """Older operators take their axes in other ways; models of older opsets are left alone."""
 
 
-def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
+def optimize(model: onnx.ModelProto, *, attention: bool = True) -> onnx.ModelProto:
     """Return a copy of the model that computes the same in less time on ONNX Runtime.
 
     These are rewrites that ONNX Runtime does not make itself when it loads a file. Each looks for a
@@ -30,12 +30,17 @@ def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
     (``fused_attn = False`` on timm's modules). Shapes are read from the graph's ``value_info``;
     values without one are left alone. Inputs, outputs and initializers that are still read keep
     their names. The fused operators are ONNX Runtime's own: no other runtime may know them.
+
+    Args:
+        model: with shapes in its ``value_info``; stays as it is.
+        attention: fuse attention; without it its matrix products can be quantized.
     """
     optimized = onnx.ModelProto()
     optimized.CopyFrom(model)
     if any(o.domain in ("", "ai.onnx") and o.version < MIN_OPSET for o in model.opset_import):
         return optimized
-    for rewrite in (fuse_rotary, pick_early, average_early, fuse_attention):
+    rewrites = (fuse_rotary, pick_early, average_early, *((fuse_attention,) if attention else ()))
+    for rewrite in rewrites:
         graph = Graph(optimized.graph)
         rewrite(graph)
         graph.write()

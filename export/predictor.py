@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -63,7 +64,6 @@ class Predictor:
 
     Attributes:
         info: backbone, heads, preprocessing and versions of the model.
-        preprocess: what is applied to each image, by Pillow or in the graph.
 
     Raises:
         ExportError: the file is missing, damaged, or was not exported by headkit.
@@ -88,7 +88,6 @@ class Predictor:
         self.session = open_session(onnx_path, threads, provider)
         props = self.session.get_modelmeta().custom_metadata_map
         self.info = ModelInfo.from_props(props, str(onnx_path))
-        self.preprocess = Preprocess.from_cfg(self.info.backbone["pretrained_cfg"])
         self._device = PROVIDERS[provider].device
         self._heads = {head.name: _Ready(head) for head in self.info.heads}
         if heads and self.info.form != "swappable":
@@ -98,6 +97,15 @@ class Predictor:
             )
         for name, head in (heads or {}).items():
             self._heads[name] = self._add(name, head, force=force)
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """What is applied to each image, by Pillow or in the graph.
+
+        Raises:
+            ValueError: the model takes other than three channels.
+        """
+        return Preprocess.from_cfg(self.info.backbone["pretrained_cfg"])
 
     @property
     def heads(self) -> list[str]:
@@ -151,9 +159,12 @@ class Predictor:
         Returns:
             By head, what ``__call__`` returns.
         """
-        if top_k < 1:
-            raise ValueError(f"top_k is {top_k}, expected at least 1")
-        ready = [self._ready(name) for name in (self.heads if heads is None else heads)]
+        for what, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{what} is {value}, expected at least 1")
+        chosen: list[str | None] = list(heads or self.heads) or [None]
+        asked = dict.fromkeys(self._name(name) for name in chosen)
+        ready = [self._heads[name] for name in asked]
         results: dict[str, list[list[Prediction]]] = {one.info.name: [] for one in ready}
         for batch in self._batches(list_images(images), batch_size):
             for one, logits in zip(ready, self._run(batch, ready), strict=True):
@@ -172,13 +183,13 @@ class Predictor:
         Returns:
             float32 ``[batch, num_classes]``.
         """
-        return self._run(pixel_values, [self._ready(self._name(head))])[0]
+        return self._run(pixel_values, [self._heads[self._name(head)]])[0]
 
     def _add(self, name: str, head: Head | str | Path, *, force: bool) -> _Ready:
         inputs = {value.name: value.shape for value in self.session.get_overridable_initializers()}
         if isinstance(head, str | Path):
             if Path(head).suffix == SUFFIX:
-                adapter = read_adapter(self.info, inputs, name, Path(head))
+                adapter = read_adapter(self.info, inputs, name, Path(head), force=force)
                 return _Ready(adapter.info, adapter=adapter)
             from ..adapters.head import Head
 
@@ -196,16 +207,13 @@ class Predictor:
             raise ExportError(f"{asked}; this model has {', '.join(filter(None, self._heads))}")
         return head
 
-    def _ready(self, name: str) -> _Ready:
-        return self._heads[self._name(name)]
-
     def _batches(self, images: list[ImageLike], batch_size: int) -> Iterator[Array]:
         if not self.info.preprocess:
             for some in batched(images, batch_size):
                 yield np.stack([self.preprocess(open_image(image)) for image in some])
             return
         # One tensor holds images of one size: neighbours of the same size go together.
-        arrays = (np.asarray(open_image(image).convert("RGB")) for image in images)
+        arrays = (np.asarray(open_image(image)) for image in images)
         for _, same in groupby(arrays, key=np.shape):
             for some_arrays in batched(same, batch_size):
                 yield np.stack(some_arrays)
@@ -269,6 +277,13 @@ def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
     return list(images)
 
 
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        # Pillow cuts at 255 what has more than 8 bits: most of such an image would turn white.
+        raise DataError(f"{name} has more than 8 bits per channel: convert it to 8 bits first")
+    return image.convert("RGB")
+
+
 def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yield ``values`` in lists of ``size``, the last one shorter."""
     values = iter(values)
@@ -286,10 +301,11 @@ def open_image(image: ImageLike) -> Image.Image:
     """Return an image in RGB.
 
     Raises:
-        DataError: it cannot be read, or is no uint8 array ``[height, width, 3]``.
+        DataError: it cannot be read, has more than 8 bits per channel, or is no uint8 array
+            ``[height, width, 3]``.
     """
     if isinstance(image, Image.Image):
-        return image
+        return _rgb(image, "the image")
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise DataError(
@@ -299,7 +315,9 @@ def open_image(image: ImageLike) -> Image.Image:
         return Image.fromarray(image)
     try:
         with Image.open(image) as opened:
-            return opened.convert("RGB")
+            return _rgb(opened, str(image))
+    except DataError:
+        raise
     except Exception as error:  # whatever Pillow raises on damaged bytes
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise DataError(f"cannot read image {image}: {reason}") from error

@@ -11,12 +11,13 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import onnx
-from onnx.external_data_helper import uses_external_data
 
-_GRAPH, _INITIALIZER, _NAME = 7, 5, 8
+_GRAPH, _INITIALIZER = 7, 5
+_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14
+_KEY, _VALUE = 1, 2
 _LENGTH_DELIMITED = 2
 Take = Callable[[onnx.ModelProto], Callable[[str], bool]]
 
@@ -29,12 +30,28 @@ class _Field(NamedTuple):
     end: int
 
 
+class _Tensor(NamedTuple):
+    name: str
+    external: bool
+    locations: frozenset[str]
+
+
 class Spliced:
     """An ONNX file, of which only the graph and the initializers that are asked for are decoded.
 
+    The file stays open until ``close``, or until the ``with`` block ends.
+
     Attributes:
         model: without the weights that stay as they are.
+        names: of the weights that stay as they are.
+        external: some weight, decoded or not, lies in another file.
+        locations: those files, as the weights name them.
     """
+
+    model: onnx.ModelProto
+    names: frozenset[str]
+    external: bool
+    locations: frozenset[str]
 
     def __init__(self, path: Path, wanted: Take) -> None:
         """Open ``path``.
@@ -45,51 +62,99 @@ class Spliced:
 
         Raises:
             ValueError: the file is no protobuf of this kind; or what ``wanted`` raises.
+            OSError: the file cannot be read.
         """
         with path.open("rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 raise ValueError("the file is empty")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            self._read(wanted)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; ``model`` stays, ``write`` is over."""
+        self._map.close()
+
+    def write(self, path: Path) -> None:
+        """Write the model as it is now, with the weights that stayed.
+
+        Raises:
+            OSError: ``path`` cannot be written.
+            ValueError: this is closed.
+        """
+        inner = self.model.graph.SerializeToString(deterministic=True)
+        outer = onnx.ModelProto()
+        outer.CopyFrom(self.model)
+        outer.ClearField("graph")
+        size = len(inner) + sum(field.end - field.start for field in self._weights)
+        with path.open("wb") as file, memoryview(self._map) as view:
+            file.write(outer.SerializeToString(deterministic=True))
+            file.write(_header(_GRAPH, size) + inner)
+            for start, end in _runs(self._weights):
+                with view[start:end] as piece:
+                    file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self, wanted: Take) -> None:
         fields = list(_fields(self._map, 0, len(self._map)))
         graphs = [field for field in fields if field.number == _GRAPH]
         if len(graphs) != 1:
             raise ValueError(f"the file holds {len(graphs)} graphs, expected 1")
         outer = self._join([field for field in fields if field.number != _GRAPH])
         decode = wanted(onnx.load_from_string(outer))
-        self._weights: list[_Field] = []
-        kept: list[_Field] = []
-        for field in _fields(self._map, graphs[0].content, graphs[0].end):
-            stays = field.number == _INITIALIZER and not decode(self._name(field))
-            (self._weights if stays else kept).append(field)
-        inner = self._join(kept)
+        parts = list(_fields(self._map, graphs[0].content, graphs[0].end))
+        tensors = {part: _tensor(self._map, part) for part in parts if part.number == _INITIALIZER}
+        self._weights = [part for part, tensor in tensors.items() if not decode(tensor.name)]
+        stays = set(self._weights)
+        inner = self._join([part for part in parts if part not in stays])
         self.model = onnx.load_from_string(outer + _header(_GRAPH, len(inner)) + inner)
-        self.external = any(map(uses_external_data, self.model.graph.initializer))
-
-    def write(self, path: Path) -> None:
-        """Write the model as it is now, with the weights that stayed."""
-        inner = self.model.graph.SerializeToString(deterministic=True)
-        outer = onnx.ModelProto()
-        outer.CopyFrom(self.model)
-        outer.ClearField("graph")
-        size = len(inner) + sum(field.end - field.start for field in self._weights)
-        with path.open("wb") as file:
-            file.write(outer.SerializeToString(deterministic=True))
-            file.write(_header(_GRAPH, size) + inner)
-            view = memoryview(self._map)
-            for start, end in _runs(self._weights):
-                file.write(view[start:end])
-            view.release()
-            file.flush()
-            os.fsync(file.fileno())
+        self.names = frozenset(tensors[part].name for part in self._weights)
+        self.external = any(tensor.external for tensor in tensors.values())
+        self.locations = frozenset().union(*(tensor.locations for tensor in tensors.values()))
 
     def _join(self, fields: Sequence[_Field]) -> bytes:
         return b"".join(self._map[start:end] for start, end in _runs(fields))
 
-    def _name(self, tensor: _Field) -> str:
-        for field in _fields(self._map, tensor.content, tensor.end):
-            if field.number == _NAME:
-                return self._map[field.content : field.end].decode()
-        return ""
+
+def external_locations(path: Path) -> frozenset[str]:
+    """Return which other files hold weights of an ONNX file, as it names them.
+
+    Raises:
+        ValueError: the file is no protobuf of this kind.
+        OSError: the file cannot be read.
+    """
+    with Spliced(path, lambda _outer: lambda _name: False) as spliced:
+        return spliced.locations
+
+
+def _tensor(data: mmap.mmap, field: _Field) -> _Tensor:
+    """Read of a ``TensorProto`` what is not weights."""
+    name, external, locations = "", False, set()
+    for part in _fields(data, field.content, field.end):
+        if part.number == _NAME:
+            name = data[part.content : part.end].decode()
+        elif part.number == _EXTERNAL_DATA:
+            external = True
+            entry = {
+                one.number: data[one.content : one.end].decode()
+                for one in _fields(data, part.content, part.end)
+            }
+            if entry.get(_KEY) == "location":
+                locations.add(entry.get(_VALUE, ""))
+        elif part.number == _DATA_LOCATION:
+            place, _ = _varint(data, part.content, part.end)
+            external = external or place == onnx.TensorProto.EXTERNAL
+    return _Tensor(name, external, frozenset(locations))
 
 
 def _runs(fields: Sequence[_Field]) -> Iterator[tuple[int, int]]:

@@ -16,7 +16,7 @@ from ..adapters.errors import ExportError, ParityError, first_line
 from ..adapters.head import Head
 from ..adapters.split import classify, features
 from .forms import Heads
-from .metadata import HeadInfo, ModelInfo
+from .metadata import ModelInfo, logits_name, probabilities_name
 from .preprocess import Preprocess
 from .session import open_session
 
@@ -29,7 +29,7 @@ PIXEL_TOLERANCE = 1 / 255
 Array = np.ndarray[Any, Any]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def verify(
     path: Path,
     model: nn.Module,
@@ -43,7 +43,7 @@ def verify(
 
     Args:
         path: of a model that takes ``pixel_values``.
-        model: the backbone; carries the head if there is one, and each in turn if there are more.
+        model: the backbone, with the head if there is one; takes each in turn if there are more.
         info: of the exported model.
         heads: by name, as in ``info``.
         tolerance: largest difference that is accepted.
@@ -82,13 +82,43 @@ def verify(
     for name, head in heads.items():
         if len(heads) > 1:
             attach(model, head, force=True)
-        output = HeadInfo.of(head, name)
         for batch, tensors in entered.items():
             logits = classify(model, tensors)
-            compare(batch, output.output, logits)
+            compare(batch, logits_name(name), logits)
             if info.probabilities:
-                compare(batch, output.probabilities, _probabilities(logits, head))
+                compare(batch, probabilities_name(name), _probabilities(logits, head))
     return differences
+
+
+def verify_runs(path: Path, info: ModelInfo, heads: Heads, *, seed: int = 0) -> None:
+    """Run a model in a reduced precision, whose numbers torch cannot tell, at each batch size.
+
+    Raises:
+        ParityError: an output has another shape, is not finite, or probabilities do not follow
+            from the logits.
+        ExportError: ONNX Runtime cannot read or run the file.
+    """
+    session = open_session(path)
+    size = info.backbone["pretrained_cfg"]["input_size"]
+    generator = torch.Generator().manual_seed(seed)
+    for batch in VERIFIED_BATCHES:
+        pixels = torch.randn(batch, *size, generator=generator)
+        found = _run(session, pixels.numpy(), batch)
+        for name, head in heads.items():
+            logits = found[logits_name(name)]
+            if logits.shape != (batch, head.num_classes) or not np.isfinite(logits).all():
+                raise ParityError(
+                    f"in {info.precision} {logits_name(name)} is {list(logits.shape)} at batch "
+                    f"{batch}, expected finite {[batch, head.num_classes]}; no file was written"
+                )
+            if info.probabilities:
+                expected = _probabilities(torch.from_numpy(logits), head).numpy()
+                difference = _difference(found[probabilities_name(name)], expected, batch)
+                if not difference <= TOLERANCE:
+                    raise ParityError(
+                        f"in {info.precision} {probabilities_name(name)} does not follow from the "
+                        "logits; no file was written"
+                    )
 
 
 def verify_preprocessing(

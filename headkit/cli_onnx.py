@@ -156,6 +156,8 @@ def predict(
     from .export.predictor import Predictor, list_images
 
     extra = {path.stem: path for path in head or []}
+    if len(extra) < len(head or []):
+        raise ValueError("two of the head files have the same name: rename one")
     predictor = Predictor(model, dict(extra), provider, threads=threads)
     listed = [image for given in images for image in list_images(given)]
     chosen = name or list(extra) or predictor.heads

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from headkit.benchmarks.contract import enliven
 from headkit.benchmarks.samples import write_weights
 from PIL import Image
 
@@ -35,6 +36,13 @@ def small() -> Any:
 def random_backbone(architecture: str = SMALL, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     return headkit.load_backbone(architecture, pretrained=False)
+
+
+def lively_backbone(architecture: str = SMALL, seed: int = 0) -> Any:
+    """No branch without effect: timm starts the last scale of many branches at zero."""
+    model = random_backbone(architecture, seed)
+    enliven(model)
+    return model
 
 
 @pytest.fixture(scope="session")

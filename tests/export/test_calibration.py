@@ -11,13 +11,13 @@ from PIL import Image
 
 import headkit
 
-from ..conftest import random_backbone
+from ..conftest import lively_backbone
 from .test_forms import made
 
 
 @pytest.fixture(scope="module")
 def fitted(shapes: Path) -> tuple[Any, headkit.Head]:
-    model = random_backbone()
+    model = lively_backbone()
     return model, headkit.fit(model, shapes, workers=0)
 
 
@@ -54,7 +54,7 @@ def test_reduced_precision_is_smaller_and_tells_its_cost(
 
 
 def test_precision_that_costs_too_much_leaves_no_file(tmp_path: Path) -> None:
-    model = random_backbone()
+    model = lively_backbone()
     head = made(model, 200)
     images = list(np.random.default_rng(0).integers(0, 256, (40, 160, 160, 3), dtype=np.uint8))
     # Classes that differ only across what these images have in common: rounding changes them.

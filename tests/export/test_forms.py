@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 import headkit
 
-from ..conftest import random_backbone
+from ..conftest import lively_backbone
 
 Array = np.ndarray[Any, Any]
 
@@ -47,7 +48,7 @@ def close(found: Array, expected: Array) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return random_backbone()
+    return lively_backbone()
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_swappable_model_refuses_what_has_no_place_in_it(
 ) -> None:
     path = tmp_path / "model.onnx"
     headkit.export(heads["pets"], path, "swappable", backbone=model, probabilities=True)
-    other = made(random_backbone(seed=1), 3)
+    other = made(lively_backbone(seed=1), 3)
     refused: list[tuple[str, Any, type[Exception], str]] = [
         ("angles", heads["angles"], headkit.ExportError, "kind 'own', the head is of 'cosine'"),
         ("tags", heads["tags"], headkit.ExportError, "task 'multiclass', the head is of 'multil"),
@@ -208,7 +209,7 @@ def test_raw_images_give_what_timms_transform_and_torch_give(
 @pytest.mark.parametrize("architecture", ["levit_128s", "dla46x_c", "crossvit_tiny_240"])
 def test_special_classifiers_take_another_class_count(architecture: str, tmp_path: Path) -> None:
     """Two with norms, a convolution, and two branches of different widths."""
-    model = random_backbone(architecture)
+    model = lively_backbone(architecture)
     first, second = made(model, 5), made(model, 3)
     done = headkit.export(first, tmp_path / "a.onnx", backbone=model)
     headkit.graft(tmp_path / "a.onnx", second, tmp_path / "b.onnx")
@@ -236,3 +237,72 @@ def test_forms_refuse_heads_that_they_cannot_hold(
         with pytest.raises(headkit.ExportError, match=message):
             call(given, path, form, backbone=model, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_heads_of_another_pooling_or_preprocessing_are_refused(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    """The weights are the same, and so is the fingerprint."""
+    torch.manual_seed(0)
+    other = headkit.load_backbone("test_resnet", pretrained=False, global_pool="max")
+    weights = {n: t for n, t in model.state_dict().items() if not n.startswith("fc.")}
+    other.load_state_dict(weights, strict=False)
+    pooled = made(other, 5)
+    assert pooled.backbone.fingerprint == heads["pets"].backbone.fingerprint
+    with pytest.raises(headkit.BackboneMismatch, match="global_pool 'max', the backbone has 'avg'"):
+        headkit.attach(model, pooled)
+    path = tmp_path / "model.onnx"
+    headkit.export(heads["pets"], path, backbone=model)
+    with pytest.raises(headkit.BackboneMismatch, match="global_pool max, the model has avg"):
+        headkit.graft(path, pooled, tmp_path / "out.onnx")
+    cropped = heads["birds"].with_changes(
+        pretrained_cfg={**heads["birds"].pretrained_cfg, "crop_pct": 0.5}
+    )
+    with pytest.raises(headkit.BackboneMismatch, match="pretrained_cfg"):
+        headkit.export({"a": heads["pets"], "b": cropped}, path, "multi", backbone=model)
+
+
+def test_export_leaves_the_callers_model_as_it_was(
+    heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    own = headkit.adapt(lively_backbone(), 9)
+    own.train()
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    modes = {name: part.training for name, part in own.named_modules()}
+    headkit.export(heads, tmp_path / "model.onnx", "multi", backbone=own)
+    after = own.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert modes == {name: part.training for name, part in own.named_modules()}
+    loss = own(torch.randn(2, 3, 160, 160)).sum()
+    torch.autograd.backward(loss)  # its classifier still trains
+
+
+def test_models_of_one_channel_without_classes_and_in_half_precision(tmp_path: Path) -> None:
+    gray = headkit.load_backbone("test_resnet", pretrained=False, in_chans=1)
+    headkit.export(gray, tmp_path / "gray.onnx")
+    x = torch.randn(2, 1, 160, 160)
+    with torch.inference_mode():
+        close(headkit.Predictor(tmp_path / "gray.onnx").logits(x.numpy()), gray(x).numpy())
+    with pytest.raises(ValueError, match="takes 1 channels"):
+        headkit.export(gray, tmp_path / "raw.onnx", preprocess=True)
+    without = headkit.load_backbone("test_resnet", pretrained=False, num_classes=0)
+    headkit.export(without, tmp_path / "backbone.onnx", "backbone")
+    with torch.inference_mode():
+        (found,) = session(tmp_path / "backbone.onnx").run(None, {"pixel_values": X.numpy()})
+        close(found, without(X).numpy())
+    with pytest.raises(headkit.ExportError, match=r"float16, expected float32: call model\.float"):
+        headkit.export(lively_backbone().half(), tmp_path / "half.onnx")
+    with pytest.raises(headkit.OutputError, match=r"called NAME\.onnx"):
+        headkit.export(gray, tmp_path / "head.safetensors")
+
+
+def test_config_names_the_problem_and_labels_that_occur_twice(tmp_path: Path) -> None:
+    model = lively_backbone()
+    head = made(model, 3, label_names=["crane", "crane", "ox"], task="multilabel")
+    headkit.export(head, tmp_path / "model.onnx", backbone=model, config=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"] == {"0": "crane", "1": "crane", "2": "ox"}
+    assert config["label2id"] == {"crane": 0, "ox": 2}
+    assert config["problem_type"] == "multi_label_classification"
+    with pytest.raises(headkit.ExportError, match="takes pixel_values"):
+        headkit.export(head, tmp_path / "raw.onnx", backbone=model, config=True, preprocess=True)

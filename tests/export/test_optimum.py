@@ -14,7 +14,7 @@ import pytest
 
 import headkit
 
-from ..conftest import random_backbone
+from ..conftest import lively_backbone
 
 PROBE = """
 import json, sys
@@ -48,7 +48,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_optimum_and_its_pipeline_give_what_the_predictor_gives(
     python: Path, shapes: Path, tmp_path: Path
 ) -> None:
-    model = headkit.adapt(random_backbone(), 3)
+    model = headkit.adapt(lively_backbone(), 3)
     headkit.export(
         model, tmp_path / "model.onnx", label_names=["bright", "dark", "striped"], config=True
     )

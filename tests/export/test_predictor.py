@@ -12,12 +12,12 @@ from torch import nn
 
 import headkit
 
-from ..conftest import random_backbone
+from ..conftest import lively_backbone
 
 
 @pytest.fixture(scope="module")
 def exported(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    model = random_backbone()
+    model = lively_backbone()
     head = headkit.fit(model, shapes, workers=0)
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     headkit.export(model, path, label_names=head.label_names)
@@ -100,3 +100,40 @@ def test_scores_follow_the_task_and_the_temperature(task: str) -> None:
     expected = logits if task == "regression" else torch.sigmoid(torch.tensor(logits) / 2).numpy()
     found = scores({"task": task, "temperature": 2.0}, logits)
     assert found == pytest.approx(expected)
+
+
+def test_bad_requests_are_told(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    predictor = headkit.Predictor(exported[1])
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        predictor(Image.new("RGB", (9, 9)), batch_size=0)
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(headkit.DataError, match="more than 8 bits"):
+        predictor(tmp_path / "deep.png")
+    twice = predictor.predict(Image.new("RGB", (9, 9)), ["", ""])
+    assert [len(rows) for rows in twice.values()] == [1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("backbone", "{}"),
+        ("backbone", '{"backbone":{}}'),
+        ("features", "[]"),
+        ("classifier", "@@"),
+        ("cost", "3"),
+        ("heads", "[]"),
+        ("heads", "{"),
+        ("form", "round"),
+        ("versions", "null"),
+    ],
+)
+def test_damaged_metadata_is_an_error(
+    exported: tuple[nn.Module, Path], key: str, value: str, tmp_path: Path
+) -> None:
+    model = onnx.load(exported[1])
+    for prop in model.metadata_props:
+        if prop.key == key:
+            prop.value = value
+    onnx.save(model, tmp_path / "damaged.onnx")
+    with pytest.raises(headkit.ExportError, match="damaged headkit metadata"):
+        headkit.Predictor(tmp_path / "damaged.onnx")

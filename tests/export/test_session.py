@@ -7,13 +7,13 @@ from headkit.export.session import PROVIDERS, open_session
 
 import headkit
 
-from ..conftest import random_backbone
+from ..conftest import lively_backbone
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("session") / "model.onnx"
-    headkit.export(headkit.adapt(random_backbone(), 3), path)
+    headkit.export(headkit.adapt(lively_backbone(), 3), path)
     return path
 
 
