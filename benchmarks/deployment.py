@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 from timm.data import create_transform
@@ -48,18 +49,20 @@ EXPORTS, ROUNDS, CALLS = 5, 25, 60
 
 
 def grafting(folder: Path) -> dict[str, Any]:
-    """Graft a head into an exported model, against exporting the same head again."""
+    """Graft a head into an exported model, against exporting it with its backbone again."""
     model = _backbone()
+    weights = folder / "weights.safetensors"
+    safetensors.torch.save_file(model.state_dict(), weights)
     old, new = _head(model, 0), _head(model, 1)
     path = export(old, folder / "model.onnx", backbone=model).path
     head = new.save(folder / "new.safetensors")
-    exported, grafted = folder / "exported.onnx", folder / "grafted.onnx"
     taken: dict[str, list[float]] = {"export": [], "graft": []}
-    contenders: dict[str, Callable[[], object]] = {
-        "export": partial(export, head, exported, backbone=model),
-        "graft": partial(graft, path, head, grafted),
-    }
-    for _ in range(EXPORTS):
+    for number in range(EXPORTS):  # both from files to a new file
+        exported, grafted = (folder / f"{name}{number}.onnx" for name in taken)
+        contenders: dict[str, Callable[[], object]] = {
+            "export": partial(export, head, exported, weights=weights),
+            "graft": partial(graft, path, head, grafted),
+        }
         for name, work in contenders.items():
             start = time.perf_counter()
             work()
@@ -104,7 +107,6 @@ def switch(folder: Path) -> dict[str, Any]:
     model = _backbone()
     heads = {f"head{number}": _head(model, number) for number in range(HEADS)}
     path = export(heads["head0"], folder / "model.onnx", "swappable", backbone=model).path
-    merged = export(heads["head0"], folder / "merged.onnx", backbone=model).path
     found: dict[str, Any] = {"architecture": BACKBONE, "heads": HEADS, "batch": 1}
     files = {name: folder / f"{name}.onnx_adapter" for name in heads}
     for name, file in files.items():
@@ -112,11 +114,10 @@ def switch(folder: Path) -> dict[str, Any]:
     x = _images(1)
     for kind, given in (("arrays", heads), ("adapter_files", files)):
         predictor = Predictor(path, dict(given))
-        fixed = Predictor(merged)
+        # On one session: another between them would leave its weights in the processor's caches.
         contenders: dict[str, Callable[[], object]] = {
             "switched": partial(_next_head, predictor, x, cycle(heads)),
             "same": partial(predictor.logits, x, "head7"),
-            "merged": partial(fixed.logits, x),
         }
         timings, ratio = _paired(
             contenders,
@@ -140,38 +141,47 @@ def memory(folder: Path) -> dict[str, Any]:
             for name, tensor in first.tensors.items()
         }
         first.with_changes(tensors=tensors).save(folder / f"{number:04}.safetensors")
+    one, many = (_resident(path, folder, count) for count in (1, STORED_HEADS))
+    return {
+        "architecture": BACKBONE,
+        "heads": STORED_HEADS,
+        "bytes_with_one": one["bytes"],
+        "bytes_with_all": many["bytes"],
+        "load_seconds": many["load_seconds"],
+        "head_files_bytes": many["head_files_bytes"],
+    }
+
+
+def _resident(model: Path, heads: Path, count: int) -> dict[str, Any]:
+    """Ask a process of its own, which has run ``count`` heads."""
     done = subprocess.run(
-        [sys.executable, "-c", _MEMORY, str(path), str(folder)],
+        [sys.executable, "-c", _MEMORY, str(model), str(heads), str(count)],
         check=True,
         capture_output=True,
         text=True,
     )
-    return {"architecture": BACKBONE, "heads": STORED_HEADS, **json.loads(done.stdout)}
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 _MEMORY = """
-import gc, json, sys, time
+import ctypes, gc, json, sys, time
 from pathlib import Path
 import numpy as np
-from headkit import Head, Predictor
-def resident():
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+from headkit import Predictor
 x = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
-files = {path.stem: path for path in sorted(Path(sys.argv[2]).glob("*.safetensors"))}
-name = next(iter(files))
-one = Predictor(sys.argv[1], {name: files[name]})
-one.logits(x, name)
-before = resident()
-del one
+paths = sorted(Path(sys.argv[2]).glob("*.safetensors"))[: int(sys.argv[3])]
 start = time.perf_counter()
-many = Predictor(sys.argv[1], files)
+predictor = Predictor(sys.argv[1], {path.stem: path for path in paths})
 seconds = time.perf_counter() - start
-for name in files:
-    if int(name) % 10 == 0:
-        many.logits(x, name)
-print(json.dumps({"bytes_before": before, "bytes_after": resident(), "load_seconds": seconds,
-                  "head_files_bytes": sum(f.stat().st_size for f in files.values())}))
+for path in paths[:: max(len(paths) // 100, 1)]:
+    predictor.logits(x, path.stem)
+gc.collect()
+if sys.platform == "linux":  # what loading the model left free would hide what heads take
+    ctypes.CDLL(None).malloc_trim(0)
+resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+print(json.dumps({"bytes": resident, "load_seconds": round(seconds, 3),
+                  "head_files_bytes": sum(path.stat().st_size for path in paths)}))
 """
 
 

@@ -58,7 +58,7 @@ def deployment(result: Mapping[str, Any]) -> str:
     """Render the figures of ``python -m headkit.benchmarks.deployment``."""
     graft, multi, switch = result["graft"], result["multi"], result["switch"]
     memory, pixels = result["memory"], result["pixels"]
-    more = memory["bytes_after"] - memory["bytes_before"]
+    more = memory["bytes_with_all"] - memory["bytes_with_one"]
     lines = [
         "| what | measured |",
         "| --- | --- |",
@@ -70,8 +70,9 @@ def deployment(result: Mapping[str, Any]) -> str:
         f"| another head at each call of a swappable session, batch 1 | "
         f"{switch['arrays']['ratio']:.3f} times the same head at each call; with adapter files "
         f"{switch['adapter_files']['ratio']:.3f} |",
-        f"| {memory['heads']:,} heads in a session | {more / 1e6:.0f} MB more; their files take "
-        f"{memory['head_files_bytes'] / 1e6:.0f} MB and load in {memory['load_seconds']:.1f} s |",
+        f"| {memory['heads']:,} heads in a session instead of one | {more / 1e6:.0f} MB more; "
+        f"their files take {memory['head_files_bytes'] / 1e6:.0f} MB and load in "
+        f"{memory['load_seconds']:.1f} s |",
         f"| {pixels['images']:,} images through `--preprocess` and through timm's transform and "
         f"torch, {pixels['architecture']} | the same class on {pixels['same_class']:.2%}; pixels "
         f"differ by {pixels['mean_pixel_difference']:.1e} of their range on average, at most "
