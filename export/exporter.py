@@ -237,8 +237,8 @@ def _resolve(
         heads = _heads(given, form)
         if not heads:
             raise ExportError(f"the form {form!r} takes at least one head, found none")
-        folder = Path(given).parent if isinstance(given, str | Path) else None
         first = next(iter(heads.values()))
+        folder = _folder(given)
         loaded = backbone or load_backbone_of(first, weights, remap=remap, folder=folder)
         model = twin(loaded, share_tensors=True)
         for head in reversed(heads.values()):  # the first stays on
@@ -256,6 +256,13 @@ def _take_raw_images(
         put_preprocessing(graph, raw)
         with scratch(graph, path) as whole:
             return verify_preprocessing(whole, alone, model, preprocess, tolerance=tolerance)
+
+
+def _folder(given: Any) -> Path | None:
+    """Where the first head file lies: its backbone's weights may lie beside it."""
+    if not isinstance(given, str | Path | Head):
+        given = next(iter(given.values() if isinstance(given, Mapping) else given))
+    return None if isinstance(given, Head) else Path(given).parent
 
 
 def _heads(given: Any, form: str) -> dict[str, Head]:

@@ -59,6 +59,14 @@ class Graph:
         self._arrays: dict[str, Array | None] = {}
         self._added: dict[tuple[str, str, Shape, bytes], str] = {}
         self._taken = {*self.reads, *self._tensors, *self._producer, *inputs}
+        # In the order of the nodes: from an output back to the inputs a deep graph has thousands.
+        self._foldable: set[str] = set()
+        for node in self.nodes:
+            constant = all(
+                name in self._tensors or name in self._foldable for name in node.input if name
+            )
+            if constant and node.domain == "" and not _has_graph(node):
+                self._foldable.update(node.output)
         self._unread = {*inputs, *self.outputs, *self._tensors} - {*self.reads}
 
     def constant_or_none(self, name: str) -> Array | None:
@@ -68,7 +76,7 @@ class Graph:
             node = self._producer.get(name)
             if name in self._tensors:
                 self._arrays[name] = onnx.numpy_helper.to_array(self._tensors[name])
-            elif node is not None and node.domain == "" and not _has_graph(node):
+            elif node is not None and name in self._foldable:
                 values = {i: self.constant_or_none(i) for i in node.input if i}
                 if all(value is not None for value in values.values()):
                     with suppress(Exception):  # operators that the reference does not know
