@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Callable
@@ -23,12 +24,15 @@ from ..adapters.quirks import ENCODERS
 from ..adapters.split import TOLERANCE, classify, features
 from ..adapters.twin import all_tensors
 from ..export.exporter import export
+from ..export.verify import random_images
 
 Row = dict[str, Any]
 
 _CLASSES = 7
 _SPREAD = 1e-3
 """Ten times the tolerance of an export: below it the logits of two images count as the same."""
+_ROUNDING = 3e-6
+"""A thirtieth of that tolerance: above it float32 itself is no reference."""
 _SMALL_INPUT = 128
 _SMALL_FIXED_INPUTS = (112, 224)
 """Multiples of the patches of 14, 16 and 32 pixels that architectures of a fixed size have."""
@@ -173,12 +177,13 @@ def exported(name: str) -> Row:
 
     Returns:
         The largest difference at batch sizes other than the traced one, relative to the largest
-        logit; how far the logits of two images lie apart, relative to the same; the opset, and the
-        bytes of the file.
+        logit; relative to the same, how far the logits of two images lie apart and those of float32
+        from those of float64; the opset, and the bytes of the file.
 
     Raises:
         ExportError: it cannot be exported, or ONNX Runtime gives other logits (``ParityError``).
-        ContractError: the logits hardly depend on the image, so that nothing would be checked.
+        ContractError: the logits hardly depend on the image, or so much that rounding decides them:
+            nothing would be checked.
     """
     model = _fresh(name)
     replace(model, _CLASSES)
@@ -186,19 +191,21 @@ def exported(name: str) -> Row:
     _stir(model)
     enliven(model)
     size = get_model_input_config(model)["input_size"]
-    x = torch.randn(2, *size, generator=torch.Generator().manual_seed(2))
-    spread = _spread(model, x)
-    for strength in (0.5, 0.75, 1.0):
-        if _SPREAD <= spread < math.inf:
+    x = random_images(4, size, torch.Generator().manual_seed(2))
+    spread, rounding = _signal(model, x)
+    for strength in (0.25, 0.5, 0.75, 1.0):
+        if _SPREAD <= spread < math.inf and rounding <= _ROUNDING:
             break
         _wake(model, x, strength)
-        spread = _spread(model, x)
+        spread, rounding = _signal(model, x)
     _expect(spread >= _SPREAD, f"two images get the same logits to {spread:.1e}")
+    _expect(rounding <= _ROUNDING, f"float32 itself is off by {rounding:.1e}")
     with tempfile.TemporaryDirectory() as folder:
         done = export(model, Path(folder) / "model.onnx")
     return {
         "difference": max(done.difference.values()),
         "spread": round(spread, 6),
+        "rounding": rounding,
         "opset": done.opset,
         "bytes": done.num_bytes,
     }
@@ -255,10 +262,14 @@ def enliven(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _spread(model: nn.Module, x: Tensor) -> float:
-    """Return how far the logits of two images lie apart, relative to the largest."""
+def _signal(model: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Return how far the logits of two images, and of two precisions, lie apart.
+
+    Both relative to the largest logit. Random weights can let nothing through, or be chaotic.
+    """
     logits = model(x)
-    return _difference(logits[0], logits[1])
+    rounding = _difference(logits.double(), copy.deepcopy(model).double()(x.double()))
+    return _difference(logits[0], logits[1]), rounding
 
 
 def _asleep(logits: Tensor) -> bool:

@@ -25,6 +25,7 @@ from ..adapters.head import Head
 from ..adapters.kinds import install
 from ..adapters.split import Backbone, ClassifierOf, features
 from ..adapters.twin import twin
+from .experts import replace_experts
 from .forms import features_of
 from .optimize import optimize as optimized
 from .template import CLASSES, is_built
@@ -220,7 +221,7 @@ def _prepared(model: nn.Module) -> nn.Module:
             # As matrix products and a softmax: what torch traces of the fused operator is slower,
             # fails in some architectures, and is not what `optimize` recognizes.
             vars(part)["fused_attn"] = False
-    return copied.eval()
+    return replace_experts(copied).eval()
 
 
 def _fuse(module: nn.Module, path: str, classifier: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnxruntime as ort
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from ..adapters.adapt import attach
 from ..adapters.errors import ExportError, ParityError, first_line
@@ -60,7 +62,7 @@ def verify(
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     size = info.backbone["pretrained_cfg"]["input_size"]
-    images = {n: torch.randn(n, *size, generator=generator) for n in VERIFIED_BATCHES}
+    images = {n: random_images(n, size, generator) for n in VERIFIED_BATCHES}
     entered = {batch: features(model, pixels.to(device)) for batch, pixels in images.items()}
     found = {batch: _run(session, pixels.numpy(), batch) for batch, pixels in images.items()}
     differences = dict.fromkeys(VERIFIED_BATCHES, 0.0)
@@ -88,6 +90,19 @@ def verify(
             if info.probabilities:
                 compare(batch, probabilities_name(name), _probabilities(logits, head))
     return differences
+
+
+def random_images(number: int, size: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Return normalized images ``[number, *size]`` that differ in more than noise.
+
+    The first and every other one is noise; the others have patches of colour under it, as
+    photographs have: many a network averages noise away.
+    """
+    noise = torch.randn(number, *size, generator=generator)
+    patches = torch.randn(number, size[0], 4, 4, generator=generator)
+    patches = interpolate(patches, size=tuple(size[1:]), mode="bicubic")
+    patched = torch.arange(number).view(-1, 1, 1, 1) % 2 == 1
+    return torch.where(patched, 0.5 * noise + patches, noise)
 
 
 def verify_runs(path: Path, info: ModelInfo, heads: Heads, *, seed: int = 0) -> None:

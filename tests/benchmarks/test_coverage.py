@@ -32,6 +32,25 @@ def test_every_entry_point_up_to_100_million_parameters_passes_with_real_tensors
     assert max(rows[name]["difference"] for name in small) <= 1e-5
 
 
+def test_every_family_exports_and_so_does_every_architecture_up_to_30_million() -> None:
+    export = {name: row for (name, check), row in COMMITTED.items() if check == "export"}
+    structure = {name: row for (name, check), row in COMMITTED.items() if check == "structure"}
+    families = {row["family"] for row in structure.values()}
+    assert len(families) == 98
+    assert {row["family"] for row in export.values() if row["passed"]} == families
+    small = {name for name, row in structure.items() if row["parameters"] <= 30e6}
+    assert small <= set(export)
+    failed = [name for name in small if not export[name]["passed"]]
+    assert len(failed) <= 0.02 * len(small), failed
+    for name, row in export.items():
+        if row["passed"]:
+            assert row["difference"] <= 1e-4 < row["spread"], name
+            assert row["opset"] >= 18
+            assert row["bytes"] > 4 * 0.2 * structure[name]["parameters"]  # some tie weights
+        else:
+            assert row["error"], name
+
+
 def test_the_smallest_architectures_are_one_per_family() -> None:
     names = coverage.smallest_of_each_family(COMMITTED)
     families = {COMMITTED[name, "structure"]["family"] for name in names}
