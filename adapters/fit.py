@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import timm.data
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from .adapt import adapt, head_of, preprocessing
+from .adapt import adapt, head_of
 from .backbone import load_backbone
-from .classifier import locate, name_of, replace
-from .data import Source, batches, count, open_data, stratified_holdout
-from .errors import ContractError, DataError
-from .head import Head
-from .kinds import Kind
+from .cache import cache_folder
+from .calibrate import metrics as measure
+from .calibrate import temperature as fit_temperature
+from .classifier import locate, replace
+from .data import open_data
+from .duplicates import held_out, report_duplicates
+from .engine import Engine, choose
+from .errors import ContractError, DataError, ExportError
+from .examples import Examples
+from .extract import Extracted, Progress, extract
+from .head import Head, Task
+from .kinds import KINDS, Kind
 from .quirks import LOGITS, row
-from .solver import Linear, logistic_regression
-from .split import classify, features
+from .ray_data import check_ray, fill_with_ray
+from .report import check_report, write_report
+from .solver import STRENGTHS, Linear, balanced_weights, solve
+from .source import Source, count
+from .train import logits_of, train
+from .transform import View
 from .twin import twin
 
 logger = logging.getLogger("headkit")
 
-Progress = Callable[[str, int, int | None], None]
-"""Called with what is being read, images done, and images in all if that is known."""
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """Features and targets ``[N]`` of the images that could be read.
-
-    Attributes:
-        branches: what ``split.features`` gives, ``[N, …]`` each; mostly one.
-        targets: class indices.
-        unreadable: the other images, with the reason.
-    """
-
-    branches: tuple[Tensor, ...]
-    targets: Tensor
-    unreadable: tuple[str, ...]
+SMALL = 256
+"""Images below which converting the backbone for another engine takes longer than it saves."""
+ClassWeights = Literal["balanced"] | Mapping[str, float]
 
 
 def fit(
@@ -51,37 +50,58 @@ def fit(
     data: str | Path,
     *,
     val: str | Path | None = None,
+    task: Task | None = None,
+    kind: Kind | None = None,
     weights: str | Path | None = None,
     remap: bool = False,
     holdout: float = 0.2,
-    l2: float = 1e-3,
+    l2: float | Sequence[float] | None = None,
+    class_weights: ClassWeights | None = None,
+    views: int = 1,
+    engine: str = "auto",
+    precision: str = "fp32",
+    cache: bool | str | Path = True,
     seed: int = 0,
-    batch_size: int = 32,
-    workers: int = 2,
+    batch_size: int = 16,
+    workers: int | None = None,
     max_unreadable: float = 0.05,
+    report: str | Path | None = None,
     notes: str = "",
     progress: Progress | None = None,
     **timm_kwargs: Any,
 ) -> Head:
     """Train a head on the frozen features of ``backbone``.
 
-    Features are extracted once with the backbone's own eval preprocessing; on them
-    ``logistic_regression`` is solved. A backbone that is given as a model carries the new head
-    afterwards. Its classifier is the architecture's own if that is linear, else of kind ``linear``.
+    Features are extracted once with the backbone's own eval preprocessing and kept in a cache. A
+    linear head is solved for (``solver.solve``), any other is trained by AdamW
+    (``train.train``). A backbone that is given as a model carries the new head afterwards.
 
     Args:
         backbone: timm entry point, or a timm model.
         data: training images, see ``open_data``.
-        val: validation images. Without them, and where ``data`` has no validation folder,
+        val: validation images. Without them, and where ``data`` has no validation split,
             ``holdout`` of each class is kept back.
+        task: ``multiclass``, ``multilabel`` or ``regression``; without it what the data are.
+        kind: of head, see ``adapt``. Without it the architecture's own classifier if that is
+            linear or part of how the architecture makes its logits, else ``linear``.
         weights: see ``load_backbone``.
         remap: see ``load_backbone``.
         holdout: share of each class to keep back, between 0 and 1.
-        l2: strength of the penalty, see ``logistic_regression``.
-        seed: of the choice of held-out images.
+        l2: strength of the penalty of a linear head, or several to choose from on validation log
+            loss; without it a path of them, see ``solve``.
+        class_weights: ``balanced`` to weigh classes inversely to their number of images, or a
+            weight by label name, 1 where there is none. Validation is never weighted.
+        views: crops of each training image: the eval crop, and random ones, flipped or not.
+        engine: what runs the backbone: ``auto`` (``onnxruntime`` on a CPU, ``openvino`` there for
+            bf16, ``torch`` on a GPU and for few images), one of them by name, or ``ray``: the
+            same on all cores of a Ray cluster, see ``ray_data.fill_with_ray``.
+        precision: ``fp32``, or ``bf16``.
+        cache: keep features in the user's cache, in this folder, or (False) not at all.
+        seed: of the choice of held-out images, of random crops, and of training.
         batch_size: images per forward pass.
-        workers: processes that decode images.
+        workers: processes that decode images; one per core without it.
         max_unreadable: share of images that may be unreadable and left out, 0 to 1.
+        report: folder for a confusion matrix, a reliability diagram and their numbers.
         notes: free text, kept with the head.
         progress: told about the images that were read.
         **timm_kwargs: see ``load_backbone``.
@@ -89,121 +109,198 @@ def fit(
     Raises:
         UnknownArchitecture, WeightsError: see ``load_backbone``.
         DataError: see ``open_data``; or too many images are unreadable.
-        ContractError: the architecture's logits are more than the mean of its classifiers.
+        DependencyMissing: the engine is not installed.
+        ContractError: the architecture cannot take this kind of head.
+        OutputError: the cache or the report cannot be written.
     """
     # All that can be refused is refused before minutes of extraction.
-    if not 0 < holdout < 1:
-        raise ValueError(f"holdout is {holdout}, expected a share between 0 and 1")
-    if l2 <= 0:
-        raise ValueError(f"l2 is {l2}, expected a positive strength")
-    train, validation = open_data(data, val)
+    _check(holdout=holdout, l2=l2, kind=kind, views=views, batch_size=batch_size)
+    if report is not None:
+        check_report(report)
+    train_source, val_source = open_data(data, val, task=task)
+    weighing = _class_weights(class_weights, train_source)
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights, remap=remap, **timm_kwargs)
-    kind = _linear_kind(backbone)
-    report = progress or (lambda *_: None)
-    extracted = extract(backbone, train, batch_size, workers, max_unreadable, report)
-    x, y = extracted.branches, extracted.targets
-    if validation is not None:
-        held = extract(backbone, validation, batch_size, workers, max_unreadable, report)
-        x_val, y_val = held.branches, held.targets
-        skipped = len(extracted.unreadable) + len(held.unreadable)
-    else:
-        mask = torch.from_numpy(stratified_holdout(y.numpy(), holdout, seed))
-        x_val, x = tuple(b[mask] for b in x), tuple(b[~mask] for b in x)
-        y_val, y = y[mask], y[~mask]
-        skipped = len(extracted.unreadable)
-    label_names = train.label_names or tuple(map(str, range(int(y.max()) + 1)))
-    missing = sorted(set(range(len(label_names))) - set(y.tolist()))
-    if missing:
-        raise DataError(
-            f"no image of class {', '.join(label_names[i] for i in missing[:5])} could be read"
+    plan = _plan(backbone, kind)
+    with _cache(cache) as root:
+        extraction = _Extraction(
+            backbone,
+            _engine(engine, precision, backbone, train_source),
+            root,
+            fall_back=engine in ("auto", "ray"),
+            options={
+                "fill": fill_with_ray if engine == "ray" else None,
+                "batch_size": batch_size,
+                "workers": os.cpu_count() or 1 if workers is None else workers,
+                "max_unreadable": max_unreadable,
+                "progress": progress,
+            },
         )
-    if not len(y_val):
-        raise DataError(
-            f"{train.name} has no class with two images: nothing is left to validate on"
+        extracted = extraction(train_source)
+        if val_source is not None:
+            held = extraction(val_source)
+            mask = np.zeros(len(extracted.targets), np.bool_)
+        else:
+            held = extracted
+            mask = held_out(extracted, train_source.task, holdout, seed)
+        crops = [extraction(train_source, View(n, seed)) for n in range(1, views)]
+        _check_classes(train_source, extracted.targets[~mask])
+        duplicates = report_duplicates(extracted, held if val_source else None)
+        examples = Examples.of([extracted, *crops], ~mask)
+        on = np.ones(len(held.targets), np.bool_) if val_source else mask
+        validation = Examples.of([held], on) if on.any() else None
+        if validation is None:
+            logger.warning("no image is left to validate on: the head comes without metrics")
+        names = train_source.label_names or tuple(
+            str(number) for number in range(_num_outputs(train_source.task, examples.y))
         )
-    model = adapt(backbone, len(label_names), kind)
-    solution = logistic_regression(
-        torch.cat([branch.flatten(1) for branch in x], 1), y, len(label_names), l2=l2
-    )
-    _set_linear(model, solution, [branch[0].numel() for branch in x])
-    with torch.inference_mode():
-        logits = classify(model, x_val)
-    metrics = {
-        "accuracy": round((logits.argmax(1) == y_val).double().mean().item(), 6),
-        "log_loss": round(cross_entropy(logits.double(), y_val).item(), 6),
-        "num_train": len(y),
-        "num_val": len(y_val),
-        "num_unreadable": skipped,
+        model, found = _trained(
+            backbone, plan, examples, validation, len(names), train_source.task, weighing, l2, seed
+        )
+        logits = None if validation is None else logits_of(model, validation)
+    metrics: dict[str, Any] = {}
+    temperature = 1.0
+    if logits is not None and validation is not None:
+        temperature = fit_temperature(logits, validation.y, train_source.task)
+        metrics = measure(logits, validation.y, train_source.task, temperature)
+    metrics |= {
+        "num_train": len(examples) // views,
+        "num_val": 0 if validation is None else len(validation),
+        "num_unreadable": len(extracted.unreadable)
+        + (len(held.unreadable) if val_source is not None else 0),
+        **duplicates,
+        **found,
     }
-    return head_of(model, label_names, metrics=metrics, notes=notes)
+    head = head_of(
+        model,
+        names,
+        task=train_source.task,
+        metrics=metrics,
+        temperature=temperature,
+        notes=notes,
+    )
+    if report is not None and logits is not None and validation is not None:
+        write_report(report, head, logits, validation.y)
+    return head
 
 
-@torch.no_grad()
-def extract(
-    backbone: nn.Module,
-    source: Source,
+def _check(
+    *,
+    holdout: float,
+    l2: float | Sequence[float] | None,
+    kind: str | None,
+    views: int,
     batch_size: int,
-    workers: int,
-    max_unreadable: float,
-    progress: Progress,
-) -> Extracted:
-    """Extract the features of all readable images of ``source``, in order.
-
-    Raises:
-        DataError: a larger share than ``max_unreadable`` of the images cannot be read, or all.
-    """
-    transform = timm.data.create_transform(**preprocessing(backbone), is_training=False)
-    kept, targets, unreadable, seen = [], [], list[str](), 0
-    total = count(source)
-    device = next(backbone.parameters()).device
-    progress(source.name, 0, total)
-    for batch in batches(source, transform, batch_size, workers):
-        if len(batch.targets):
-            # Channels last: a third faster on CPU for convolutional backbones, at equal numbers.
-            images = batch.images.to(device, memory_format=torch.channels_last)
-            entered = features(backbone, images)
-            branches = (entered,) if isinstance(entered, Tensor) else entered
-            kept.append([branch.cpu() for branch in branches])
-            targets.append(batch.targets)
-        unreadable += batch.unreadable
-        seen += batch.seen
-        progress(source.name, seen, total)
-    if unreadable:
-        named = "; ".join(unreadable[:3]) + ("; …" if len(unreadable) > 3 else "")
-        if not kept or len(unreadable) > max_unreadable * seen:
-            raise DataError(
-                f"{len(unreadable)} of {seen} images of {source.name} cannot be read, "
-                f"allowed are {max_unreadable:.0%} (max_unreadable): {named}"
-            )
-        logger.warning(
-            "skipped %d of %d images that cannot be read: %s", len(unreadable), seen, named
-        )
-    if not kept:
-        raise DataError(f"no images in {source.name}")
-    joined = tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
-    return Extracted(joined, torch.cat(targets), tuple(unreadable))
+) -> None:
+    if not 0 < holdout < 1:
+        raise ValueError(f"holdout is {holdout}, expected a share between 0 and 1")
+    for strength in () if l2 is None else (l2,) if isinstance(l2, int | float) else l2:
+        if not strength > 0:
+            raise ValueError(f"l2 is {strength}, expected a positive strength")
+    if kind is not None and kind not in KINDS:
+        raise ContractError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    for name, value in (("views", views), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected at least 1")
 
 
-def _linear_kind(model: nn.Module) -> Kind:
-    """Return ``own`` if the own classifier is linear, else ``linear``.
+def _engine(name: str, precision: str, model: nn.Module, source: Source) -> Engine:
+    if name == "ray":
+        check_ray()
+        return choose("auto", precision, model, threads=1)
+    images = count(source)
+    small = images is not None and images < SMALL
+    return choose(
+        "torch" if name == "auto" and small and precision == "fp32" else name, precision, model
+    )
 
-    Raises:
-        ContractError: the logits are not the mean of what the classifier's modules give, so that
-            linear modules cannot be solved for.
-    """
+
+@contextmanager
+def _cache(cache: bool | str | Path) -> Iterator[Path]:
+    if cache is not False:
+        yield cache_folder(cache)
+        return
+    with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
+        yield Path(folder)
+
+
+@dataclass
+class _Extraction:
+    """Extraction with one engine for all sources of a head: their numbers have to go together."""
+
+    model: nn.Module
+    engine: Engine
+    root: Path
+    fall_back: bool
+    options: Mapping[str, Any]
+
+    def __call__(self, source: Source, view: View | None = None) -> Extracted:
+        try:
+            return extract(self.model, source, self.engine, self.root, view=view, **self.options)
+        except ExportError as error:
+            if not self.fall_back:
+                raise
+            logger.warning("extracting with torch instead of %s: %s", self.engine.name, error)
+            self.engine, self.fall_back = choose("torch", "fp32", self.model), False
+            return self(source, view)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which classifier, and whether its best weights can be solved for."""
+
+    kind: Kind
+    linear: bool
+
+
+def _plan(model: nn.Module, kind: Kind | None) -> _Plan:
     if row(LOGITS, model) is not None:
-        raise ContractError(
-            f"fit cannot solve for {name_of(model)}, whose logits are more than the mean of its "
-            "classifiers: train what adapt() returns in a loop"
-        )
+        # Its logits are more than the mean of its modules: no linear map of the features.
+        return _Plan(kind or "own", linear=False)
     probe = twin(model, share_tensors=False)
     modules = [probe.get_submodule(path) for path in replace(probe, 2).paths]
-    return "own" if all(isinstance(m, nn.Linear | nn.Conv2d) for m in modules) else "linear"
+    own = all(isinstance(module, nn.Linear | nn.Conv2d) for module in modules)
+    if kind is None:
+        kind = "own" if own else "linear"
+    return _Plan(kind, linear=kind == "linear" or (kind == "own" and own))
+
+
+def _trained(
+    backbone: nn.Module,
+    plan: _Plan,
+    examples: Examples,
+    validation: Examples | None,
+    num_outputs: int,
+    task: Task,
+    weighing: Tensor | Literal["balanced"] | None,
+    l2: float | Sequence[float] | None,
+    seed: int,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model with its new classifier, and what was chosen on the way."""
+    if weighing == "balanced":
+        weighing = _balanced(examples.y, num_outputs, task)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = adapt(backbone, num_outputs, plan.kind)
+    if not plan.linear:
+        trained = train(model, examples, validation, task, class_weights=weighing, seed=seed)
+        return model, {"learning_rate": trained.rate, "epochs": trained.epochs}
+    solution = solve(
+        examples.x,
+        examples.y,
+        num_outputs,
+        task=task,
+        x_val=None if validation is None else validation.x,
+        y_val=None if validation is None else validation.y,
+        class_weights=weighing,
+        l2=STRENGTHS if l2 is None else l2,
+    )
+    set_linear(model, solution.linear, [int(np.prod(shape)) for shape in examples.shapes])
+    return model, {"l2": solution.l2}
 
 
 @torch.no_grad()
-def _set_linear(model: nn.Module, solution: Linear, widths: list[int]) -> None:
+def set_linear(model: nn.Module, solution: Linear, widths: list[int]) -> None:
     """Spread one linear map over the classifier's modules, the mean of which are the logits.
 
     Module ``i`` sees branch ``i`` modulo their number, see ``split.classify``.
@@ -217,3 +314,48 @@ def _set_linear(model: nn.Module, solution: Linear, widths: list[int]) -> None:
         weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
         weight.copy_((parts[branch] * len(paths) / sharing).view_as(weight))
         bias.copy_(solution.bias)
+
+
+def _class_weights(
+    asked: ClassWeights | None, source: Source
+) -> Tensor | Literal["balanced"] | None:
+    if asked is None:
+        return None
+    if source.task == "regression":
+        raise DataError("a regression has no classes to weigh")
+    if isinstance(asked, str):
+        if asked != "balanced":
+            raise ValueError(f"class_weights is {asked!r}, expected 'balanced' or weights by label")
+        return "balanced"
+    unknown = sorted(set(asked) - set(source.label_names))
+    if unknown:
+        raise DataError(f"class_weights names {', '.join(unknown[:5])}, which {source.name} lacks")
+    weights = [float(asked.get(name, 1)) for name in source.label_names]
+    if not all(weight > 0 for weight in weights):
+        raise ValueError("class_weights has a weight that is not positive")
+    return torch.tensor(weights)
+
+
+def _balanced(y: Tensor, num_outputs: int, task: Task) -> Tensor:
+    if task == "multiclass":
+        return balanced_weights(y, num_outputs)
+    positives = y.sum(0).clamp(min=1)
+    balanced: Tensor = (len(y) - positives).clamp(min=1) / positives
+    return balanced
+
+
+def _num_outputs(task: Task, y: Tensor) -> int:
+    return int(y.max()) + 1 if task == "multiclass" else y.shape[1]
+
+
+def _check_classes(source: Source, targets: np.ndarray[Any, Any]) -> None:
+    if source.task == "regression":
+        return
+    seen = (
+        set(targets.tolist())
+        if source.task == "multiclass"
+        else set(np.flatnonzero(targets.sum(0)).tolist())
+    )
+    missing = [name for number, name in enumerate(source.label_names) if number not in seen]
+    if missing:
+        raise DataError(f"no image of class {', '.join(missing[:5])} could be read")

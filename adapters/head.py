@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -25,9 +26,16 @@ from .files import write_atomically
 FORMAT = "headkit"
 VERSION = "1"
 MAX_OVERHEAD = 4096
-"""Bytes that a head file may take beyond its tensors and its label names."""
+"""Bytes that a head file may take beyond its tensors and what it holds per class."""
+PER_CLASS = "recall"
+"""The metric that has a value per class."""
 
 Task = Literal["multiclass", "multilabel", "regression"]
+
+
+def _now() -> datetime:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class Head:
         task: what the logits mean.
         temperature: logits are divided by it before softmax or sigmoid.
         metrics: what was measured on validation data.
-        created: UTC time, ISO 8601.
+        created: UTC time, ISO 8601; of ``SOURCE_DATE_EPOCH`` where that is set, so that builds can
+            be reproduced (reproducible-builds.org).
         versions: of the libraries that made the head.
         notes: free text.
     """
@@ -84,7 +93,7 @@ class Head:
     task: Task = "multiclass"
     temperature: float = 1.0
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    created: str = field(default_factory=lambda: _now().isoformat(timespec="seconds"))
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: str = ""
 
@@ -149,17 +158,15 @@ class Head:
         """Return the content of the head file; equal heads give equal bytes.
 
         Raises:
-            HeadFormatError: what is not a tensor or a label name takes more than 4 KiB.
+            HeadFormatError: what is no tensor, label name or recall takes more than 4 KiB.
         """
         content = self._encode()
-        nameless = (
-            content if self.label_names is None else replace(self, label_names=None)._encode()
-        )
-        overhead = len(nameless) - self.num_bytes
+        alone = {k: v for k, v in self.metrics.items() if k != PER_CLASS}
+        overhead = len(replace(self, label_names=None, metrics=alone)._encode()) - self.num_bytes
         if overhead > MAX_OVERHEAD:
             raise HeadFormatError(
-                f"the head's description takes {overhead} bytes beside tensors and label names, "
-                f"at most {MAX_OVERHEAD} are allowed: shorten its notes or metrics"
+                f"the head's description takes {overhead} bytes beside tensors, label names and "
+                f"recall, at most {MAX_OVERHEAD} are allowed: shorten its notes or metrics"
             )
         return content
 

@@ -1,81 +1,250 @@
-"""Multinomial logistic regression with L2 on fixed features."""
+"""Linear heads on fixed features: logistic regression, one-vs-rest or multinomial, and ridge."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-VARIANCE_FLOOR = 0.1
-"""Share of the mean variance of all features that is added to each one's."""
+from .head import Task
+from .solver_path import Fit, Linear, Settings, Step
+from .solver_rows import CACHED, VARIANCE_FLOOR, Rows, Selected
+
+__all__ = [
+    "STRENGTHS",
+    "VARIANCE_FLOOR",
+    "Linear",
+    "Rows",
+    "Solution",
+    "Step",
+    "balanced_weights",
+    "solve",
+]
+
+STRENGTHS = tuple(10.0 ** (exponent / 2) for exponent in range(2, -11, -1))
+"""Strengths to choose from, strong to weak: 10, 3.2, … 1e-5."""
+CROSS_VALIDATED = 2000
+"""Images up to which strengths are chosen by cross validation; beyond, a fifth is held out."""
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A linear map of features to logits: ``features @ weight.T + bias``.
+class Solution:
+    """What ``solve`` found.
 
     Attributes:
-        weight: ``[num_classes, num_features]``, float64.
-        bias: ``[num_classes]``, float64.
+        linear: the map.
+        l2: the strength it was solved with.
+        path: the strengths that were looked at, strong to weak.
     """
 
-    weight: Tensor
-    bias: Tensor
+    linear: Linear
+    l2: float
+    path: tuple[Step, ...]
 
 
-def logistic_regression(
-    features: Tensor,
-    targets: Tensor,
-    num_classes: int,
-    *,
-    l2: float = 1e-3,
-    tolerance: float = 1e-6,
-    max_iterations: int = 500,
-) -> Linear:
-    """Fit multinomial logistic regression by L-BFGS (Liu and Nocedal, 1989), in float64.
-
-    Minimizes ``mean(cross entropy) + l2 / 2 * ||W||²``, where ``W`` acts on standardized features
-    and the bias is free. scikit-learn's ``LogisticRegression(C)`` on them has the same minimum for
-    ``l2 = 1 / (C * N)``. Standardized is ``(x - mean) / sqrt(variance + VARIANCE_FLOOR * mean
-    variance)``: from a few images, the variance of a feature that hardly varies is too small by
-    chance, and dividing by it alone would make noise loud. The standardization is folded back: the
-    result takes the features as they are. A feature that never varies gets no weight.
+def balanced_weights(y: Tensor, num_classes: int) -> Tensor:
+    """Return ``N / (num_classes * images of the class)``, 1 for a class without an image.
 
     Args:
-        features: ``[N, num_features]``.
-        targets: ``[N]``, class indices below ``num_classes``.
-        num_classes: number of classes; those without an example get the logit of an unlikely one.
-        l2: strength of the penalty, above 0 so that the minimum is unique.
-        tolerance: largest entry of the gradient at the end.
-        max_iterations: of L-BFGS.
+        y: ``[N]``, class indices.
+        num_classes: number of classes.
     """
-    if l2 <= 0:
-        raise ValueError(f"l2 is {l2}, expected a positive strength")
-    x = features.to(torch.float64)
-    mean, variance = x.mean(0), x.var(0, correction=0)
-    floor = VARIANCE_FLOOR * variance.mean()
-    inverse = torch.where(variance > 0, (variance + floor).rsqrt(), 0)
-    x = (x - mean) * inverse
-    parameters = torch.zeros(num_classes, x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [parameters],
-        max_iter=max_iterations,
-        max_eval=2 * max_iterations,
-        tolerance_grad=tolerance,
-        tolerance_change=0,
-        history_size=20,
-        line_search_fn="strong_wolfe",
+    counts = torch.bincount(y, minlength=num_classes).double()
+    return torch.where(counts > 0, len(y) / (num_classes * counts.clamp(min=1)), 1.0)
+
+
+@torch.no_grad()
+def solve(
+    x: Tensor | Rows,
+    y: Tensor,
+    num_outputs: int,
+    *,
+    task: Task = "multiclass",
+    l2: float | Sequence[float] = STRENGTHS,
+    x_val: Tensor | Rows | None = None,
+    y_val: Tensor | None = None,
+    class_weights: Tensor | None = None,
+    tolerance: float = 1e-5,
+    max_iterations: int = 500,
+) -> Solution:
+    """Fit a linear map from features to logits.
+
+    Minimizes ``mean(loss) + l2 / 2 * ||W||²``, where ``W`` acts on standardized features and the
+    bias is free. The loss of an image is its cross entropy (multiclass), the sum over the outputs
+    of their binary cross entropies (multilabel: one-vs-rest), or half the sum of squared errors
+    (regression). scikit-learn's ``LogisticRegression(C)`` on the standardized features has the
+    same minimum for ``l2 = 1 / (C * N)``, ``Ridge(alpha)`` for ``l2 = alpha / N``.
+
+    Standardized is ``(x - mean) / sqrt(variance + VARIANCE_FLOOR * mean variance)``: from a few
+    images, the variance of a feature that hardly varies is too small by chance, and dividing by it
+    alone would make noise loud. The standardization is folded back: the result takes the features
+    as they are. A feature that never varies gets no weight.
+
+    Of several strengths, the one with the least validation loss is taken. They are visited from
+    strong to weak, each from where the last one ended, and left as soon as their validation loss
+    is known well enough, or for good once it has turned up; the best alone is solved to
+    ``tolerance``. Without validation images strengths are chosen by stratified cross validation
+    (up to ``CROSS_VALIDATED`` images; 5 folds, or as many as the rarest class with two images has),
+    else with a fifth held out; then all images are fitted.
+
+    The method is preconditioned L-BFGS, see ``Descent``, in single precision, checked and where
+    needed finished in double; ridge regression has a closed form, see ``Ridge``. Equal input gives
+    equal bits on one machine with one number of threads.
+
+    Args:
+        x: ``[N, num_features]``, or blocks of it that do not fit in memory together.
+        y: targets. multiclass: ``[N]`` int64 below ``num_outputs``; multilabel: ``[N,
+            num_outputs]`` of 0 and 1; regression: ``[N, num_outputs]``.
+        num_outputs: length of the logits. A class without an image gets the logit of an unlikely
+            one; so does a label that no image has.
+        task: what the targets are.
+        l2: one strength, or several to choose from; above 0 so that the minimum is unique.
+        x_val: features of validation images, like ``x``.
+        y_val: their targets.
+        class_weights: ``[num_outputs]``, above 0. multiclass: of the images of each class, see
+            ``balanced_weights``; multilabel: of the positives of each label. The mean is then the
+            weighted one. Validation is not weighted.
+        tolerance: stop when the next step promises to lower the objective by this share of it.
+        max_iterations: of the solver, for each strength.
+
+    Raises:
+        ValueError: shapes do not fit, targets are none of ``task``, a feature or target is NaN or
+            infinite, or a strength is not positive.
+    """
+    strengths = _strengths(l2)
+    y = _checked(x, y, num_outputs, task, "")
+    if (x_val is None) != (y_val is None):
+        raise ValueError("x_val and y_val belong together: one of them is missing")
+    if x_val is not None and y_val is not None:
+        y_val = _checked(x_val, y_val, num_outputs, task, "_val")
+        if x_val.shape[1] != x.shape[1]:
+            raise ValueError(f"x_val has {x_val.shape[1]} features, x has {x.shape[1]}")
+    if class_weights is not None:
+        if task == "regression":
+            raise ValueError("class_weights say nothing about regression")
+        if class_weights.shape != (num_outputs,) or not bool((class_weights > 0).all()):
+            raise ValueError(f"class_weights must be {num_outputs} positive numbers")
+        class_weights = class_weights.to(y.device)
+    settings = Settings(num_outputs, task, class_weights, tolerance, max_iterations)
+    if len(strengths) > 1 and x_val is None:
+        return _across_folds(x, y, settings, strengths)
+    fit = Fit(x, y, settings, x_val, y_val)
+    if len(strengths) > 1:
+        chosen, path = fit.best(fit.path(strengths))
+    else:
+        chosen = fit.polish(strengths[0])
+        path = [chosen]
+    return Solution(fit.linear(chosen.l2), chosen.l2, tuple(path))
+
+
+def _across_folds(
+    x: Tensor | Rows, y: Tensor, settings: Settings, strengths: Sequence[float]
+) -> Solution:
+    """Choose a strength by the mean validation loss of all folds, then fit all images with it."""
+    folds = _folds(y, settings.task)
+    if not folds:
+        # One image a class: scikit-learn's C = 0.1. The more classes, the less each one's share of
+        # the loss weighs against the penalty, and the weaker that has to be.
+        strength = min(strengths, key=lambda l2: abs(math.log(l2 * len(y) / 10)))
+        fit = Fit(x, y, settings)
+        step = fit.polish(strength)
+        return Solution(fit.linear(strength), strength, (step,))
+    paths, held = list[list[Step]](), list[int]()
+    for fold in folds:
+        fit = Fit(*_part(x, y, ~fold), settings, *_part(x, y, fold))
+        # A fold alone is too few images to end the path by; a held-out fifth of many is not.
+        paths.append(fit.path(strengths, early=len(folds) == 1))
+        held.append(int(fold.sum()))
+    shares = [count / sum(held) for count in held]
+    path = [
+        Step(
+            steps[0].l2,
+            sum(share * step.objective for share, step in zip(shares, steps, strict=True)),
+            sum(share * (step.val_loss or 0) for share, step in zip(shares, steps, strict=True)),
+            sum(step.iterations for step in steps),
+            converged=False,
+        )
+        for steps in zip(*paths, strict=True)
+    ]
+    chosen = min(range(len(path)), key=lambda index: path[index].val_loss or 0)
+    strength, start = path[chosen].l2, fit.linear(path[chosen].l2)
+    del fit  # and with it the features that it keeps
+    fit = Fit(x, y, settings)
+    step = fit.polish(strength, start=start)
+    path[chosen] = replace(
+        step,
+        val_loss=path[chosen].val_loss,
+        iterations=path[chosen].iterations + step.iterations,
     )
+    return Solution(fit.linear(strength), strength, tuple(path))
 
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        weight, bias = parameters[:, :-1], parameters[:, -1]
-        loss = cross_entropy(x @ weight.T + bias, targets) + l2 / 2 * weight.square().sum()
-        torch.autograd.backward(loss)
-        return loss
 
-    optimizer.step(objective)  # type: ignore[no-untyped-call]
-    weight = parameters.detach()[:, :-1] * inverse
-    return Linear(weight=weight, bias=parameters.detach()[:, -1] - weight @ mean)
+def _part(x: Tensor | Rows, y: Tensor, mask: Tensor) -> tuple[Tensor | Rows, Tensor]:
+    chosen = Selected(x, mask)
+    small = isinstance(x, Tensor) and x.numel() <= CACHED
+    return (torch.cat(list(chosen.blocks())) if small else chosen), y[mask]
+
+
+def _folds(y: Tensor, task: Task) -> list[Tensor]:
+    """Return masks ``[N]`` of held-out images, stratified by class; none if none can be spared.
+
+    A class with one image is held out nowhere, so that each class is trained in each fold.
+    """
+    count = len(y)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(y.device)
+    groups = y if task == "multiclass" else torch.zeros(count, dtype=torch.int64, device=y.device)
+    sizes = torch.bincount(groups)
+    if not bool((sizes > 1).any()):
+        return []
+    order = order[groups[order].argsort(stable=True)]
+    starts = sizes.cumsum(0) - sizes
+    place = torch.empty_like(order)
+    place[order] = torch.arange(count, device=y.device) - starts[groups[order]]
+    several = sizes[groups] > 1
+    if count > CROSS_VALIDATED:
+        return [several & (place < (sizes[groups] / 5).round().clamp(min=1))]
+    folds = min(5, int(sizes[sizes > 1].min()))
+    # Classes start at different folds, so that these are of equal size.
+    return [several & ((place + starts[groups]) % folds == fold) for fold in range(folds)]
+
+
+def _strengths(l2: float | Sequence[float]) -> list[float]:
+    strengths = [float(l2)] if isinstance(l2, int | float) else [float(value) for value in l2]
+    if not strengths:
+        raise ValueError("l2 is empty, expected at least one strength")
+    for value in strengths:
+        if not 0 < value < math.inf:
+            raise ValueError(f"l2 is {value:g}, expected a positive strength")
+    return sorted(set(strengths), reverse=True)
+
+
+def _checked(x: Tensor | Rows, y: Tensor, num_outputs: int, task: Task, which: str) -> Tensor:
+    """Return targets where the features are; class indices as int64.
+
+    Raises:
+        ValueError: see ``solve``.
+    """
+    if len(x.shape) != 2 or not x.shape[0]:
+        raise ValueError(f"x{which} has shape {tuple(x.shape)}, expected [N, num_features]")
+    shape = (x.shape[0],) if task == "multiclass" else (x.shape[0], num_outputs)
+    if tuple(y.shape) != shape:
+        raise ValueError(f"y{which} has shape {tuple(y.shape)}, expected {shape}")
+    if isinstance(x, Tensor):
+        y = y.to(x.device)
+    if task == "multiclass":
+        if y.is_floating_point() or y.is_complex():
+            raise ValueError(f"y{which} is {y.dtype}, expected class indices")
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= num_outputs:
+            raise ValueError(
+                f"y{which} has class indices {low} to {high}, expected 0 to {num_outputs - 1}"
+            )
+        return y.long()
+    if not bool(y.isfinite().all()):
+        raise ValueError(f"y{which} has values that are NaN or infinite")
+    if task == "multilabel" and not bool(((y == 0) | (y == 1)).all()):
+        raise ValueError(f"y{which} has values other than 0 and 1")
+    return y

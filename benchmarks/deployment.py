@@ -226,7 +226,7 @@ def precision(folder: Path) -> dict[str, Any]:
     """float16 and int8 on digits with real weights: bytes, latency and accuracy."""
     weights = write_weights(folder / "weights.safetensors")
     trained, data = _halves(write_digits(folder / "digits"))
-    head = fit(ARCHITECTURE, trained, weights=weights, workers=0)
+    head = fit(ARCHITECTURE, trained, weights=weights, workers=0, cache=False)
     model = load_backbone(ARCHITECTURE, weights)
     rows: dict[str, Any] = {}
     predictors = {}

@@ -40,7 +40,7 @@ from torch.nn.functional import cross_entropy
 
 from ..adapters.adapt import adapt, preprocessing
 from ..adapters.backbone import load_backbone
-from ..adapters.data import batches, open_data
+from ..adapters.data import open_data, open_image
 from ..adapters.files import write_atomically
 from ..adapters.fit import fit
 from .machine import machine
@@ -219,7 +219,7 @@ def _train_head(weights: Path, train: Path, validation: Path) -> Trained:
     # fit wants validation images, so that it leaves no training image out; reading them, between
     # the first and the last report on them, is no part of training.
     started = time.perf_counter()
-    head = fit(model, train, val=validation, progress=progress)
+    head = fit(model, train, val=validation, cache=False, progress=progress)
     seconds = time.perf_counter() - started - validated
     number = sum(tensor.size for tensor in head.tensors.values())
     return Trained(model, seconds, number, len(head.serialize()))
@@ -274,9 +274,8 @@ def _network(weights: Path) -> nn.Module:
 def _read(model: nn.Module, folder: Path) -> tuple[Tensor, Tensor]:
     source, _ = open_data(folder)
     transform = timm.data.create_transform(**preprocessing(model), is_training=False)
-    read = list(batches(source, transform, batch_size=32, workers=2))
-    x = torch.cat([batch.images for batch in read]).to(memory_format=torch.channels_last)
-    return x, torch.cat([batch.targets for batch in read])
+    x = torch.stack([transform(open_image(path)) for path in source.paths or ()])
+    return x.to(memory_format=torch.channels_last), torch.from_numpy(source.targets)
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.files import write_atomically
-from . import coverage, coverage_page, freezing
+from . import coverage, coverage_page, fitting_page, freezing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -106,6 +106,7 @@ def deployment(result: Mapping[str, Any]) -> str:
 
 BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "demo": demo,
+    "fitting": fitting_page.table,
     "deployment": deployment,
     "freezing": freezing.table,
 }

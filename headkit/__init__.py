@@ -25,13 +25,14 @@ if TYPE_CHECKING:
         UnknownArchitecture,
         WeightsError,
     )
-    from .adapters.fit import fit
     from .adapters.head import Head
     from .adapters.split import classify, features
+    from .benchmarks.compare import compare
     from .describe import info
     from .export.exporter import export
     from .export.graft import graft
     from .export.predictor import Predictor
+    from .fitting import fit
     from .registry.catalogue import models
 
 _HOME = {
@@ -51,12 +52,13 @@ _HOME = {
         "UnknownArchitecture",
         "WeightsError",
     ),
-    "adapters.fit": ("fit",),
     "adapters.head": ("Head",),
     "adapters.split": ("classify", "features"),
     "export.graft": ("graft",),
     "export.predictor": ("Predictor",),
+    "benchmarks.compare": ("compare",),
     "describe": ("info",),
+    "fitting": ("fit",),
     "registry.catalogue": ("models",),
 }
 # `export` is a function and a package: the package is callable, see export/__init__.py.
@@ -80,6 +82,7 @@ __all__ = [
     "adapt",
     "attach",
     "classify",
+    "compare",
     "export",
     "features",
     "fingerprint",

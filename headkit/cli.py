@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from . import cli_onnx
-from .terminal import Json, Remap, Weights, lines_of, progress_bar, show
+from . import cli_fit, cli_onnx
+from .terminal import Json, lines_of, progress_bar, show
 
 app = typer.Typer(
     help="Swappable classifier heads for every timm image model.",
@@ -41,57 +41,7 @@ def _common(
     logging.getLogger("headkit").addHandler(handler)
 
 
-@app.command()
-def fit(
-    backbone: Annotated[str, typer.Option(help="timm architecture, such as resnet50.a1_in1k.")],
-    data: Annotated[str, typer.Option(help="Folder with a folder per class, or hfds/NAME, wds/…")],
-    out: Annotated[Path, typer.Option(help="Where to write the head file.")],
-    val: Annotated[str | None, typer.Option(help="Validation data, in the same form.")] = None,
-    weights: Weights = None,
-    remap: Remap = False,
-    holdout: Annotated[float, typer.Option(help="Share of each class kept for validation.")] = 0.2,
-    l2: Annotated[float, typer.Option(help="Strength of the L2 penalty.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Of the choice of held-out images.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 32,
-    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 2,
-    max_unreadable: Annotated[float, typer.Option(help="Share of images that may be bad.")] = 0.05,
-    notes: Annotated[str, typer.Option(help="Free text, kept in the head file.")] = "",
-    as_json: Json = False,
-) -> None:
-    """Train a head on the frozen features of a backbone and save it."""
-    from .adapters.files import check_writable
-
-    check_writable(out)
-    from .adapters.fit import fit as fit_head
-
-    with progress_bar() as progress:
-        head = fit_head(
-            backbone,
-            data,
-            val=val,
-            weights=weights,
-            remap=remap,
-            holdout=holdout,
-            l2=l2,
-            seed=seed,
-            batch_size=batch_size,
-            workers=workers,
-            max_unreadable=max_unreadable,
-            notes=notes,
-            progress=progress,
-        )
-    head.save(out)
-    result = {"head": str(out), "bytes": out.stat().st_size, **head.metrics}
-    show(
-        result,
-        as_json,
-        f"{out}: {head.num_classes} classes, {out.stat().st_size:,} bytes; validation accuracy "
-        f"{head.metrics['accuracy']:.4f}, log loss {head.metrics['log_loss']:.4f} "
-        f"on {head.metrics['num_val']} images",
-    )
-
-
-for _command in (cli_onnx.export, cli_onnx.graft, cli_onnx.predict):
+for _command in (cli_fit.fit, cli_fit.compare, cli_onnx.export, cli_onnx.graft, cli_onnx.predict):
     app.command()(_command)
 
 

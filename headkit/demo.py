@@ -47,7 +47,7 @@ def run(
 
     backbone = headkit.load_backbone(ARCHITECTURE, weights)
     fit_started = time.perf_counter()
-    head = headkit.fit(backbone, data, progress=progress)
+    head = headkit.fit(backbone, data, cache=False, progress=progress)
     fit_seconds = time.perf_counter() - fit_started
     head_path = head.save(out / "digits.safetensors")
 

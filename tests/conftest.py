@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,12 @@ from headkit.__main__ import main
 
 SMALL = "test_resnet"
 """A timm architecture of 0.5 M parameters with BatchNorm, input 160 x 160."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Features of tests stay out of the user's cache."""
+    os.environ["HEADKIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

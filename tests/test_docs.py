@@ -7,7 +7,7 @@ import pytest
 from headkit.benchmarks import coverage, coverage_page, report
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "docs/replacing-a-head.md", "docs/onnx.md"]
+DOCUMENTS = ["README.md", "docs/replacing-a-head.md", "docs/fitting.md", "docs/onnx.md"]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -22,7 +22,7 @@ def test_python_blocks_run_in_order(
         exec(compile(block, f"{name}, block {number}", "exec"), namespace)  # noqa: S102
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", report.DOCUMENTS)
 def test_generated_numbers_are_those_of_the_committed_results(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert "<!-- generated: " in text

@@ -29,7 +29,7 @@ def test_fit_export_predict(run: Run, shapes: Path, small_weights: Path, tmp_pat
         "fit", "--backbone", SMALL, "--data", shapes, "--out", head, "--weights", small_weights
     )
     assert status == 0, err
-    assert re.search(r"3 classes, [\d,]+ bytes; validation accuracy \d", out)
+    assert re.search(r"3 classes, [\d,]+ bytes; on 6 validation images accuracy \d", out)
     assert "24 of 24 images" in err
 
     status, out, err = run("export", head, "--out", model, "--weights", small_weights, "--json")

@@ -1,0 +1,286 @@
+"""From one set of training images to a linear map: a path of strengths, and the choice of one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .head import Task
+from .solver_descent import RANK, Descent, Point, Problem, Spectrum
+from .solver_ridge import Ridge
+from .solver_rows import Rows, Standardized, measure
+
+DOUBLE = 2**20
+"""Numbers up to which single precision saves nothing worth mentioning."""
+DIRECT = 4096
+"""The smaller side of the features up to which ridge regression decomposes their covariance."""
+SPAN = 512
+"""Images up to which, if there are twice as many features, the span of the rows is a basis.
+
+The weights lie in it (representer theorem; Schölkopf, Herbrich and Smola, 2001)."""
+SETTLED = 1e-3
+"""Share of a validation loss to which it is settled on the way."""
+GAIN = 0.1
+"""The same as a share of what it differs by from the last strength's."""
+TURNED = 0.05
+"""Share above its minimum at which the validation loss has turned up for good."""
+VISIT = 20
+"""Iterations that a strength gets at most before it is chosen."""
+APPROACH = 10.0
+"""Strength to start from where a single weaker one is asked for."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear map of features to logits: ``features @ weight.T + bias``.
+
+    Attributes:
+        weight: ``[num_outputs, num_features]``, float64.
+        bias: ``[num_outputs]``, float64.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One strength of a path.
+
+    Attributes:
+        l2: the strength.
+        objective: mean loss on the training images with the penalty.
+        val_loss: mean log loss of the validation images, not weighted (multilabel: mean over the
+            outputs as well; regression: mean squared error). With cross validation, of all images.
+            None without validation. Before convergence a weak strength looks better than it is:
+            what it overfits is learned last.
+        iterations: of the solver, all visits together; 0 in closed form.
+        converged: whether the tolerance was reached, rather than only what a choice needs.
+    """
+
+    l2: float
+    objective: float
+    val_loss: float | None
+    iterations: int
+    converged: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``solve`` was asked for, see there."""
+
+    num_outputs: int
+    task: Task
+    class_weights: Tensor | None
+    tolerance: float
+    max_iterations: int
+
+
+class Fit:
+    """The minimizers of one set of training images, with validation images or without.
+
+    Args:
+        x: features, ``[N, num_features]``.
+        y: targets.
+        settings: the rest.
+        x_val: features of validation images.
+        y_val: their targets.
+    """
+
+    def __init__(
+        self,
+        x: Tensor | Rows,
+        y: Tensor,
+        settings: Settings,
+        x_val: Tensor | Rows | None = None,
+        y_val: Tensor | None = None,
+    ) -> None:
+        self.settings = settings
+        self.scale, sample = measure(x, 10 * RANK)
+        y = y.to(sample.device)
+        self.outputs, self.unlearned = _learnable(y, settings)
+        count, width = x.shape
+        self.direct = settings.task == "regression" and min(count, width) <= DIRECT
+        spanned = count < width if self.direct else count <= min(SPAN, width // 2)
+        double = self.direct or spanned or count * width <= DOUBLE
+        self.dtype = torch.float64 if double else torch.float32
+        self.basis: Tensor | None = None
+        if spanned:
+            self.basis = torch.linalg.qr(self._rows(x).whole().T).Q
+        self.problem = self._problem(x, y, settings.class_weights)
+        self.validation = None
+        if x_val is not None and y_val is not None:
+            self.validation = self._problem(x_val, y_val.to(sample.device), None)
+            if not float(self.validation.total.sum()):
+                raise ValueError("no validation image is of a class that has training images")
+        if self.direct:
+            self.ridge = Ridge(self.problem.rows, self.problem.y)
+        else:
+            self.spectrum = Spectrum.of(self._rows(sample).whole())
+        self.thetas = dict[float, Tensor]()
+
+    def path(self, strengths: Sequence[float], *, early: bool = True) -> list[Step]:
+        """Visit strengths from strong to weak, each until its validation loss is settled.
+
+        Args:
+            strengths: from strong to weak.
+            early: leave the others out once the validation loss has turned up.
+        """
+        if self.direct:
+            return [self._direct(l2) for l2 in strengths]
+        steps = list[Step]()
+        self.descent = Descent(self.problem, self.spectrum, self._zeros())
+        losses = [self._val_loss(self.descent.point.theta)]
+        best = losses[0]
+        for l2 in strengths:
+            before = losses[-1]
+
+            def settled(point: Point, before: float = before) -> bool:
+                losses.append(self._val_loss(point.theta))
+                bound = max(SETTLED * losses[-1], GAIN * abs(losses[-1] - before), 1e-9)
+                return abs(losses[-1] - losses[-2]) <= bound
+
+            most = min(VISIT, self.settings.max_iterations)
+            iterations, done = self.descent.run(l2, self.settings.tolerance, most, settled)
+            point = self.descent.point
+            self.thetas[l2] = point.theta
+            objective = self.descent.objective(point, l2)
+            steps.append(Step(l2, objective, losses[-1], iterations, done))
+            if early and losses[-1] > (1 + TURNED) * best + 1e-6:
+                break
+            best = min(best, losses[-1])
+        return steps
+
+    def best(self, steps: list[Step]) -> tuple[Step, list[Step]]:
+        """Choose the least validation loss and solve that strength to the tolerance.
+
+        Where its loss ends clearly above what another's was, that one is solved as well.
+        """
+        steps = list(steps)
+        solved = set[float]()
+
+        def rank(step: Step) -> float:
+            return (step.val_loss or 0.0) * (1 if step.l2 in solved else 1 + 2 * SETTLED)
+
+        while True:
+            chosen = min(steps, key=rank)
+            if chosen.l2 in solved:
+                return chosen, steps
+            polished = self.polish(chosen.l2, chosen)
+            steps[steps.index(chosen)] = polished
+            solved.add(chosen.l2)
+
+    def polish(self, l2: float, step: Step | None = None, start: Linear | None = None) -> Step:
+        """Solve one strength to the tolerance.
+
+        Args:
+            l2: the strength.
+            step: of its visit; it goes on from there.
+            start: where to start from if it was not visited.
+        """
+        if self.direct:
+            return self._direct(l2)
+        most, tolerance = self.settings.max_iterations, self.settings.tolerance
+        if step is not None:
+            self.descent.move(self.thetas[l2])
+        elif start is not None:
+            self.descent = Descent(self.problem, self.spectrum, self._standardized(start))
+        else:
+            self.descent = Descent(self.problem, self.spectrum, self._zeros())
+            # A few iterations for each strength on the way halve those that are needed in the end.
+            way = APPROACH
+            while way > l2:
+                self.descent.run(way, tolerance, 2)
+                way /= math.sqrt(10)
+        descent = self.descent
+        made, done = descent.run(l2, tolerance, most)
+        if self.problem.dtype != torch.float64:
+            descent = descent.to(torch.float64)
+            more, done = descent.run(l2, tolerance, most - made)
+            made += more
+        self.thetas[l2] = descent.point.theta
+        val_loss = None if self.validation is None else self._val_loss(descent.point.theta)
+        made += 0 if step is None else step.iterations
+        return Step(l2, descent.objective(descent.point, l2), val_loss, made, done)
+
+    def linear(self, l2: float) -> Linear:
+        """Return the map of a strength that was visited: for features as they are."""
+        theta, outputs = self.thetas[l2].double(), self.outputs
+        learned = theta[:, :-1] if self.basis is None else theta[:, :-1] @ self.basis.T
+        weight = theta.new_zeros(self.settings.num_outputs, learned.shape[1])
+        weight[outputs] = learned * self.scale.inverse.double()
+        bias = self.unlearned.clone()
+        if self.settings.task == "multiclass":
+            bias += theta[:, -1].logsumexp(0)
+        bias[outputs] = theta[:, -1]
+        return Linear(weight, bias - weight @ self.scale.mean.double())
+
+    def _direct(self, l2: float) -> Step:
+        theta = self.thetas[l2] = self.ridge.at(l2)
+        objective = self.problem.loss(theta) + l2 / 2 * float(theta[:, :-1].square().sum())
+        val_loss = None if self.validation is None else self._val_loss(theta)
+        return Step(l2, objective, val_loss, 0, True)
+
+    def _val_loss(self, theta: Tensor) -> float:
+        if self.validation is None:
+            return 0.0
+        loss = self.validation.loss(theta)
+        if self.settings.task == "multiclass":
+            return loss
+        loss /= max(1, len(theta))
+        return 2 * loss if self.settings.task == "regression" else loss
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(
+            len(self.outputs), self.problem.rows.shape[1] + 1, device=self.outputs.device
+        )
+
+    def _standardized(self, linear: Linear) -> Tensor:
+        """Return the parameters of a map; what constant features contribute goes into the bias."""
+        mean, inverse = self.scale.mean.double(), self.scale.inverse.double()
+        weight, bias = linear.weight[self.outputs], linear.bias[self.outputs]
+        bias = bias + weight @ mean
+        scaled = torch.where(inverse > 0, weight / inverse, 0.0)
+        if self.basis is not None:
+            scaled = scaled @ self.basis
+        return torch.cat([scaled, bias[:, None]], 1)
+
+    def _rows(self, x: Tensor | Rows) -> Standardized:
+        return Standardized(x, self.scale, self.dtype, len(self.outputs), self.basis)
+
+    def _problem(self, x: Tensor | Rows, y: Tensor, class_weights: Tensor | None) -> Problem:
+        outputs, task, rows = self.outputs, self.settings.task, self._rows(x)
+        if task != "multiclass":
+            weight = None if class_weights is None else class_weights.to(y.device)[outputs]
+            return Problem(rows, y[:, outputs], task, weight)
+        weight = None if class_weights is None else class_weights.to(y.device)[y][:, None]
+        place = torch.full((self.settings.num_outputs,), -1, device=y.device)
+        place[outputs] = torch.arange(len(outputs), device=y.device)
+        y = place[y]
+        if bool((y < 0).any()):
+            weight = (y >= 0)[:, None].double()
+        return Problem(rows, y.clamp(min=0), task, weight)
+
+
+def _learnable(y: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Return which outputs can be learned, and the biases of the others.
+
+    The likelihood of an output that no image (or each one) has grows forever with its bias. The
+    image that comes next has it with a probability of about 1 / N (Laplace's rule of succession).
+    A class gets that probability where the features are at their mean: its bias is given relative
+    to the logarithm of the sum of the others' exponentials.
+    """
+    outputs, count = settings.num_outputs, len(y)
+    unlearned = torch.zeros(outputs, dtype=torch.float64, device=y.device)
+    if settings.task == "regression":
+        return torch.arange(outputs, device=y.device), unlearned
+    if settings.task == "multiclass":
+        learnable = torch.bincount(y, minlength=outputs) > 0
+        return learnable.nonzero()[:, 0], unlearned - math.log(count)
+    positive = (y > 0).sum(0)
+    unlearned += torch.where(positive > 0, 1.0, -1.0) * math.log(count + 1)
+    return ((positive > 0) & (positive < count)).nonzero()[:, 0], unlearned
