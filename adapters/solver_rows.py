@@ -11,8 +11,12 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.nn.grad import conv2d_weight
 
-VARIANCE_FLOOR = 0.1
-"""Share of the mean variance of all features that is added to each one's."""
+VARIANCE_FLOOR = 1.0
+"""Share of the mean variance of all features that is added to each one's.
+
+Between dividing by each feature's own deviation (0) and one scale for all (large): on MNIST under
+ImageNet weights, 1 gave the least validation log loss of 0.03 to 1000, from 2 to 1000 images a
+class."""
 BLOCK = 2**24
 """Numbers in a block that is kept: large enough for all cores, small beside the memory there is."""
 CHUNK = 2**20

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from headkit.adapters.solver import VARIANCE_FLOOR
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from timm.data import create_dataset, create_transform
@@ -18,7 +19,7 @@ from ..conftest import random_backbone, write_shapes
 
 def standardized(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     variance = x.var(0)
-    return np.asarray((x - x.mean(0)) / np.sqrt(variance + 0.1 * variance.mean()))
+    return np.asarray((x - x.mean(0)) / np.sqrt(variance + VARIANCE_FLOOR * variance.mean()))
 
 
 @pytest.fixture
