@@ -85,7 +85,7 @@ def solve(
 
     Of several strengths, the one with the least validation loss is taken. They are visited from
     strong to weak, each from where the last one ended, and left as soon as their validation loss
-    is known well enough, or for good once it has turned up; the best alone is solved to
+    is known to about a percent, or for good once it has turned up; the best alone is solved to
     ``tolerance``. Without validation images strengths are chosen by stratified cross validation
     (up to ``CROSS_VALIDATED`` images; 5 folds, or as many as the rarest class with two images has),
     else with a fifth held out; then all images are fitted.

@@ -190,20 +190,13 @@ class Descent:
         """Return the loss with the penalty."""
         return point.loss + l2 / 2 * float(point.theta[:, :-1].square().sum(dtype=torch.float64))
 
-    def run(
-        self,
-        l2: float,
-        tolerance: float,
-        max_iterations: int,
-        enough: Callable[[Point], bool] | None = None,
-    ) -> tuple[int, bool]:
+    def run(self, l2: float, tolerance: float, max_iterations: int) -> tuple[int, bool]:
         """Descend. Returns the iterations made, and whether ``tolerance`` was reached.
 
         Args:
             l2: strength of the penalty.
             tolerance: decrease of the objective that the next step promises, as a share of it.
             max_iterations: at most.
-            enough: asked after each iteration whether to stop.
         """
         single = self.problem.dtype == torch.float32
         noise = 1e-7 if single else 1e-14
@@ -240,8 +233,6 @@ class Descent:
                 self.memory = [*self.memory, (s, y)][-MEMORY:]
                 pairs = [*pairs, pair][-MEMORY:]
             self.point, value = point, reached
-            if enough is not None and enough(point):
-                return iteration + 1, False
         return max_iterations, False
 
     def _preconditioner(self, l2: float) -> Callable[[Tensor], Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .head import Task
-from .solver_descent import RANK, Descent, Point, Problem, Spectrum
+from .solver_descent import RANK, Descent, Problem, Spectrum
 from .solver_ridge import Ridge
 from .solver_rows import Rows, Standardized, measure
 
@@ -22,14 +22,14 @@ SPAN = 512
 """Images up to which, if there are twice as many features, the span of the rows is a basis.
 
 The weights lie in it (representer theorem; Schölkopf, Herbrich and Smola, 2001)."""
-SETTLED = 1e-3
-"""Share of a validation loss to which it is settled on the way."""
-GAIN = 0.1
-"""The same as a share of what it differs by from the last strength's."""
+VISITED = 1e-3
+"""Tolerance until a strength is chosen: its validation loss is known to about a percent then."""
 TURNED = 0.05
 """Share above its minimum at which the validation loss has turned up for good."""
+MARGIN = 2e-3
+"""Share of a validation loss that is not worth solving another strength for."""
 VISIT = 20
-"""Iterations that a strength gets at most before it is chosen."""
+"""Iterations that a strength gets at most until it is chosen."""
 APPROACH = 10.0
 """Strength to start from where a single weaker one is asked for."""
 
@@ -124,7 +124,7 @@ class Fit:
         self.thetas = dict[float, Tensor]()
 
     def path(self, strengths: Sequence[float], *, early: bool = True) -> list[Step]:
-        """Visit strengths from strong to weak, each until its validation loss is settled.
+        """Visit strengths from strong to weak, each until ``VISITED`` is reached.
 
         Args:
             strengths: from strong to weak.
@@ -134,25 +134,19 @@ class Fit:
             return [self._direct(l2) for l2 in strengths]
         steps = list[Step]()
         self.descent = Descent(self.problem, self.spectrum, self._zeros())
-        losses = [self._val_loss(self.descent.point.theta)]
-        best = losses[0]
+        best = self._val_loss(self.descent.point.theta)
+        tolerance = max(VISITED, self.settings.tolerance)
+        most = min(VISIT, self.settings.max_iterations)
         for l2 in strengths:
-            before = losses[-1]
-
-            def settled(point: Point, before: float = before) -> bool:
-                losses.append(self._val_loss(point.theta))
-                bound = max(SETTLED * losses[-1], GAIN * abs(losses[-1] - before), 1e-9)
-                return abs(losses[-1] - losses[-2]) <= bound
-
-            most = min(VISIT, self.settings.max_iterations)
-            iterations, done = self.descent.run(l2, self.settings.tolerance, most, settled)
+            iterations, done = self.descent.run(l2, tolerance, most)
             point = self.descent.point
             self.thetas[l2] = point.theta
-            objective = self.descent.objective(point, l2)
-            steps.append(Step(l2, objective, losses[-1], iterations, done))
-            if early and losses[-1] > (1 + TURNED) * best + 1e-6:
+            objective, val_loss = self.descent.objective(point, l2), self._val_loss(point.theta)
+            converged = done and tolerance <= self.settings.tolerance
+            steps.append(Step(l2, objective, val_loss, iterations, converged))
+            if early and val_loss > (1 + TURNED) * best + 1e-6:
                 break
-            best = min(best, losses[-1])
+            best = min(best, val_loss)
         return steps
 
     def best(self, steps: list[Step]) -> tuple[Step, list[Step]]:
@@ -164,7 +158,7 @@ class Fit:
         solved = set[float]()
 
         def rank(step: Step) -> float:
-            return (step.val_loss or 0.0) * (1 if step.l2 in solved else 1 + 2 * SETTLED)
+            return (step.val_loss or 0.0) * (1 if step.l2 in solved else 1 + MARGIN)
 
         while True:
             chosen = min(steps, key=rank)

@@ -33,6 +33,7 @@ def draw(result: Mapping[str, Any], path: Path) -> Path:
     """Draw what ``compare`` returned as a PNG."""
     check_plots()
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     rows = [row for row in result["rows"] if "error" not in row]
     figure = Figure(figsize=(8, 5), layout="constrained", dpi=150)
@@ -59,6 +60,8 @@ def draw(result: Mapping[str, Any], path: Path) -> Path:
             color=_INK if row["pareto"] else "#52606d",
         )
     ax.set_xscale("log")
+    for axis_formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.margins(x=0.18, y=0.12)
     ax.set_xlabel(f"median latency at batch {result['batch']}, ms (ONNX Runtime, CPU, log scale)")
     ax.set_ylabel(_TITLES[result["score"]])

@@ -289,7 +289,7 @@ def test_cross_validation_finds_a_strength_as_good_as_the_best_one(
     assert losses[solution.l2] < 1.2 * min(losses.values())
     alone = solve(*tensors(x, y), 10, l2=solution.l2, tolerance=1e-9)
     found = probabilities(solution.linear, x_val)
-    assert np.abs(found - probabilities(alone.linear, x_val)).max() < 0.01
+    assert np.abs(found - probabilities(alone.linear, x_val)).max() < 0.02
 
 
 def test_a_fifth_of_many_images_is_held_out() -> None:
