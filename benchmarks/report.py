@@ -17,7 +17,7 @@ from . import coverage, coverage_page, fitting_page, freezing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/onnx.md", "docs/replacing-a-head.md")
+DOCUMENTS = ("README.md", "docs/fitting.md", "docs/onnx.md", "docs/replacing-a-head.md")
 
 COVERAGE = ROOT / "docs" / "coverage.md"
 

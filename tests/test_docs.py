@@ -22,7 +22,7 @@ def test_python_blocks_run_in_order(
         exec(compile(block, f"{name}, block {number}", "exec"), namespace)  # noqa: S102
 
 
-@pytest.mark.parametrize("name", report.DOCUMENTS)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_generated_numbers_are_those_of_the_committed_results(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert "<!-- generated: " in text
