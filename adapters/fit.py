@@ -114,7 +114,7 @@ def fit(
         OutputError: the cache or the report cannot be written.
     """
     # All that can be refused is refused before minutes of extraction.
-    _check(holdout=holdout, l2=l2, kind=kind, views=views, batch_size=batch_size)
+    _check(holdout=holdout, l2=l2, kind=kind, views=views, batch_size=batch_size, workers=workers)
     if report is not None:
         check_report(report)
     train_source, val_source = open_data(data, val, task=task)
@@ -191,6 +191,7 @@ def _check(
     kind: str | None,
     views: int,
     batch_size: int,
+    workers: int | None,
 ) -> None:
     if not 0 < holdout < 1:
         raise ValueError(f"holdout is {holdout}, expected a share between 0 and 1")
@@ -202,6 +203,8 @@ def _check(
     for name, value in (("views", views), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers is {workers}, expected 0 or more")
 
 
 def _engine(name: str, precision: str, model: nn.Module, source: Source) -> Engine:

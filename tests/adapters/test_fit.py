@@ -324,6 +324,7 @@ def test_no_cache_leaves_nothing(shapes: Path, tmp_path: Path, monkeypatch: Any)
         ({"l2": [1e-3, 0]}, "l2 is 0, expected a positive"),
         ({"views": 0}, "views is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"workers": -1}, "workers is -1"),
         ({"task": "segmentation"}, "task is 'segmentation'"),
         ({"class_weights": "even"}, "class_weights is 'even'"),
         ({"class_weights": {"dark": -1.0}}, "not positive"),
