@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import io
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,8 @@ from .engine import Pixels
 from .identity import DIGEST, Digests, digest_of
 from .source import Source, open_image
 from .transform import Transform
+
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,7 @@ def streamed(
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=list,
+        worker_init_fn=end_with_parent,
     )
     for samples in loader:
         yield from samples
@@ -117,6 +123,15 @@ def _decoded(file: io.BytesIO | Image.Image, transform: Transform, digest: bytes
         return transform(open_image(file), digest)
     except Exception:
         return None
+
+
+def end_with_parent(_worker: int) -> None:
+    """Have the system end this worker when the thread that started it is gone, killed or not.
+
+    A worker that waits for room in its queue does not look after its parent (Linux's prctl(2)).
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from .adapt import preprocessing
 from .backbone import backbone_info, timm_cfg
 from .cache import FeatureCache, Found
-from .decode import Batch, Files, Sample, as_digests, collate, streamed
+from .decode import Batch, Files, Sample, as_digests, collate, end_with_parent, streamed
 from .engine import Branches, Engine, Run
 from .errors import DataError
 from .identity import DIGEST, Digests, digests_of
@@ -152,6 +152,7 @@ def fill_locally(job: Job, paths: Sequence[str], progress: Callable[[int], None]
         batch_size=job.batch_size,
         num_workers=min(job.workers, -(-len(paths) // job.batch_size)),
         collate_fn=collate,
+        worker_init_fn=end_with_parent,
     )
     # The workers start here, before the engine and its threads.
     write_shards(job, iter(loader), progress)

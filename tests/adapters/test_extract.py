@@ -189,6 +189,11 @@ headkit.fit(model, sys.argv[1], cache=sys.argv[3], batch_size=2, workers=1).save
 """
 
 
+def _children(pid: int) -> list[str]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    return listed.read_text().split() if listed.exists() else ["unknown"]
+
+
 def test_killed_extraction_goes_on_and_gives_the_same_head_bit_for_bit(
     many: Source, small_weights: Path, tmp_path: Path
 ) -> None:
@@ -204,8 +209,13 @@ def test_killed_extraction_goes_on_and_gives_the_same_head_bit_for_bit(
         assert killed.poll() is None
         assert time.monotonic() < until
         time.sleep(0.002)
+    workers = _children(killed.pid)
+    assert workers
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
+    while sys.platform == "linux" and any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < until, "a worker outlives what started it"
+        time.sleep(0.01)
     assert not (tmp_path / "killed.head").exists()
     assert len(list((tmp_path / "killed").glob("features/*/shard-*"))) == 1
     assert start("killed").wait(120) == 0
