@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
 
 
 def first_line(error: BaseException) -> str:
@@ -72,3 +73,11 @@ class DependencyMissing(HeadkitError):
     def of(cls, what: str, packages: str) -> DependencyMissing:
         """Build the error for ``what`` with the pip line that installs ``packages``."""
         return cls(f"{what} needs {packages}: pip install {packages}")
+
+    @classmethod
+    def check(cls, module: str, what: str, packages: str) -> None:
+        """Raise the error unless ``module`` can be imported: before any work, not after it."""
+        try:
+            import_module(module)
+        except ImportError as missing:
+            raise cls.of(what, packages) from missing

@@ -12,15 +12,8 @@ from .extract import SHARD_BATCHES, Job, fill_locally
 
 
 def check_ray() -> None:
-    """Refuse before any work.
-
-    Raises:
-        DependencyMissing: Ray is not installed.
-    """
-    try:
-        import ray.data  # noqa: F401
-    except ImportError as missing:
-        raise DependencyMissing.of("the engine 'ray'", "headkit[ray]") from missing
+    """Raise ``DependencyMissing`` if Ray is not installed."""
+    DependencyMissing.check("ray.data", "the engine 'ray'", "headkit[ray]")
 
 
 class _Shards:

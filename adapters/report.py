@@ -28,10 +28,7 @@ def check_report(folder: str | Path) -> Path:
         DependencyMissing: matplotlib is not installed.
         OutputError: the folder cannot be made.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as missing:
-        raise DependencyMissing.of("a report", "headkit[plot]") from missing
+    DependencyMissing.check("matplotlib", "a report", "headkit[plot]")
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

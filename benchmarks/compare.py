@@ -21,6 +21,7 @@ from ..export import engines  # noqa: F401  (adds its own to the table of engine
 from ..export.exporter import export
 from ..export.predictor import Predictor
 from ..registry.catalogue import models
+from .compare_plot import check_plots, draw
 from .machine import machine
 from .timing import Timing
 
@@ -71,7 +72,9 @@ def compare(
         UnknownArchitecture: one of the names; nothing has been done then.
         DataError: a glob matches nothing, or the data cannot be read.
         OutputError: ``out`` cannot be written.
+        DependencyMissing: matplotlib is not installed.
     """
+    check_plots()
     named = _resolved(backbones)
     out = Path(out)
     try:
@@ -107,8 +110,6 @@ def compare(
     }
     _write(record, result)
     if fitted:
-        from .compare_plot import draw
-
         draw(result, out / "pareto.png")
     return result
 

@@ -18,15 +18,8 @@ _TITLES = {
 
 
 def check_plots() -> None:
-    """See that plots can be drawn, before minutes of work.
-
-    Raises:
-        DependencyMissing: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as missing:
-        raise DependencyMissing.of("a plot", "headkit[plot]") from missing
+    """Raise ``DependencyMissing`` if plots cannot be drawn."""
+    DependencyMissing.check("matplotlib", "a plot", "headkit[plot]")
 
 
 def draw(result: Mapping[str, Any], path: Path) -> Path:

@@ -7,12 +7,10 @@ only those and keep the rest of the file.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -29,7 +27,6 @@ from torch import nn
 
 from ..adapters.adapt import adapt, head_of
 from ..adapters.backbone import load_backbone
-from ..adapters.files import write_atomically
 from ..adapters.fit import fit
 from ..adapters.head import Head
 from ..export.exporter import export
@@ -38,8 +35,8 @@ from ..export.pixels import preprocessing_model
 from ..export.predictor import Predictor
 from ..export.preprocess import Preprocess
 from ..export.session import open_session
-from .machine import machine
 from .samples import ARCHITECTURE, write_digits, write_photographs, write_weights
+from .sections import run_sections
 from .timing import alternate
 
 RESULT = Path(__file__).parent / "results" / "deployment.json"
@@ -312,18 +309,5 @@ def _paired(
     return found, round(statistics.median(ratios), 4)
 
 
-def main() -> None:
-    """Measure the sections that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS])
-    asked = parser.parse_args().sections or list(SECTIONS)
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    for name in asked:
-        with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
-            result[name] = {**SECTIONS[name](Path(folder)), "machine": machine()}
-        write_atomically(RESULT, (json.dumps(result, indent=1) + "\n").encode())
-        print(name, json.dumps(result[name]))
-
-
 if __name__ == "__main__":
-    main()
+    run_sections(__doc__, RESULT, SECTIONS)

@@ -7,7 +7,6 @@ and keep the rest of the file. Needs ``headkit[bench]``.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -16,7 +15,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -40,15 +38,14 @@ from ..adapters.data import open_data
 from ..adapters.engine import Engine, choose
 from ..adapters.examples import Examples
 from ..adapters.extract import extract
-from ..adapters.files import write_atomically
 from ..adapters.fit import fit
 from ..adapters.holdout import holdout
 from ..adapters.solver import STRENGTHS, solve
 from ..adapters.source import Source
 from ..adapters.transform import View
 from ..export import engines  # noqa: F401  (adds its own to the table of engines)
-from .machine import machine
 from .samples import ARCHITECTURE, write_digits, write_mnist, write_photographs, write_weights
+from .sections import run_sections
 
 RESULT = Path(__file__).parent / "results" / "fitting.json"
 BACKBONES = (ARCHITECTURE, "resnet50", "vit_small_patch16_224", "convnext_tiny")
@@ -411,18 +408,5 @@ def _peak_of(code: str, *arguments: Path) -> tuple[int, str]:
     return peak, printed
 
 
-def main() -> None:
-    """Measure the sections that are named, or all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS])
-    asked = parser.parse_args().sections or list(SECTIONS)
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
-    for name in asked:
-        with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
-            result[name] = {**SECTIONS[name](Path(folder)), "machine": machine()}
-        write_atomically(RESULT, (json.dumps(result, indent=1) + "\n").encode())
-        print(name, json.dumps(result[name]))
-
-
 if __name__ == "__main__":
-    main()
+    run_sections(__doc__, RESULT, SECTIONS)
