@@ -299,7 +299,7 @@ def _trained(
         l2=STRENGTHS if l2 is None else l2,
     )
     set_linear(model, solution.linear, [int(np.prod(shape)) for shape in examples.shapes])
-    return model, {"l2": solution.l2}
+    return model, {"l2": solution.l2, "var_smoothing": solution.var_smoothing}
 
 
 @torch.no_grad()

@@ -16,6 +16,8 @@ RANK = 256
 """Directions in which the curvature is known one by one."""
 MEMORY = 10
 """Steps that L-BFGS remembers."""
+Memory = tuple[tuple[Tensor, Tensor], ...]
+"""Steps, and by how much they changed the gradient."""
 
 
 @dataclass(frozen=True)
@@ -169,22 +171,23 @@ class Descent:
         problem: the loss.
         spectrum: of the problem's features.
         theta: where to start.
+        memory: of another descent for the same loss.
     """
 
-    def __init__(self, problem: Problem, spectrum: Spectrum, theta: Tensor) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        spectrum: Spectrum,
+        theta: Tensor,
+        memory: Memory = (),
+    ) -> None:
         self.problem, self.spectrum = problem, spectrum.to(problem.dtype)
-        self.memory = list[tuple[Tensor, Tensor]]()
+        self.memory = tuple((s.to(problem.dtype), y.to(problem.dtype)) for s, y in memory)
         self.point = problem.at(theta.to(problem.dtype))
 
     def to(self, dtype: torch.dtype) -> Descent:
         """Return the same state in another precision."""
-        other = Descent(self.problem.to(dtype), self.spectrum, self.point.theta)
-        other.memory = [(s.to(dtype), y.to(dtype)) for s, y in self.memory]
-        return other
-
-    def move(self, theta: Tensor) -> None:
-        """Go on from other parameters."""
-        self.point = self.problem.at(theta)
+        return Descent(self.problem.to(dtype), self.spectrum, self.point.theta, self.memory)
 
     def objective(self, point: Point, l2: float) -> float:
         """Return the loss with the penalty."""
@@ -211,7 +214,7 @@ class Descent:
             slope = _dot(gradient, direction)
             if slope <= 0 and pairs:
                 # What is remembered is down to rounding: the preconditioner alone is definite.
-                self.memory, pairs = [], []
+                self.memory, pairs = (), []
                 continue
             if slope / 2 <= tolerance * value:
                 return iteration, True
@@ -230,7 +233,7 @@ class Descent:
             s, y = point.theta - self.point.theta, point.gradient - self.point.gradient
             pair = _Pair(s, y + penalty * s)
             if pair.product > 0:
-                self.memory = [*self.memory, (s, y)][-MEMORY:]
+                self.memory = (*self.memory, (s, y))[-MEMORY:]
                 pairs = [*pairs, pair][-MEMORY:]
             self.point, value = point, reached
         return max_iterations, False

@@ -1,16 +1,17 @@
-"""From one set of training images to a linear map: a path of strengths, and the choice of one."""
+"""From one set of training images to linear maps: one strength, or a path of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from .head import Task
-from .solver_descent import RANK, Descent, Problem, Spectrum
+from .solver_descent import RANK, Descent, Memory, Problem, Spectrum
 from .solver_ridge import Ridge
 from .solver_rows import Rows, Standardized, measure
 
@@ -26,8 +27,6 @@ VISITED = 1e-3
 """Tolerance until a strength is chosen: its validation loss is known to about a percent then."""
 TURNED = 0.05
 """Share above its minimum at which the validation loss has turned up for good."""
-MARGIN = 2e-3
-"""Share of a validation loss that is not worth solving another strength for."""
 VISIT = 20
 """Iterations that a strength gets at most until it is chosen."""
 APPROACH = 10.0
@@ -53,6 +52,7 @@ class Step:
 
     Attributes:
         l2: the strength.
+        var_smoothing: share of the mean variance that was added to each feature's.
         objective: mean loss on the training images with the penalty.
         val_loss: mean log loss of the validation images, not weighted (multilabel: mean over the
             outputs as well; regression: mean squared error). With cross validation, of all images.
@@ -63,6 +63,7 @@ class Step:
     """
 
     l2: float
+    var_smoothing: float
     objective: float
     val_loss: float | None
     iterations: int
@@ -80,8 +81,8 @@ class Settings:
     max_iterations: int
 
 
-class Fit:
-    """The minimizers of one set of training images, with validation images or without.
+class Images:
+    """What fits of the same images share.
 
     Args:
         x: features, ``[N, num_features]``.
@@ -89,6 +90,10 @@ class Fit:
         settings: the rest.
         x_val: features of validation images.
         y_val: their targets.
+
+    Raises:
+        ValueError: a feature is NaN or infinite, or no validation image is of a class that has
+            training images.
     """
 
     def __init__(
@@ -100,106 +105,124 @@ class Fit:
         y_val: Tensor | None = None,
     ) -> None:
         self.settings = settings
-        self.scale, sample = measure(x, 10 * RANK)
-        y = y.to(sample.device)
+        self.moments, self.sample = measure(x, 10 * RANK)
+        y = y.to(self.sample.device)
         self.outputs, self.unlearned = _learnable(y, settings)
+        self.train, self.held = (x, y), None
+        if x_val is not None and y_val is not None:
+            self.held = (x_val, y_val.to(y.device))
+            if settings.task == "multiclass" and not torch.isin(self.held[1], self.outputs).any():
+                raise ValueError("no validation image is of a class that has training images")
         count, width = x.shape
         self.direct = settings.task == "regression" and min(count, width) <= DIRECT
-        spanned = count < width if self.direct else count <= min(SPAN, width // 2)
-        double = self.direct or spanned or count * width <= DOUBLE
+        self.spanned = count < width if self.direct else count <= min(SPAN, width // 2)
+        double = self.direct or self.spanned or count * width <= DOUBLE
         self.dtype = torch.float64 if double else torch.float32
-        self.basis: Tensor | None = None
-        if spanned:
-            self.basis = torch.linalg.qr(self._rows(x).whole().T).Q
-        self.problem = self._problem(x, y, settings.class_weights)
-        self.validation = None
-        if x_val is not None and y_val is not None:
-            self.validation = self._problem(x_val, y_val.to(sample.device), None)
-            if not float(self.validation.total.sum()):
-                raise ValueError("no validation image is of a class that has training images")
-        if self.direct:
-            self.ridge = Ridge(self.problem.rows, self.problem.y)
-        else:
-            self.spectrum = Spectrum.of(self._rows(sample).whole())
-        self.thetas = dict[float, Tensor]()
 
-    def path(self, strengths: Sequence[float], *, early: bool = True) -> list[Step]:
+
+class Fit:
+    """The minimizers for one standardization.
+
+    Args:
+        images: what is fitted.
+        var_smoothing: share of the mean variance that is added to each feature's.
+    """
+
+    def __init__(self, images: Images, var_smoothing: float) -> None:
+        self.images, self.var_smoothing = images, var_smoothing
+        self.settings, self.outputs = images.settings, images.outputs
+        self.scale = images.moments.scale(var_smoothing)
+        self.basis: Tensor | None = None
+        if images.spanned:
+            self.basis = torch.linalg.qr(self._rows(images.train[0]).whole().T).Q
+        self.thetas = dict[float, Tensor]()
+        self.memory = Memory()
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The loss of the training images."""
+        return self._problem(*self.images.train, self.settings.class_weights)
+
+    @cached_property
+    def validation(self) -> Problem | None:
+        """The loss of the validation images."""
+        return None if self.images.held is None else self._problem(*self.images.held, None)
+
+    @cached_property
+    def ridge(self) -> Ridge:
+        """The closed form, if there is one."""
+        return Ridge(self.problem.rows, self.problem.y)
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """What preconditions the descent."""
+        return Spectrum.of(self._rows(self.images.sample).whole())
+
+    def release(self) -> None:
+        """Forget what is large; where it is needed again, it is computed again."""
+        for name in ("problem", "validation", "ridge"):
+            self.__dict__.pop(name, None)
+
+    def path(
+        self, strengths: Sequence[float], *, early: bool = True, start: Linear | None = None
+    ) -> list[Step]:
         """Visit strengths from strong to weak, each until ``VISITED`` is reached.
 
         Args:
             strengths: from strong to weak.
             early: leave the others out once the validation loss has turned up.
+            start: where to start from.
         """
-        if self.direct:
+        if self.images.direct:
             return [self._direct(l2) for l2 in strengths]
         steps = list[Step]()
-        self.descent = Descent(self.problem, self.spectrum, self._zeros())
-        best = self._val_loss(self.descent.point.theta)
+        descent = self._descent(self._zeros() if start is None else self._standardized(start))
+        best = math.inf
         tolerance = max(VISITED, self.settings.tolerance)
         most = min(VISIT, self.settings.max_iterations)
         for l2 in strengths:
-            iterations, done = self.descent.run(l2, tolerance, most)
-            point = self.descent.point
+            iterations, done = descent.run(l2, tolerance, most)
+            point = descent.point
             self.thetas[l2] = point.theta
-            objective, val_loss = self.descent.objective(point, l2), self._val_loss(point.theta)
+            objective, val_loss = descent.objective(point, l2), self._val_loss(point.theta)
             converged = done and tolerance <= self.settings.tolerance
-            steps.append(Step(l2, objective, val_loss, iterations, converged))
+            steps.append(Step(l2, self.var_smoothing, objective, val_loss, iterations, converged))
             if early and val_loss > (1 + TURNED) * best + 1e-6:
                 break
             best = min(best, val_loss)
+        self.memory = descent.memory
         return steps
 
-    def best(self, steps: list[Step]) -> tuple[Step, list[Step]]:
-        """Choose the least validation loss and solve that strength to the tolerance.
-
-        Where its loss ends clearly above what another's was, that one is solved as well.
-        """
-        steps = list(steps)
-        solved = set[float]()
-
-        def rank(step: Step) -> float:
-            return (step.val_loss or 0.0) * (1 if step.l2 in solved else 1 + MARGIN)
-
-        while True:
-            chosen = min(steps, key=rank)
-            if chosen.l2 in solved:
-                return chosen, steps
-            polished = self.polish(chosen.l2, chosen)
-            steps[steps.index(chosen)] = polished
-            solved.add(chosen.l2)
-
-    def polish(self, l2: float, step: Step | None = None, start: Linear | None = None) -> Step:
+    def polish(self, l2: float, start: Linear | None = None) -> Step:
         """Solve one strength to the tolerance.
 
         Args:
-            l2: the strength.
-            step: of its visit; it goes on from there.
+            l2: the strength; it goes on from its visit.
             start: where to start from if it was not visited.
         """
-        if self.direct:
+        if self.images.direct:
             return self._direct(l2)
         most, tolerance = self.settings.max_iterations, self.settings.tolerance
-        if step is not None:
-            self.descent.move(self.thetas[l2])
+        if l2 in self.thetas:
+            descent = self._descent(self.thetas[l2])
         elif start is not None:
-            self.descent = Descent(self.problem, self.spectrum, self._standardized(start))
+            descent = self._descent(self._standardized(start))
         else:
-            self.descent = Descent(self.problem, self.spectrum, self._zeros())
+            descent = self._descent(self._zeros())
             # A few iterations for each strength on the way halve those that are needed in the end.
             way = APPROACH
             while way > l2:
-                self.descent.run(way, tolerance, 2)
+                descent.run(way, tolerance, 2)
                 way /= math.sqrt(10)
-        descent = self.descent
         made, done = descent.run(l2, tolerance, most)
         if self.problem.dtype != torch.float64:
             descent = descent.to(torch.float64)
             more, done = descent.run(l2, tolerance, most - made)
             made += more
-        self.thetas[l2] = descent.point.theta
-        val_loss = None if self.validation is None else self._val_loss(descent.point.theta)
-        made += 0 if step is None else step.iterations
-        return Step(l2, descent.objective(descent.point, l2), val_loss, made, done)
+        theta = self.thetas[l2] = descent.point.theta
+        val_loss = None if self.validation is None else self._val_loss(theta)
+        objective = descent.objective(descent.point, l2)
+        return Step(l2, self.var_smoothing, objective, val_loss, made, done)
 
     def linear(self, l2: float) -> Linear:
         """Return the map of a strength that was visited: for features as they are."""
@@ -207,17 +230,20 @@ class Fit:
         learned = theta[:, :-1] if self.basis is None else theta[:, :-1] @ self.basis.T
         weight = theta.new_zeros(self.settings.num_outputs, learned.shape[1])
         weight[outputs] = learned * self.scale.inverse.double()
-        bias = self.unlearned.clone()
+        bias = self.images.unlearned.clone()
         if self.settings.task == "multiclass":
             bias += theta[:, -1].logsumexp(0)
         bias[outputs] = theta[:, -1]
         return Linear(weight, bias - weight @ self.scale.mean.double())
 
+    def _descent(self, theta: Tensor) -> Descent:
+        return Descent(self.problem, self.spectrum, theta, self.memory)
+
     def _direct(self, l2: float) -> Step:
         theta = self.thetas[l2] = self.ridge.at(l2)
         objective = self.problem.loss(theta) + l2 / 2 * float(theta[:, :-1].square().sum())
         val_loss = None if self.validation is None else self._val_loss(theta)
-        return Step(l2, objective, val_loss, 0, True)
+        return Step(l2, self.var_smoothing, objective, val_loss, 0, True)
 
     def _val_loss(self, theta: Tensor) -> float:
         if self.validation is None:
@@ -244,7 +270,7 @@ class Fit:
         return torch.cat([scaled, bias[:, None]], 1)
 
     def _rows(self, x: Tensor | Rows) -> Standardized:
-        return Standardized(x, self.scale, self.dtype, len(self.outputs), self.basis)
+        return Standardized(x, self.scale, self.images.dtype, len(self.outputs), self.basis)
 
     def _problem(self, x: Tensor | Rows, y: Tensor, class_weights: Tensor | None) -> Problem:
         outputs, task, rows = self.outputs, self.settings.task, self._rows(x)

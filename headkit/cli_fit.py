@@ -101,7 +101,7 @@ def fit(
     measured = [
         f"{name.replace('_', ' ')} {value:.4f}"
         for name, value in head.metrics.items()
-        if isinstance(value, float) and name not in ("l2", "learning_rate")
+        if isinstance(value, float) and name not in ("l2", "var_smoothing", "learning_rate")
     ]
     show(
         result,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from headkit.adapters.solver import VARIANCE_FLOOR
+from headkit.adapters.solver import VAR_SMOOTHINGS
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from timm.data import create_dataset, create_transform
@@ -19,7 +19,7 @@ from ..conftest import random_backbone, write_shapes
 
 def standardized(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     variance = x.var(0)
-    return np.asarray((x - x.mean(0)) / np.sqrt(variance + VARIANCE_FLOOR * variance.mean()))
+    return np.asarray((x - x.mean(0)) / np.sqrt(variance + VAR_SMOOTHINGS[0] * variance.mean()))
 
 
 @pytest.fixture

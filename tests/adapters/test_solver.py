@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from headkit.adapters import solver_path, solver_rows
-from headkit.adapters.solver import STRENGTHS, VARIANCE_FLOOR, Linear, balanced_weights, solve
+from headkit.adapters.solver import STRENGTHS, VAR_SMOOTHINGS, Linear, balanced_weights, solve
 from scipy.optimize import minimize
 from scipy.special import expit, logsumexp
 from sklearn.datasets import load_digits
@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 def standardized(x: Array, like: Array | None = None) -> Array:
     like = x if like is None else like
     variance = like.var(0)
-    return np.asarray((x - like.mean(0)) / np.sqrt(variance + VARIANCE_FLOOR * variance.mean()))
+    return np.asarray((x - like.mean(0)) / np.sqrt(variance + VAR_SMOOTHINGS[0] * variance.mean()))
 
 
 def blobs(n: int, d: int, classes: int, seed: int = 0) -> tuple[Array, Array]:
@@ -113,7 +113,7 @@ def test_weights_are_those_of_an_independent_minimization() -> None:
 
     found = minimize(objective, np.zeros(28), jac=True, method="BFGS", options={"gtol": 1e-9})
     variance = x.var(0)
-    expected = found.x[:24].reshape(4, 6) / np.sqrt(variance + VARIANCE_FLOOR * variance.mean())
+    expected = found.x[:24].reshape(4, 6) / np.sqrt(variance + VAR_SMOOTHINGS[0] * variance.mean())
     solution = solve(*tensors(x, y), 4, l2=l2, tolerance=1e-13)
     assert np.abs(solution.linear.weight.numpy() - expected).max() < 1e-6
     assert solution.path[0].objective == pytest.approx(found.fun, abs=1e-10)
@@ -193,6 +193,7 @@ def test_ridge_is_scikit_learns_along_the_whole_path(shape: tuple[int, int]) -> 
         *tensors(x, y),
         2,
         task="regression",
+        var_smoothing=1.0,
         x_val=torch.from_numpy(held),
         y_val=torch.from_numpy(y_held),
     )
@@ -246,9 +247,8 @@ def test_path_is_as_good_as_scikit_learns_grid(digits: tuple[Array, Array, Array
         reference = LogisticRegression(C=1 / (l2 * len(x)), max_iter=3000).fit(z, y)
         p = reference.predict_proba(z_val)
         grid[l2] = -np.log(p[np.arange(len(y_val)), y_val]).mean()
-    solution = solve(
-        *tensors(x, y), 10, x_val=torch.from_numpy(x_val), y_val=torch.from_numpy(y_val)
-    )
+    held: Any = {"x_val": torch.from_numpy(x_val), "y_val": torch.from_numpy(y_val)}
+    solution = solve(*tensors(x, y), 10, var_smoothing=1.0, **held)
     found = log_loss(logits_of(solution.linear, x_val), y_val)
     assert found < 1.005 * min(grid.values())
     chosen = next(step for step in solution.path if step.l2 == solution.l2)
@@ -263,16 +263,48 @@ def test_path_is_as_good_as_scikit_learns_grid(digits: tuple[Array, Array, Array
     assert found < (solution.path[-1].val_loss or 0) < grid[solution.path[-1].l2]
 
 
-def test_path_costs_little_more_than_one_fit(
-    digits: tuple[Array, Array, Array, Array], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_path_costs_little_more_than_one_fit(digits: tuple[Array, Array, Array, Array]) -> None:
     x, y, x_val, y_val = map(torch.from_numpy, digits)
-    path = solve(x, y, 10, x_val=x_val, y_val=y_val)
-    iterations = sum(step.iterations for step in path.path)
+    path, paths = (
+        solve(x, y, 10, x_val=x_val, y_val=y_val, var_smoothing=shares)
+        for shares in (1.0, VAR_SMOOTHINGS)
+    )
     z = standardized(digits[0])
     reference = LogisticRegression(C=1 / (path.l2 * len(z)), max_iter=3000).fit(z, digits[1])
     # One iteration reads the features as often as one of scikit-learn's.
+    iterations = sum(step.iterations for step in path.path)
     assert iterations < 4 * reference.n_iter_[0]
+    assert sum(step.iterations for step in paths.path) < 2 * iterations
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("faint", [True, False])
+def test_standardization_is_chosen_by_which_features_tell_the_classes(
+    faint: bool, held: bool
+) -> None:
+    generator = np.random.default_rng(0)
+    y = generator.integers(0, 4, 3000)
+    telling = generator.normal(size=(4, 20))[y] + 2 * generator.normal(size=(3000, 20))
+    others = generator.normal(size=(3000, 180))
+    # What tells the classes varies less than the rest, or more.
+    x = np.concatenate([telling * (0.05 if faint else 20), others], 1)
+    train, val = slice(0, 400), slice(400, None)
+    validation: Any = {"x_val": torch.from_numpy(x[val]), "y_val": torch.from_numpy(y[val])}
+    one, chosen = (
+        solve(*tensors(x[train], y[train]), 4, var_smoothing=shares, **validation if held else {})
+        for shares in (1.0, None)
+    )
+    assert chosen.var_smoothing == (0.01 if faint else 1.0)
+    losses = [log_loss(logits_of(found.linear, x[val]), y[val]) for found in (one, chosen)]
+    assert losses[1] < 0.9 * losses[0] if faint else losses[1] == losses[0]
+    shares = [step.var_smoothing for step in chosen.path]
+    assert shares == sorted(shares, reverse=True)
+    final = next(
+        step
+        for step in chosen.path
+        if (step.l2, step.var_smoothing) == (chosen.l2, chosen.var_smoothing)
+    )
+    assert final.converged
 
 
 def test_cross_validation_finds_a_strength_as_good_as_the_best_one(
@@ -280,7 +312,7 @@ def test_cross_validation_finds_a_strength_as_good_as_the_best_one(
 ) -> None:
     x, y, x_val, y_val = digits
     x, y = x[:150], y[:150]
-    solution = solve(*tensors(x, y), 10)
+    solution = solve(*tensors(x, y), 10, var_smoothing=1.0)
     losses = {
         l2: log_loss(logits_of(solve(*tensors(x, y), 10, l2=l2).linear, x_val), y_val)
         for l2 in STRENGTHS
@@ -294,7 +326,7 @@ def test_cross_validation_finds_a_strength_as_good_as_the_best_one(
 
 def test_a_fifth_of_many_images_is_held_out() -> None:
     x, y = blobs(20000, 10, 4)
-    solution = solve(*tensors(x[:10000], y[:10000]), 4)
+    solution = solve(*tensors(x[:10000], y[:10000]), 4, var_smoothing=1.0)
     again = solve(*tensors(x[:10000], y[:10000]), 4, l2=solution.l2, tolerance=1e-9)
     found, expected = probabilities(solution.linear, x), probabilities(again.linear, x)
     assert np.abs(found - expected).max() < 0.02
@@ -309,7 +341,7 @@ def test_other_tasks_choose_without_validation_too(task: Any) -> None:
     x, classes = blobs(1100, 60, 4)
     x += np.random.default_rng(1).normal(size=x.shape) * 3 * x.std(0)
     y = np.eye(4)[classes]
-    solution = solve(*tensors(x[:100], y[:100]), 4, task=task)
+    solution = solve(*tensors(x[:100], y[:100]), 4, task=task, var_smoothing=1.0)
     assert len(solution.path) == len(STRENGTHS)
     reached = {
         l2: accuracy(solve(*tensors(x[:100], y[:100]), 4, task=task, l2=l2).linear, *unseen)
@@ -447,7 +479,7 @@ def test_one_image_beside_a_thousand_is_learned(digits: tuple[Array, Array, Arra
     assert found[-1].argmax() == 9
     # It cannot be held out, and the others can.
     chosen = solve(*tensors(x[kept], y[kept]), 10)
-    assert len(chosen.path) == len(STRENGTHS)
+    assert len(chosen.path) > len(STRENGTHS)
     assert accuracy(chosen.linear, digits[2], digits[3]) > 0.8
 
 
@@ -535,7 +567,7 @@ def test_features_that_are_no_numbers_are_refused(bad: float) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"l2": 0}, "l2 is 0, expected a positive strength"),
+        ({"l2": 0}, "l2 is 0, expected a positive number"),
         ({"l2": (1.0, float("nan"))}, "l2 is nan"),
         ({"l2": ()}, "l2 is empty"),
         ({"y": torch.tensor([0, 1, 2])}, "class indices 0 to 2, expected 0 to 1"),
