@@ -242,7 +242,7 @@ def precision(folder: Path) -> dict[str, Any]:
         x = _images(batch)
         timings = alternate(
             {name: partial(one.logits, x) for name, one in predictors.items()}, calls=CALLS
-        )
+        ).timings
         for name, timing in timings.items():
             rows[name][f"latency_ms_batch_{batch}"] = timing.to_json()
     return {"architecture": ARCHITECTURE, "precisions": rows}
@@ -291,22 +291,9 @@ def _paired(
     contenders: dict[str, Callable[[], object]], slow: str, fast: str, rounds: int
 ) -> tuple[dict[str, Any], float]:
     """Alternate; the ratio is the median over rounds, of which each met the same machine."""
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-
-    def timed(name: str, contender: Callable[[], object]) -> Callable[[], object]:
-        def call() -> None:
-            start = time.perf_counter()
-            contender()
-            taken[name].append(time.perf_counter() - start)
-
-        return call
-
-    timings = alternate(
-        {name: timed(name, contender) for name, contender in contenders.items()}, calls=rounds
-    )
-    ratios = [a / b for a, b in zip(taken[slow][-rounds:], taken[fast][-rounds:], strict=True)]
-    found = {name: timing.to_json() for name, timing in timings.items()}
-    return found, round(statistics.median(ratios), 4)
+    measured = alternate(contenders, calls=rounds)
+    found = {name: timing.to_json() for name, timing in measured.timings.items()}
+    return found, round(measured.ratio(slow, fast).value, 4)
 
 
 if __name__ == "__main__":

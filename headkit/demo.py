@@ -73,7 +73,7 @@ def run(
         def onnx(x: torch.Tensor = x) -> np.ndarray[Any, Any]:
             return predictor.logits(x.numpy())
 
-        timings = alternate({"torch_eager": eager, "onnxruntime": onnx})
+        timings = alternate({"torch_eager": eager, "onnxruntime": onnx}).timings
         latency[str(batch)] = {name: timing.to_json() for name, timing in timings.items()}
 
     result = {
