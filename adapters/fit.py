@@ -144,6 +144,7 @@ def fit(
             held = extracted
             mask = held_out(extracted, train_source.task, holdout, seed)
         crops = [extraction(train_source, View(n, seed)) for n in range(1, views)]
+        _check_crops(extracted, crops)
         _check_classes(train_source, extracted.targets[~mask])
         duplicates = report_duplicates(extracted, held if val_source else None)
         examples = Examples.of([extracted, *crops], ~mask)
@@ -246,6 +247,17 @@ class _Extraction:
             logger.warning("extracting with torch instead of %s: %s", self.engine.name, error)
             self.engine, self.fall_back = choose("torch", "fp32", self.model), False
             return self(source, view)
+
+
+def _check_crops(whole: Extracted, crops: Sequence[Extracted]) -> None:
+    """Raise ``DataError`` if an image that was there for one crop was gone at the next."""
+    for crop in crops:
+        changed = sorted(set(whole.names) ^ set(crop.names))
+        if changed:
+            raise DataError(
+                f"{len(changed)} images could be read for some crops and not for others, such as "
+                f"{changed[0]}: the data changed meanwhile; fit again"
+            )
 
 
 @dataclass(frozen=True)

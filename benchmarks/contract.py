@@ -188,16 +188,7 @@ def exported(name: str) -> Row:
     model = _fresh(name)
     replace(model, _CLASSES)
     freeze(model)
-    _stir(model)
-    enliven(model)
-    size = get_model_input_config(model)["input_size"]
-    x = random_images(4, size, torch.Generator().manual_seed(2))
-    spread, rounding = _signal(model, x)
-    for strength in (0.25, 0.5, 0.75, 1.0):
-        if _SPREAD <= spread < math.inf and rounding <= _ROUNDING:
-            break
-        _wake(model, x, strength)
-        spread, rounding = _signal(model, x)
+    spread, rounding = wake(model)
     _expect(spread >= _SPREAD, f"two images get the same logits to {spread:.1e}")
     _expect(rounding <= _ROUNDING, f"float32 itself is off by {rounding:.1e}")
     with tempfile.TemporaryDirectory() as folder:
@@ -209,6 +200,29 @@ def exported(name: str) -> Row:
         "opset": done.opset,
         "bytes": done.num_bytes,
     }
+
+
+def wake(model: nn.Module) -> tuple[float, float]:
+    """Give random weights under which no branch is without effect, in place.
+
+    Args:
+        model: frozen, with a classifier.
+
+    Returns:
+        How far the logits of two images lie apart, and those of float32 from those of float64, both
+        relative to the largest logit.
+    """
+    _stir(model)
+    enliven(model)
+    size = get_model_input_config(model)["input_size"]
+    x = random_images(4, size, torch.Generator().manual_seed(2))
+    spread, rounding = _signal(model, x)
+    for strength in (0.25, 0.5, 0.75, 1.0):
+        if _SPREAD <= spread < math.inf and rounding <= _ROUNDING:
+            break
+        _wake(model, x, strength)
+        spread, rounding = _signal(model, x)
+    return spread, rounding
 
 
 CHECKS: dict[str, Callable[[str], Row]] = {

@@ -52,7 +52,7 @@ class Converted:
 
 @torch.no_grad()
 def convert(
-    model: nn.Module, head: Head, *, optimize: bool = True, fuse_attention: bool = True
+    model: nn.Module, head: Head, *, optimize: bool = True, quantizable: bool = False
 ) -> Converted:
     """Convert the backbone of ``model``, and the classifier that ``head`` belongs to.
 
@@ -60,7 +60,7 @@ def convert(
         model: a timm model with ``head`` on it, in eval mode; stays as it is.
         head: tells the input size and the kind of classifier.
         optimize: see ``export``.
-        fuse_attention: see ``optimize.optimize``.
+        quantizable: see ``optimize.optimize``.
 
     Raises:
         ExportError: torch cannot convert the model.
@@ -87,7 +87,7 @@ def convert(
         what=name_of(model),
     )
     _name_as_in_state_dict(program)
-    backbone = optimized(program, attention=fuse_attention) if optimize else program
+    backbone = optimized(program, quantizable=quantizable) if optimize else program
     shapes = features_of(backbone)
     return Converted(
         backbone, None if is_built(head, shapes) else _classifier(model, head, given, names)

@@ -162,8 +162,7 @@ def export(
         samples = Images.of(images, Preprocess.from_cfg(first.pretrained_cfg))
 
     # Fused attention keeps its projections in float32.
-    fuse_attention = precision != "int8"
-    converted = convert(model, first, optimize=optimize, fuse_attention=fuse_attention)
+    converted = convert(model, first, optimize=optimize, quantizable=precision == "int8")
     graph = converted.backbone
     described = replace(
         described, features=features_of(graph), classifier=to_text(converted.classifier)

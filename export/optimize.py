@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import onnx
 
 from .optimize_fuse import fuse_attention, fuse_rotary
 from .optimize_graph import MICROSOFT, Graph
 from .optimize_move import average_early, pick_early
+from .optimize_product import (
+    fold_norm,
+    fuse_transposes,
+    multiply_to_resize,
+    split_projection,
+)
+from .optimize_tokens import drop_padding, gather_tokens
 
 MIN_OPSET = 18
 """Older operators take their axes in other ways; models of older opsets are left alone."""
 
 
-def optimize(model: onnx.ModelProto, *, attention: bool = True) -> onnx.ModelProto:
+def optimize(model: onnx.ModelProto, *, quantizable: bool = False) -> onnx.ModelProto:
     """Return a copy of the model that computes the same in less time on ONNX Runtime.
 
     These are rewrites that ONNX Runtime does not make itself when it loads a file. Each looks for a
@@ -25,6 +35,12 @@ def optimize(model: onnx.ModelProto, *, attention: bool = True) -> onnx.ModelPro
     - An average over tokens or pixels moves in front of the last linear layers.
     - Self-attention on a packed projection to queries, keys and values, with or without a constant
       bias, becomes one ``com.microsoft.Attention`` where that is faster.
+    - Elsewhere queries, keys and values get a linear layer each.
+    - Transposed operands and results of matrix products become one ``com.microsoft.FusedMatMul``.
+    - Small images are resized by a matrix product.
+    - Tokens that are shifted and cut into windows are moved once.
+    - A BatchNormalization in front of a convolution without padding becomes part of it.
+    - Padding by nothing goes.
 
     Attention is recognized where it was traced as matrix products and a softmax
     (``fused_attn = False`` on timm's modules). Shapes are read from the graph's ``value_info``;
@@ -33,14 +49,29 @@ def optimize(model: onnx.ModelProto, *, attention: bool = True) -> onnx.ModelPro
 
     Args:
         model: with shapes in its ``value_info``; stays as it is.
-        attention: fuse attention; without it its matrix products can be quantized.
+        quantizable: keep the matrix products of attention apart, so that they can be quantized, and
+            make no new ones.
     """
     optimized = onnx.ModelProto()
     optimized.CopyFrom(model)
     if any(o.domain in ("", "ai.onnx") and o.version < MIN_OPSET for o in model.opset_import):
         return optimized
-    rewrites = (fuse_rotary, pick_early, average_early, *((fuse_attention,) if attention else ()))
-    for rewrite in rewrites:
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    fusing: tuple[Callable[[Graph], None], ...] = (
+        fuse_attention,
+        split_projection,
+        fuse_transposes,
+        partial(multiply_to_resize, opset=opset),
+    )
+    for rewrite in (
+        fuse_rotary,
+        pick_early,
+        average_early,
+        *(() if quantizable else fusing),
+        drop_padding,
+        gather_tokens,
+        fold_norm,
+    ):
         graph = Graph(optimized.graph)
         rewrite(graph)
         graph.write()

@@ -49,7 +49,7 @@ def _attention(graph: Graph, end: onnx.NodeProto) -> onnx.NodeProto:
     check(others == [packed, packed] and graph.reads[packed] == 3)
     heads_first = graph.made_by(packed, "Transpose", perm=[2, 0, 3, 1, 4])
     reshape = graph.only(heads_first.input[0], "Reshape")
-    projection, projection_bias = _linear(graph, reshape.input[0])
+    projection, projection_bias = linear(graph, reshape.input[0])
     batch, tokens, three, heads, width = graph.shape(reshape.output[0], 5)
     if not (isinstance(tokens, int) and isinstance(heads, int) and isinstance(width, int)):
         raise Mismatch
@@ -97,7 +97,7 @@ def _entry(graph: Graph, name: str, index: int) -> str:
     return packed
 
 
-def _linear(graph: Graph, name: str) -> tuple[onnx.NodeProto, str | None]:
+def linear(graph: Graph, name: str) -> tuple[onnx.NodeProto, str | None]:
     """The MatMul of a linear layer, and its bias if it has one."""
     with suppress(Mismatch):
         return graph.only(name, "MatMul"), None

@@ -132,6 +132,14 @@ class Graph:
             raise Mismatch
         return axes[0] % len(shape), range(size)[slice(starts[0], ends[0], steps[0])]
 
+    def readers(self) -> dict[str, list[onnx.NodeProto]]:
+        """The nodes that read each value directly, as they are now."""
+        found: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in filter(None, node.input):
+                found.setdefault(name, []).append(node)
+        return found
+
     def new_name(self, stem: str) -> str:
         """A name that no value of the graph has."""
         names = itertools.chain([stem], (f"{stem}_{k}" for k in itertools.count(1)))
@@ -179,6 +187,11 @@ class Graph:
             for k in reversed(range(len(values))):
                 if values[k].name not in wanted:
                     del values[k]
+
+
+def is_integer(size: int | str) -> bool:
+    """Whether a size is known, rather than a name."""
+    return isinstance(size, int)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,10 @@ PROVIDERS = {
 
 
 def open_session(
-    path: str | Path, threads: int | None = None, provider: str = "cpu"
+    path: str | Path,
+    threads: int | None = None,
+    provider: str = "cpu",
+    provider_options: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """Open an ONNX file.
 
@@ -45,6 +49,7 @@ def open_session(
         path: of the file; its external data have to lie beside it.
         threads: of the CPU; one per core without it.
         provider: a key of ``PROVIDERS``.
+        provider_options: see ONNX Runtime's documentation of that provider.
 
     Raises:
         ExportError: there is no such file, its external data are missing, or ONNX Runtime cannot
@@ -64,7 +69,8 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = ort.InferenceSession(path, options, providers=[asked.execution])
+        chosen = [(asked.execution, dict(provider_options or {}))]
+        session = ort.InferenceSession(path, options, providers=chosen)
     except Exception as error:  # onnxruntime's own classes share no root below Exception
         raise ExportError(f"cannot read model {path}: {_reason(path, error)}") from error
     if session.get_providers()[0] != asked.execution:

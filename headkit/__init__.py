@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from .adapters.head import Head
     from .adapters.split import classify, features
+    from .benchmarks.bench import bench
     from .benchmarks.compare import compare
     from .describe import info
     from .export.exporter import export
@@ -56,6 +57,7 @@ _HOME = {
     "adapters.split": ("classify", "features"),
     "export.graft": ("graft",),
     "export.predictor": ("Predictor",),
+    "benchmarks.bench": ("bench",),
     "benchmarks.compare": ("compare",),
     "describe": ("info",),
     "fitting": ("fit",),
@@ -81,6 +83,7 @@ __all__ = [
     "WeightsError",
     "adapt",
     "attach",
+    "bench",
     "classify",
     "compare",
     "export",

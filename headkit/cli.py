@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_fit, cli_onnx
+from . import cli_bench, cli_fit, cli_onnx
 from .terminal import Json, lines_of, progress_bar, show
 
 app = typer.Typer(
@@ -41,7 +41,14 @@ def _common(
     logging.getLogger("headkit").addHandler(handler)
 
 
-for _command in (cli_fit.fit, cli_fit.compare, cli_onnx.export, cli_onnx.graft, cli_onnx.predict):
+for _command in (
+    cli_fit.fit,
+    cli_fit.compare,
+    cli_onnx.export,
+    cli_onnx.graft,
+    cli_onnx.predict,
+    cli_bench.bench,
+):
     app.command()(_command)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from headkit.adapters import fit as fit_module
 from headkit.adapters.solver import VAR_SMOOTHINGS
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -259,6 +260,21 @@ def test_features_too_many_for_memory_give_the_same_head(
         assert np.abs(parts.tensors[name] - tensor).max() < 1e-3 * np.abs(tensor).max()
     mlp = headkit.fit(model, shapes, workers=0, kind="mlp")
     assert mlp.metrics["accuracy"] == 1
+
+
+def test_images_that_vanish_between_crops_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headkit.adapters.extract import extract
+
+    def meddled(*args: Any, **options: Any) -> Any:
+        found = extract(*args, **options)
+        (folder / "dark" / "3.png").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(fit_module, "extract", meddled)
+    with pytest.raises(headkit.DataError, match=r"1 images could be read for some crops .*3\.png"):
+        headkit.fit(random_backbone(), folder, workers=0, views=2)
 
 
 def test_one_image_per_class_gives_a_head_without_metrics(

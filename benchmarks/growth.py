@@ -1,0 +1,204 @@
+"""How cost grows: with the batch, heads per session, classes per head, and images per fit.
+
+``python -m headkit.benchmarks.growth`` writes ``benchmarks/results/growth.json``; names of sections
+behind it (``batch``, ``heads``, ``classes``, ``images``) measure only those and keep the rest.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..adapters.adapt import adapt, head_of
+from ..adapters.backbone import load_backbone
+from ..adapters.head import Head
+from ..adapters.solver import solve
+from ..export.exporter import export
+from ..export.predictor import Predictor
+from ..export.session import open_session
+from .process import resident_bytes
+from .runtimes import cores
+from .sections import run_sections
+from .timing import Call, race
+
+RESULT = Path(__file__).parent / "results" / "growth.json"
+BACKBONE = "mobilenetv4_conv_small"
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+HEADS = (1, 10, 100, 1000, 10_000)
+CLASSES = (2, 10, 100, 1000, 10_000, 100_000)
+IMAGES = (1000, 10_000, 100_000, 1_000_000)
+FEATURES, FIT_CLASSES = 384, 10
+BLOCK = 16_384
+
+
+def batch(folder: Path) -> dict[str, Any]:
+    """Latency of one call against its batch size."""
+    model = load_backbone(BACKBONE, pretrained=False)
+    path = export(model, folder / "model.onnx").path
+    contenders = {str(size): partial(_ready, path, _pixels(size)) for size in BATCHES}
+    timings = race(contenders, sittings=2).timings
+    rows = [{"batch": size, "ms": timings[str(size)].median_ms} for size in BATCHES]
+    return {"architecture": BACKBONE, **_grown(rows, "batch", ["ms"])}
+
+
+def heads(folder: Path) -> dict[str, Any]:
+    """Loading time, memory and latency of one swappable session against the heads that it has.
+
+    Each call asks for another head, at batch 1.
+    """
+    first = _first()
+    path = export(first, folder / "model.onnx", "swappable", backbone=_backbone()).path
+    generator = np.random.default_rng(0)
+    files = []
+    for number in range(max(HEADS)):
+        tensors = {
+            name: generator.normal(size=tensor.shape).astype(np.float32)
+            for name, tensor in first.tensors.items()
+        }
+        file = folder / f"{number:05}.safetensors"
+        files.append(first.with_changes(tensors=tensors).save(file))
+    rows = list[dict[str, Any]]()
+    predictors = {}
+    for count in HEADS:
+        before, start = resident_bytes() or 0, time.perf_counter()
+        predictors[count] = Predictor(path, {file.stem: file for file in files[:count]})
+        seconds = time.perf_counter() - start
+        grown = (resident_bytes() or 0) - before
+        rows.append({"heads": count, "load_seconds": round(seconds, 4), "bytes": grown})
+    calls = {str(count): partial(_turns, predictors[count], files[:count]) for count in HEADS}
+    timings = race(calls, sittings=2, block_ms=100).timings
+    for row in rows:
+        row["ms"] = timings[str(row["heads"])].median_ms
+    return {"architecture": BACKBONE, **_grown(rows, "heads", ["load_seconds", "bytes", "ms"])}
+
+
+def classes(folder: Path) -> dict[str, Any]:
+    """Bytes of the head file and latency of the exported model against the classes of the head."""
+    rows = list[dict[str, Any]]()
+    contenders: dict[str, Callable[[], Call]] = {}
+    for count in CLASSES:
+        torch.manual_seed(0)
+        model = adapt(_backbone(), count)
+        head = head_of(model).save(folder / f"{count}.safetensors")
+        path = export(model, folder / f"{count}.onnx").path
+        contenders[str(count)] = partial(_ready, path, _pixels(1))
+        rows.append({"classes": count, "bytes": head.stat().st_size})
+    timings = race(contenders, sittings=2).timings
+    for row in rows:
+        row["ms"] = timings[str(row["classes"])].median_ms
+    return {"architecture": BACKBONE, **_grown(rows, "classes", ["bytes", "ms"])}
+
+
+def images(folder: Path) -> dict[str, Any]:
+    """Seconds to solve a head, path of strengths included, against the number of images.
+
+    Features are synthetic: classes around random centres, on the disk as those of ``fit`` are.
+    """
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(FIT_CLASSES, FEATURES)) * 0.12
+    path = folder / "features.npy"
+    stored = np.lib.format.open_memmap(path, "w+", np.float32, (max(IMAGES), FEATURES))
+    y = generator.integers(0, FIT_CLASSES, max(IMAGES))
+    for start in range(0, len(y), BLOCK):
+        some = y[start : start + BLOCK]
+        noise = generator.normal(size=(len(some), FEATURES))
+        stored[start : start + BLOCK] = centres[some] + noise
+    stored.flush()
+    held = 2000
+    noise = generator.normal(size=(held, FEATURES))
+    y_val = generator.integers(0, FIT_CLASSES, held)
+    x_val = torch.from_numpy((centres[y_val] + noise).astype(np.float32))
+    rows = []
+    for count in IMAGES:
+        taken = []
+        for _ in range(3 if count <= 100_000 else 1):
+            start_s = time.perf_counter()
+            solution = solve(
+                _Stored(path, count),
+                torch.from_numpy(y[:count]),
+                FIT_CLASSES,
+                x_val=x_val,
+                y_val=torch.from_numpy(y_val),
+            )
+            taken.append(time.perf_counter() - start_s)
+        logits = x_val.double() @ solution.linear.weight.T + solution.linear.bias
+        right = (logits.argmax(1).numpy() == y_val).mean()
+        row = {"images": count, "seconds": round(statistics.median(taken), 3)}
+        rows.append({**row, "accuracy": round(float(right), 4)})
+    return {
+        "features": FEATURES,
+        "classes": FIT_CLASSES,
+        **_grown(rows, "images", ["seconds"]),
+    }
+
+
+class _Stored:
+    """Features on the disk, read in blocks."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.shape = path, (count, FEATURES)
+
+    def blocks(self) -> Iterator[Tensor]:
+        stored = np.load(self.path, mmap_mode="r")
+        for start in range(0, self.shape[0], BLOCK):
+            yield torch.from_numpy(np.array(stored[start : min(start + BLOCK, self.shape[0])]))
+
+
+SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "batch": batch,
+    "heads": heads,
+    "classes": classes,
+    "images": images,
+}
+
+
+def _grown(rows: list[dict[str, Any]], by: str, costs: Sequence[str]) -> dict[str, Any]:
+    """Add the slopes: cost grows as ``by`` to that power, over the upper half of the range."""
+    upper = rows[len(rows) // 2 :]
+    slopes = {cost: slope([r[by] for r in upper], [r[cost] for r in upper]) for cost in costs}
+    return {"by": by, "rows": rows, "slopes": slopes}
+
+
+def slope(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
+    """Return the power by which cost grows: least squares on logarithms; none if one is not > 0."""
+    if min(costs) <= 0:
+        return None
+    xs, ys = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
+    return round(statistics.linear_regression(xs, ys).slope, 3)
+
+
+def _backbone() -> Any:
+    torch.manual_seed(0)
+    return load_backbone(BACKBONE, pretrained=False)
+
+
+def _first() -> Head:
+    return head_of(adapt(_backbone(), FIT_CLASSES))
+
+
+def _pixels(size: int) -> Any:
+    return np.random.default_rng(0).normal(size=(size, 3, 224, 224)).astype(np.float32)
+
+
+def _ready(path: Path, x: Any) -> Call:
+    session = open_session(path, cores())
+    return lambda: session.run(None, {"pixel_values": x})
+
+
+def _turns(predictor: Predictor, files: Sequence[Path]) -> Call:
+    names, x = [file.stem for file in files], _pixels(1)
+    place = iter(range(10**9))
+    return lambda: predictor.logits(x, names[next(place) * 997 % len(names)])
+
+
+if __name__ == "__main__":
+    run_sections(__doc__, RESULT, SECTIONS)

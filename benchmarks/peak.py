@@ -1,0 +1,74 @@
+"""What a machine can do at most: the rate of a large matrix product."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .runtimes import Contender
+
+SIDES = {"cpu": (1024, 2048), "cuda": (8192,)}
+REPEATS = 8
+
+
+def peak_gmacs(contender: Contender) -> float | None:
+    """Measure the multiply-adds per second, in billions, of one large product of matrices.
+
+    On a CPU in float32 by torch and by ONNX Runtime: which of their libraries is faster depends on
+    the processor.
+
+    Args:
+        contender: its precision, device and number of threads count.
+
+    Returns:
+        The best of all repetitions; none for a precision in which torch has no such product.
+    """
+    import torch
+
+    types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+    if contender.precision not in types:
+        return None
+    torch.set_num_threads(contender.threads)
+    best = 0.0
+    for side in SIDES[contender.device]:
+        for multiply in _products(side, types[contender.precision], contender):
+            multiply()
+            for _ in range(REPEATS):
+                start = time.perf_counter()
+                multiply()
+                if contender.device == "cuda":
+                    torch.cuda.synchronize()
+                best = max(best, side**3 / (time.perf_counter() - start) / 1e9)
+    return best
+
+
+def _products(side: int, dtype: Any, contender: Contender) -> Iterator[Callable[[], object]]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.randn(2, side, side, generator=generator)
+    a, b = pair.to(contender.device, dtype)
+    yield lambda: a @ b
+    if contender.device == "cpu" and contender.precision == "fp32":
+        yield _by_onnxruntime(pair.numpy(), contender.threads)
+
+
+def _by_onnxruntime(pair: Any, threads: int) -> Callable[[], object]:
+    import onnxruntime as ort
+    from onnx import TensorProto, helper, numpy_helper
+
+    shape = list(pair[0].shape)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "ac"]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["c"])],
+        "product",
+        values[:1],
+        values[1:],
+        [numpy_helper.from_array(pair[1], "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(model.SerializeToString(), options)
+    return lambda: session.run(None, {"a": pair[0]})

@@ -1,0 +1,250 @@
+"""Rewrites of matrix products and convolutions: less is copied around them for the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from .optimize_fuse import linear
+from .optimize_graph import MICROSOFT, Array, Graph, Mismatch, attribute, check, is_integer
+
+MAX_RESIZE = 16_384
+"""Numbers of the matrix that does the work of a Resize: with more, the Resize is faster."""
+
+
+def split_projection(graph: Graph) -> None:
+    """Compute queries, keys and values by a linear layer each, instead of cutting up one output.
+
+    Of the packed output each part would be copied out before it is transposed.
+    """
+    readers = graph.readers()
+    for node in list(graph.nodes):
+        if node.domain == "" and node.op_type == "Transpose":
+            with suppress(Mismatch):
+                _split(graph, node, readers)
+
+
+def _split(graph: Graph, turned: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> None:
+    reshape = graph.only(turned.input[0], "Reshape")
+    product, bias = linear(graph, reshape.input[0])
+    weight = graph.constant(product.input[1])
+    added = None if bias is None else graph.constant(bias)
+    shape = graph.shape(reshape.output[0])
+    check(all(is_integer(size) for size in shape[1:]))
+    sizes = [int(size) for size in shape[1:]]
+    perm = list(attribute(turned, "perm"))
+    if perm == [2, 0, 3, 1, 4]:
+        tokens, three, heads, width = sizes
+        check(three == 3)
+        columns = np.arange(3 * heads * width).reshape(3, -1)
+        ends = _entries(graph, readers[turned.output[0]], readers)
+    elif perm == [0, 2, 1, 3]:
+        tokens, heads, width = sizes
+        check(width % 3 == 0)
+        width //= 3
+        numbers = np.arange(3 * heads * width).reshape(heads, 3, width)
+        columns = numbers.transpose(1, 0, 2).reshape(3, -1)
+        (cut,) = _one(readers[turned.output[0]])
+        check(cut.domain == "" and cut.op_type == "Split" and attribute(cut, "axis", 0) in (3, -1))
+        parts = [graph.shape(name) for name in cut.output]
+        check(len(parts) == 3 and all(part[-1] == width for part in parts))
+        ends = [(cut, name) for name in cut.output]
+    else:
+        raise Mismatch
+    check(weight.ndim == 2 and weight.shape[1] == columns.size)
+    check(added is None or added.shape == (columns.size,))
+    shape_name = graph.add_integers("heads_apart", [-1, tokens, heads, width])
+    made: dict[int, list[onnx.NodeProto]] = {}
+    for own, (end, output) in zip(columns, ends, strict=True):
+        value = f"{output}_projected"
+        matrix = graph.add_constant("projection", np.ascontiguousarray(weight[:, own]))
+        nodes = [graph.make("MatMul", [product.input[0], matrix], value)]
+        if added is not None:
+            nodes.append(
+                graph.make(
+                    "Add", [value, graph.add_constant("bias", added[own])], f"{output}_biased"
+                )
+            )
+            value = f"{output}_biased"
+        nodes.append(graph.make("Reshape", [value, shape_name], f"{output}_heads"))
+        nodes.append(graph.make("Transpose", [f"{output}_heads"], output, perm=[0, 2, 1, 3]))
+        made.setdefault(id(end), []).extend(nodes)
+    for end in {id(end): end for end, _ in ends}.values():
+        graph.replace(end, *made[id(end)])
+
+
+def _entries(
+    graph: Graph, cuts: list[onnx.NodeProto], readers: dict[str, list[onnx.NodeProto]]
+) -> list[tuple[onnx.NodeProto, str]]:
+    """The nodes that pick entries 0, 1 and 2 of the first axis."""
+    found = {}
+    for cut in cuts:
+        check(cut.domain == "" and cut.op_type == "Slice")
+        axis, entries = graph.window(cut)
+        (squeeze,) = _one(readers[cut.output[0]])
+        check(squeeze.op_type == "Squeeze" and graph.integers(squeeze, 1) == [0])
+        check(axis == 0 and len(entries) == 1)
+        found[entries[0]] = (squeeze, squeeze.output[0])
+    check(sorted(found) == [0, 1, 2] and len(cuts) == 3)
+    return [found[index] for index in range(3)]
+
+
+def _one(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    check(len(nodes) == 1)
+    return nodes
+
+
+def fuse_transposes(graph: Graph) -> None:
+    """Let FusedMatMul read operands as if they were transposed, and swap them to write so.
+
+    ONNX Runtime would merge such a Transpose with one in front of it to a slow one. The operator:
+    https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+    """
+    readers = graph.readers()
+    for node in list(graph.nodes):
+        if node.domain == "" and node.op_type == "MatMul":
+            with suppress(Mismatch):
+                _fuse_transposes(graph, node, readers)
+
+
+def _fuse_transposes(
+    graph: Graph, node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]
+) -> None:
+    check(all(graph.constant_or_none(name) is None for name in node.input))
+    check(len({len(graph.shape(name)) for name in node.input}) == 1)
+    operands = []
+    for name in node.input:
+        operands.append((name, 0))
+        with suppress(Mismatch):
+            turn = graph.only(name, "Transpose")
+            check(_swaps(turn))
+            operands[-1] = (turn.input[0], 1)
+    end = node
+    following = readers.get(node.output[0], [])
+    if len(following) == 1 and node.output[0] not in graph.outputs and _swaps(following[0]):
+        end = following[0]
+        operands = [(name, 1 - turned) for name, turned in reversed(operands)]
+    (a, turned_a), (b, turned_b) = operands
+    check(end is not node or turned_a or turned_b)
+    graph.replace(
+        end,
+        graph.make(
+            "FusedMatMul",
+            [a, b],
+            end.output[0],
+            domain=MICROSOFT,
+            transA=turned_a,
+            transB=turned_b,
+        ),
+    )
+
+
+def _swaps(node: onnx.NodeProto) -> bool:
+    """Whether a node swaps the last two axes of three or more, and does nothing else."""
+    if node.domain != "" or node.op_type != "Transpose":
+        return False
+    perm = list(attribute(node, "perm", ()))
+    rank = len(perm)
+    return rank > 2 and perm == [*range(rank - 2), rank - 1, rank - 2]
+
+
+def multiply_to_resize(graph: Graph, opset: int) -> None:
+    """Resize small images by a product with a constant matrix: resizing is linear."""
+    for node in list(graph.nodes):
+        if node.domain == "" and node.op_type == "Resize":
+            with suppress(Mismatch):
+                graph.replace(node, *_resize(graph, node, opset))
+
+
+def _resize(graph: Graph, node: onnx.NodeProto, opset: int) -> Iterator[onnx.NodeProto]:
+    before, after = graph.shape(node.input[0], 4), graph.shape(node.output[0], 4)
+    check(all(is_integer(size) for size in (*before[1:], *after[1:])) and before[1] == after[1])
+    channels, height, width, high, wide = (int(size) for size in (*before[1:], *after[2:]))
+    check(height * width * high * wide <= MAX_RESIZE)
+    check(not attribute(node, "axes") and len(node.input) > 2 and not node.input[1])
+    check(attribute(node, "keep_aspect_ratio_policy", b"stretch") == b"stretch")
+    matrix = _matrix_of(node, (height, width), (high, wide), opset)
+    name, output = node.input[0], node.output[0]
+    flat = graph.add_integers("pixels_flat", [-1, channels, height * width])
+    back = graph.add_integers("pixels_back", [-1, channels, high, wide])
+    product = f"{output}_product"
+    return iter(
+        [
+            graph.make("Reshape", [name, flat], f"{output}_flat"),
+            graph.make("MatMul", [f"{output}_flat", graph.add_constant("resize", matrix)], product),
+            graph.make("Reshape", [product, back], output),
+        ]
+    )
+
+
+def _matrix_of(
+    node: onnx.NodeProto, size: tuple[int, int], asked: tuple[int, int], opset: int
+) -> Array:
+    """What ONNX Runtime's Resize makes of images that have one pixel: ``[from, to]``."""
+    import onnxruntime as ort
+
+    pixels = size[0] * size[1]
+    alone = onnx.helper.make_node("Resize", ["x", "", "", "sizes"], ["y"])
+    alone.attribute.extend(node.attribute)
+    graph = onnx.helper.make_graph(
+        [alone],
+        "resize",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, pixels, *size])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, pixels, *asked])],
+        [onnx.numpy_helper.from_array(np.array([1, pixels, *asked]), "sizes")],
+    )
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options)
+    except Exception as error:  # onnxruntime's own classes share no root below Exception
+        raise Mismatch from error
+    ones = np.eye(pixels, dtype=np.float32).reshape(1, pixels, *size)
+    found: NDArray[np.float32] = session.run(None, {"x": ones})[0]
+    return found.reshape(pixels, -1)
+
+
+def fold_norm(graph: Graph) -> None:
+    """Put a BatchNormalization in front of a convolution without padding into its weights.
+
+    ONNX Runtime itself folds only those behind a convolution.
+    """
+    readers = graph.readers()
+    for node in list(graph.nodes):
+        if node.domain == "" and node.op_type == "BatchNormalization":
+            with suppress(Mismatch):
+                _fold_norm(graph, node, readers)
+
+
+def _fold_norm(
+    graph: Graph, node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]
+) -> None:
+    check(len(node.output) == 1 and node.output[0] not in graph.outputs)
+    (conv,) = _one(readers.get(node.output[0], []))
+    check(conv.domain == "" and conv.op_type == "Conv" and attribute(conv, "group", 1) == 1)
+    check(attribute(conv, "auto_pad", b"NOTSET") == b"NOTSET")
+    check(not any(attribute(conv, "pads", ())))
+    scale, shift, mean, variance = (graph.constant(name) for name in node.input[1:])
+    weight = graph.constant(conv.input[1]).astype(np.float64)
+    factor = scale / np.sqrt(variance.astype(np.float64) + attribute(node, "epsilon", 1e-5))
+    bias = np.tensordot(weight.sum(tuple(range(2, weight.ndim))), shift - mean * factor, 1)
+    if len(conv.input) > 2 and conv.input[2]:
+        bias = bias + graph.constant(conv.input[2])
+    weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 2))
+    folded = graph.make(
+        "Conv",
+        [
+            node.input[0],
+            graph.add_constant("folded_weight", weight.astype(np.float32)),
+            graph.add_constant("folded_bias", bias.astype(np.float32)),
+        ],
+        conv.output[0],
+    )
+    folded.attribute.extend(conv.attribute)
+    graph.replace(conv, folded)
