@@ -99,8 +99,8 @@ def _is_plain(row: Mapping[str, Any]) -> bool:
 
 
 def peers(result: Mapping[str, Any]) -> str:
-    """Return the tables: latency of the exported files, export time and size, and the score."""
-    lines = []
+    """Return the plot and the tables: latency of the files, export time and size, and the score."""
+    lines = ["![Time of each exporter's file relative to headkit's](benchmarks/peers.png)", ""]
     latency = result["latency"]
     for batch in map(str, BATCHES):
         lines += [
@@ -211,7 +211,8 @@ def growth(result: Mapping[str, Any]) -> str:
                 )
             )
     head = ("grows", "range", "cost", "at the start", "at the end", "slope")
-    return "\n".join([*_table(head, rows), "", *_machines(result)])
+    plot = "![Cost against size](benchmarks/growth.png)"
+    return "\n".join([*_table(head, rows), "", plot, "", *_machines(result)])
 
 
 def draw(results: Path, folder: Path) -> list[Path]:

@@ -128,12 +128,14 @@ def render(text: str) -> str:
 
     Raises:
         KeyError: a block's name is not known.
-        FileNotFoundError: its result is not there.
     """
 
     def block(found: re.Match[str]) -> str:
         name = found[2]
-        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            return f"{found[1]}Not measured yet: `python -m headkit.benchmarks.{name}`.\n{found[3]}"
+        result = json.loads(path.read_text(encoding="utf-8"))
         return f"{found[1]}{BLOCKS[name](result)}\n{found[3]}"
 
     return _BLOCK.sub(block, text)
