@@ -123,6 +123,11 @@ def bench(
         check_plots()
         _make(Path(out))
     asked = contenders(runtimes, precisions, devices, threads or cores())
+    idle = [name for name in runtimes if name not in {one.runtime for one in asked}]
+    if not asked:
+        raise ValueError(
+            f"{', '.join(idle)} has no {', '.join(precisions)} on {', '.join(devices)}"
+        )
     report = progress or (lambda *_: None)
     rows, missing = list[dict[str, Any]](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
@@ -134,6 +139,16 @@ def bench(
             bench_one = _Bench(subject, sittings, rounds, cold_starts, peaks)
             rows += bench_one.measure(asked, batches)
             missing += bench_one.absent
+            missing += [
+                {
+                    "model": subject.name,
+                    "runtime": name,
+                    "precision": " or ".join(precisions),
+                    "device": " or ".join(devices),
+                    "reason": "this runtime has no such combination",
+                }
+                for name in idle
+            ]
             report("models", number + 1, len(found))
     result = {
         "machine": machine(),

@@ -142,6 +142,7 @@ def test_what_is_not_there_is_named_with_the_reason(tmp_path: Path) -> None:
         [path], runtimes=["onnxruntime", "tensorrt"], batches=[1], cold_starts=0, devices=None
     )
     assert [row["device"] for row in result["rows"]] == ["cpu"]
+    assert [row["runtime"] for row in result["absent"]] == ["onnxruntime", "tensorrt"]
     with pytest.raises(headkit.ExportError, match="there is no GPU that torch can use"):
         headkit.bench([path], runtimes=["tensorrt"], devices=["cuda"])
 
@@ -152,6 +153,7 @@ def test_what_is_not_there_is_named_with_the_reason(tmp_path: Path) -> None:
         ({"runtimes": ["tflite"]}, "runtime is 'tflite', expected one of torch, torch.compile"),
         ({"precisions": ["fp8"]}, "precision is 'fp8', expected one of fp32"),
         ({"devices": ["tpu"]}, "device is 'tpu', expected one of cpu, cuda"),
+        ({"runtimes": ["tensorrt"], "devices": ["cpu"]}, "tensorrt has no fp32, .* on cpu"),
         ({"batches": [0]}, "batches is 0, expected at least 1"),
         ({"batches": []}, "batches is 0, expected at least 1"),
         ({"rounds": 0}, "rounds is 0"),
