@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from .described import check_described
 from .errors import HeadFormatError
 from .files import write_atomically
+from .located import head_path
 
 FORMAT = "headkit"
 VERSION = "1"
@@ -198,10 +199,14 @@ class Head:
     def load(cls, path: str | Path) -> Head:
         """Read a head file, trusting nothing in it.
 
+        Args:
+            path: of the file, or a reference to a store such as ``flowers@prod``.
+
         Raises:
             HeadFormatError: the file is missing, truncated, damaged, or no head file of version 1.
+            RegistryError: the reference names nothing.
         """
-        path = Path(path)
+        path = head_path(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}

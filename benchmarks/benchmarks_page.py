@@ -62,7 +62,7 @@ def speed(result: Mapping[str, Any]) -> str:
         for row in section["absent"]
     }
     lines += [f"Not measured: {a} {b} on {c}: {reason}." for a, b, c, reason in sorted(absent)]
-    return "\n".join([*lines, *_machines(result)])
+    return "\n".join([*lines, *machines(result)])
 
 
 def _speed_cells(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def peers(result: Mapping[str, Any]) -> str:
             ),
             "",
         ]
-    return "\n".join([*lines, *_machines(result)])
+    return "\n".join([*lines, *machines(result)])
 
 
 def _latency_cells(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -191,7 +191,7 @@ def tasks(result: Mapping[str, Any]) -> str:
                     )
                 )
     head = ("tasks", "how", "files", "until all have answered", "resident memory")
-    return "\n".join([*_table(head, rows), "", *_machines(result)])
+    return "\n".join([*_table(head, rows), "", *machines(result)])
 
 
 def growth(result: Mapping[str, Any]) -> str:
@@ -212,7 +212,7 @@ def growth(result: Mapping[str, Any]) -> str:
             )
     head = ("grows", "range", "cost", "at the start", "at the end", "slope")
     plot = "![Cost against size](benchmarks/growth.png)"
-    return "\n".join([*_table(head, rows), "", plot, "", *_machines(result)])
+    return "\n".join([*_table(head, rows), "", plot, "", *machines(result)])
 
 
 def draw(results: Path, folder: Path) -> list[Path]:
@@ -310,7 +310,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
-def _machines(result: Mapping[str, Any]) -> list[str]:
+def machines(result: Mapping[str, Any]) -> list[str]:
     """Say what all this was measured with; a line for each machine or set of versions."""
     found = {json.dumps(s["machine"]): s["machine"] for s in result.values() if "machine" in s}
     lines = []

@@ -123,7 +123,7 @@ def _resolved(
         if not any(mark in name for mark in "*?["):
             named[name] = weights
             continue
-        found = [row.name for row in models(name) if row.tags]
+        found = [row.name for row in models(name, pretrained=True)]
         if not found:
             raise DataError(f"no architecture with pretrained weights matches {name!r}")
         named |= {one: named.get(one, weights) for one in found}

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.files import write_atomically
-from . import benchmarks_page, coverage, coverage_page, fitting_page, freezing
+from . import (
+    benchmarks_page,
+    coverage,
+    coverage_page,
+    fitting_page,
+    freezing,
+    registry_page,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -22,6 +29,7 @@ DOCUMENTS = (
     "docs/benchmarks.md",
     "docs/fitting.md",
     "docs/onnx.md",
+    "docs/registry.md",
     "docs/replacing-a-head.md",
 )
 PLOTS = ROOT / "docs" / "benchmarks"
@@ -120,6 +128,8 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "speed": benchmarks_page.speed,
     "tasks": benchmarks_page.tasks,
     "growth": benchmarks_page.growth,
+    "publishing": registry_page.publishing,
+    "serving": registry_page.serving,
 }
 
 

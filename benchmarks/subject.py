@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..adapters.errors import DataError, ExportError
+from ..registry.named import head_of_word
 
 if TYPE_CHECKING:
     from ..export.calibration import Images
@@ -314,9 +315,10 @@ def _model(target: str | Path, weights: str | Path | None) -> tuple[Any, Sequenc
     from ..adapters.classifier import locate
     from ..adapters.head import Head
 
-    if str(target).endswith(".safetensors"):
-        head = Head.load(target)
-        model = load_backbone_of(head, weights, folder=Path(target).parent)
+    path = head_of_word(target)
+    if path is not None:
+        head = Head.load(path)
+        model = load_backbone_of(head, weights, folder=path.parent)
         return attach(model, head).eval(), head.label_names or ()
     torch.manual_seed(0)
     model = load_backbone(str(target), pretrained=False)

@@ -20,6 +20,7 @@ from ..adapters.classifier import replace as replace_classifier
 from ..adapters.errors import DataError, ExportError, OutputError
 from ..adapters.files import check_writable, write_atomically
 from ..adapters.head import Head
+from ..adapters.located import head_name
 from ..adapters.twin import twin
 from .calibration import MAX_COST, PRECISIONS, Images, check_measurable, measured, reduce
 from .convert import convert
@@ -277,7 +278,7 @@ def _heads(given: Any, form: str) -> dict[str, Head]:
     listed = [given] if isinstance(given, str | Path) else given
     if isinstance(listed, Head) or any(isinstance(head, Head) for head in listed):
         raise ExportError("the form 'multi' takes heads by name: {name: head, ...}")
-    heads = {Path(head).stem: _load(head) for head in listed}
+    heads = {head_name(head): _load(head) for head in listed}
     if len(heads) < len(listed):
         raise ExportError("two head files have the same name: pass {name: head, ...}")
     return heads

@@ -10,6 +10,7 @@ import numpy as np
 from ..adapters.errors import ExportError, OutputError, first_line
 from ..adapters.files import check_writable
 from ..adapters.head import Head
+from ..adapters.located import head_name
 from .forms import Heads, head_model, opset_of, put_heads, swappable_inputs, take_heads
 from .metadata import PREFIX, TEMPERATURE, ModelInfo
 from .onnxfile import Opened, opened
@@ -62,7 +63,7 @@ def graft(
         source.info.check_backbone(head, force=force)
         if out.suffix == SUFFIX:
             return _write_alone(source, head, out)
-        info = _replace(source, head, name or (path.stem if path else None), add=add)
+        info = _replace(source, head, name or (head_name(path) if path else None), add=add)
         source.write(out)
         return info
 

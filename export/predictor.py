@@ -169,7 +169,7 @@ class Predictor:
         for batch in self._batches(list_images(images), batch_size):
             for one, logits in zip(ready, self._run(batch, ready), strict=True):
                 rows = scores(one.info.described, logits)
-                results[one.info.name] += [_top(one.info, row, top_k) for row in rows]
+                results[one.info.name] += [top(one.info, row, top_k) for row in rows]
         return results
 
     def logits(self, pixel_values: Array, head: str | None = None) -> Array:
@@ -291,7 +291,8 @@ def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield some
 
 
-def _top(info: HeadInfo, row: Sequence[float], top_k: int) -> list[Prediction]:
+def top(info: HeadInfo, row: Sequence[float], top_k: int) -> list[Prediction]:
+    """Return the best classes of one row of scores, the best first."""
     order = np.argsort(-np.asarray(row), kind="stable")[:top_k]
     names = info.label_names
     return [Prediction(label=names[i], score=float(row[i])) for i in order]

@@ -6,7 +6,10 @@ Everything loads on first use: ``import headkit`` alone imports neither torch no
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .adapters.located import RESOLVERS
 
 if TYPE_CHECKING:
     from .adapters.adapt import adapt, attach, head_of, save_head
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from .export.predictor import Predictor
     from .fitting import fit
     from .registry.catalogue import models
+    from .registry.store import HeadStore
 
 _HOME = {
     "adapters.adapt": ("adapt", "attach", "head_of", "save_head"),
@@ -62,6 +66,7 @@ _HOME = {
     "describe": ("info",),
     "fitting": ("fit",),
     "registry.catalogue": ("models",),
+    "registry.store": ("HeadStore",),
 }
 # `export` is a function and a package: the package is callable, see export/__init__.py.
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -74,6 +79,7 @@ __all__ = [
     "ExportError",
     "Head",
     "HeadFormatError",
+    "HeadStore",
     "HeadkitError",
     "OutputError",
     "ParityError",
@@ -99,6 +105,14 @@ __all__ = [
     "models",
     "save_head",
 ]
+
+
+def _resolve(reference: str) -> Path | None:
+    found: Path | None = import_module(".registry.store", __name__).located(reference)
+    return found
+
+
+RESOLVERS.append(_resolve)
 
 
 def __getattr__(name: str) -> object:

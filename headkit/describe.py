@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 
 def info(name: str | Path) -> dict[str, Any]:
-    """Describe an architecture, a head file (``.safetensors``) or an exported model (``.onnx``).
+    """Describe an architecture, a head file or an exported model.
+
+    Args:
+        name: of an architecture; of a head file (``.safetensors``), or a reference to a store; of
+            an exported model (``.onnx``).
 
     Returns:
         JSON values. ``what`` says which of the three it is.
 
     Raises:
-        UnknownArchitecture, HeadFormatError, ExportError: by what ``name`` looks like.
+        UnknownArchitecture, HeadFormatError, RegistryError, ExportError: by what ``name`` looks
+            like.
     """
     suffix = Path(name).suffix
-    if suffix == ".safetensors":
-        return _head(Path(name))
     if suffix == ".onnx":
         return _model(Path(name))
-    from .registry.catalogue import architecture, timm_version
+    from .registry.catalogue import architecture, sources, timm_version
+    from .registry.named import head_of_word
 
-    return {"what": "architecture", **asdict(architecture(str(name))), "timm": timm_version()}
+    path = head_of_word(name)
+    if path is not None:
+        return _head(path)
+
+    row = architecture(str(name)).to_json()
+    row["tags"] = {tag.pop("name"): tag for tag in row["tags"]}
+    return {"what": "architecture", **row, "sources": sources(), "timm": timm_version()}
 
 
 def _head(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,3 +73,24 @@ def progress_bar(
             print(f"{what}: {done}{f' of {total}' if total else ''} {things}", file=sys.stderr)
 
     yield line
+
+
+def number(text: str) -> int:
+    """Return the whole number that is written as ``100M`` or ``1.5B``."""
+    powers = {"K": 3, "M": 6, "B": 9, "G": 9}
+    power = powers.get(text[-1:].upper(), 0)
+    try:
+        return int(float(text[:-1] if power else text) * 10**power)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no number such as 100M or 1.5B") from error
+
+
+def table_of(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns under their names; all but the first to the right, and nothing for none."""
+    shown = [["" if cell is None else str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    lines = []
+    for first, *others in shown:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)

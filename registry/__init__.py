@@ -1,1 +1,1 @@
-"""What there is: the catalogue of architectures. Searching it imports neither torch nor timm."""
+"""What there is: the catalogue of architectures, the store of published heads, and the Hub."""

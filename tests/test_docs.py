@@ -7,7 +7,13 @@ import pytest
 from headkit.benchmarks import coverage, coverage_page, report
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "docs/replacing-a-head.md", "docs/fitting.md", "docs/onnx.md"]
+DOCUMENTS = [
+    "README.md",
+    "docs/replacing-a-head.md",
+    "docs/fitting.md",
+    "docs/onnx.md",
+    "docs/registry.md",
+]
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -1,14 +1,25 @@
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import timm
+from headkit.benchmarks import catalogue as data
+from headkit.benchmarks import coverage
 from headkit.registry import catalogue
 
 import headkit
 
+Run = Callable[..., tuple[int, str, str]]
 
-def test_data_are_those_of_the_installed_timm() -> None:
-    """With a newer timm this fails: `python -m headkit.registry.catalogue` writes the data anew."""
+
+def test_data_are_those_of_the_installed_timm_and_the_committed_record() -> None:
+    """With a newer timm this fails: CONTRIBUTING says how the data are made anew."""
     assert catalogue.timm_version() == timm.__version__
     assert [row.name for row in headkit.models()] == sorted(timm.list_models())
+    committed = (Path(catalogue.__file__).parent / catalogue.FILE).read_text(encoding="utf-8")
+    assert data.text(coverage.load(coverage.RESULTS)) == committed
 
 
 def test_search_by_substring_glob_and_family() -> None:
@@ -18,11 +29,109 @@ def test_search_by_substring_glob_and_family() -> None:
     assert headkit.models("no such name") == []
 
 
+def test_search_by_tag_returns_the_tags_that_match() -> None:
+    found = headkit.models("resnet50.a1*")
+    assert [row.full_names() for row in found] == [["resnet50.a1_in1k", "resnet50.a1h_in1k"]]
+    assert {n for row in headkit.models("ft_in22k") for n in row.full_names()} == set(
+        timm.list_pretrained("*ft_in22k*")
+    )
+
+
+def test_filters_agree_with_timm() -> None:
+    small = headkit.models(max_params=3_000_000, input_size=224, pretrained=True)
+    assert small
+    for row in small[:5]:
+        model = timm.create_model(row.name, num_classes=0, device="meta")
+        count = sum(p.numel() for p in model.parameters())
+        assert row.parameters == count <= 3_000_000
+        assert timm.get_pretrained_cfg(row.name).input_size == (3, 224, 224)
+        assert row.num_features == model.num_features
+    assert {row.num_features for row in headkit.models(features=384)} == {384}
+    apache = headkit.models("resnet50*", license="apache*")
+    assert {tag.license for row in apache for tag in row.tags} == {"apache-2.0"}
+    assert all(row.exportable for row in headkit.models(exportable=True))
+
+
+@pytest.mark.parametrize(
+    ("sort", "key", "sign"),
+    [
+        ("latency", "latency_ms", 1),
+        ("params", "parameters", 1),
+        ("gmacs", "gmacs", 1),
+        ("accuracy", "top1", -1),
+    ],
+)
+def test_sorting_puts_what_was_not_measured_last(sort: str, key: str, sign: int) -> None:
+    values = [getattr(row, key) for row in headkit.models("resnet", sort=sort)]
+    measured = [value for value in values if value is not None]
+    assert measured == sorted(measured, key=lambda value: sign * value)
+    assert values == [*measured, *[None] * (len(values) - len(measured))]
+    with pytest.raises(ValueError, match="expected one of name, latency"):
+        headkit.models(sort="size")
+
+
 def test_one_architecture_with_its_tags() -> None:
-    row = catalogue.architecture("resnet50.a1_in1k")
+    row = catalogue.architecture("resnet50")
     assert row.family == "resnet"
-    assert row.tags[0] == timm.get_pretrained_cfg("resnet50").tag
-    assert set(row.tags) == {n.partition(".")[2] for n in timm.list_pretrained("resnet50.*")}
+    assert row.tags[0].name == timm.get_pretrained_cfg("resnet50").tag
+    assert row.full_names()[1:] == sorted(
+        set(timm.list_pretrained("resnet50.*")) - {row.full_names()[0]}
+    )
     assert row.input_size == (3, 224, 224)
+    assert [tag.name for tag in catalogue.architecture("resnet50.a1_in1k").tags] == ["a1_in1k"]
     with pytest.raises(headkit.UnknownArchitecture, match="resnet50"):
         catalogue.architecture("resnett50")
+    with pytest.raises(headkit.UnknownArchitecture, match=r"no pretrained tag 'a1_in2k'.*a1_in1k"):
+        catalogue.architecture("resnet50.a1_in2k")
+
+
+def test_licences_are_those_of_timm() -> None:
+    for row in headkit.models("eva02")[:4]:
+        for name, tag in zip(row.full_names(), row.tags, strict=True):
+            assert tag.license == (timm.get_pretrained_cfg(name).license or "unknown")
+
+
+def test_another_timm_is_asked_for_its_names(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(catalogue, "version", lambda _: "99.0")
+    known = timm.list_models("resnet1*")
+    monkeypatch.setattr(timm, "list_models", lambda *_: [*known, "tresnet_m"])
+    rows = {row.name: row for row in headkit.models("resnet18")}
+    catalogue._known.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, logger="headkit"):
+            found = {row.name: row for row in headkit.models()}
+    finally:
+        catalogue._known.cache_clear()
+    assert sorted(found) == sorted([*known, "tresnet_m"])
+    assert found["resnet18"] == rows["resnet18"]
+    assert "timm 99.0 is installed" in caplog.text
+
+
+def test_the_command_line_searches(run: Run) -> None:
+    status, out, _ = run("models", "resnet50*", "--license", "apache*", "--sort", "accuracy")
+    header, first, *_ = out.splitlines()
+    assert (status, header.split()[0]) == (0, "architecture")
+    best = headkit.models("resnet50*", license="apache*", sort="accuracy")[0]
+    assert first.split()[0] == best.name
+    status, out, _ = run("models", "resnet50", "--max-params", "24M", "--names")
+    assert "resnet50" in out.split()
+    status, out, _ = run("models", "resnet50", "--json")
+    assert json.loads(out)[0]["name"]
+    assert run("models", "resnt50")[::2] == (
+        1,
+        "no architecture matches; nearest names: resnet50, resnet50t, resnet50s\n",
+    )
+    assert run("models", "--max-params", "many")[0] == 2
+    status, out, _ = run("info", "resnet50.a1_in1k")
+    assert "tags.a1_in1k.top1: 80." in out
+
+
+def test_the_catalogue_is_written_from_a_record(tmp_path: Path, run: Run) -> None:
+    record, out = tmp_path / "record.jsonl", tmp_path / "architectures.json"
+    coverage.save(record, coverage.load(coverage.RESULTS))
+    status, _, err = run("coverage", "--only", "test_vit", "--out", record, "--catalogue", out)
+    assert status == 0, err
+    committed = (Path(catalogue.__file__).parent / catalogue.FILE).read_text(encoding="utf-8")
+    assert out.read_text(encoding="utf-8") == committed

@@ -1,0 +1,52 @@
+"""An S3 endpoint on this machine, for tests and measurements: moto's server."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+BUCKET = "heads"
+
+
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """Run an S3 endpoint with an empty bucket.
+
+    Requests are answered one after another: moto looks whether an object is there and then writes
+    it, which would be no conditional write with several threads.
+
+    Yields:
+        Environment variables under which the S3 client finds it.
+    """
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log(self, *_: object) -> None:
+            pass
+
+    app = DomainDispatcherApplication(create_backend_app)
+    server = make_server("127.0.0.1", 0, app, threaded=False, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    try:
+        _put(f"{environment['AWS_ENDPOINT_URL']}/{BUCKET}")
+        yield environment
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def _put(url: str) -> None:
+    from urllib.request import Request, urlopen
+
+    with urlopen(Request(url, method="PUT")):  # noqa: S310 - a server of this process
+        pass

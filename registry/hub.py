@@ -1,0 +1,163 @@
+"""Heads on the Hugging Face Hub: ``hf://user/repo``, or ``hf://user/repo/name`` among several."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..adapters.errors import HeadFormatError, RegistryError, first_line
+from ..adapters.files import write_atomically
+from ..adapters.head import Head
+from ..adapters.located import head_path
+from .card import CARD_FILE, CONFIG_FILE, HEAD_FILE, card, config_of, config_text
+from .reference import check_name
+
+SCHEME = "hf://"
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class HubPlace:
+    """Where a head lies on the Hub.
+
+    Attributes:
+        repo: ``user/name``.
+        folder: of the head in the repository; empty for the one at its top.
+        revision: branch, tag or commit; empty for the default branch.
+    """
+
+    repo: str
+    folder: str = ""
+    revision: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> HubPlace:
+        """Read ``hf://user/repo[@revision][/name]``.
+
+        Raises:
+            RegistryError: it is of another form.
+        """
+        parts = url.removeprefix(SCHEME).split("/")
+        if not url.startswith(SCHEME) or len(parts) not in (2, 3):
+            raise RegistryError(f"{url!r} is no hf://user/repo[@revision] or hf://user/repo/name")
+        name, _, revision = parts[1].partition("@")
+        repo = f"{parts[0]}/{name}"
+        if not _REPO.fullmatch(repo):
+            raise RegistryError(f"{repo!r} is no repository of the Hub")
+        return cls(repo, check_name(parts[2]) if len(parts) == 3 else "", revision)
+
+    def path(self, file: str) -> str:
+        """Return the path of a file of this head in the repository."""
+        return f"{self.folder}/{file}" if self.folder else file
+
+
+def push(
+    path: str | Path,
+    url: str,
+    *,
+    private: bool | None = None,
+    message: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Put a head into a repository of the Hub, with its configuration and a model card.
+
+    All of it is one commit. The card describes all heads of the repository.
+
+    Args:
+        path: head file, or a reference to a store.
+        url: ``hf://user/repo`` or ``hf://user/repo/name``; a new repository is made.
+        private: whether a new repository is seen by its owner alone; the account's default without.
+        message: of the commit.
+        token: for the Hub; the one that ``hf auth login`` stored, or ``$HF_TOKEN``, without it.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        HeadFormatError: the file is no head.
+        RegistryError: the Hub cannot be reached or refuses.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    place = HubPlace.parse(url)
+    path = head_path(path)
+    head = Head.load(path)
+    content = path.read_bytes()
+    api = HfApi(token=token)
+    with _told(url):
+        api.create_repo(place.repo, private=private, exist_ok=True)
+        configs = {
+            folder: config
+            for folder, config in _configs(api, place)
+            if folder != place.folder and "headkit" in config
+        }
+        configs[place.folder] = config_of(head)
+        files = {
+            place.path(HEAD_FILE): content,
+            place.path(CONFIG_FILE): config_text(head).encode(),
+            CARD_FILE: card(place.repo, configs).encode(),
+        }
+        done = api.create_commit(
+            place.repo,
+            [CommitOperationAdd(name, data) for name, data in files.items()],
+            commit_message=message or f"Head for {head.architecture}: {head.num_classes} classes",
+            revision=place.revision or None,
+        )
+    return str(done.commit_url)
+
+
+def pull(url: str, out: str | Path | None = None, *, token: str | None = None) -> Path:
+    """Fetch a head from the Hub.
+
+    Args:
+        url: ``hf://user/repo[@revision]`` or ``hf://user/repo[@revision]/name``.
+        out: where to write it; it stays in the Hub's own cache without.
+        token: see ``push``.
+
+    Raises:
+        HeadFormatError: what lies there is no head.
+        RegistryError: there is none, or the Hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    place = HubPlace.parse(url)
+    with _told(url):
+        found = hf_hub_download(
+            place.repo, place.path(HEAD_FILE), revision=place.revision or None, token=token
+        )
+    Head.load(found)
+    return Path(found) if out is None else write_atomically(out, Path(found).read_bytes())
+
+
+def _configs(api: Any, place: HubPlace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The configurations of the heads that a repository has, by folder."""
+    revision = place.revision or None
+    for name in api.list_repo_files(place.repo, revision=revision):
+        folder, _, file = name.rpartition("/")
+        if file == CONFIG_FILE and "/" not in folder:
+            found = api.hf_hub_download(place.repo, name, revision=revision)
+            yield folder, json.loads(Path(found).read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Have what the Hub's client raises become one of our errors."""
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        yield
+    except (HeadFormatError, RegistryError):
+        raise
+    except RepositoryNotFoundError as error:
+        raise RegistryError(
+            f"{url}: there is no such repository, or it is private and needs `hf auth login`"
+        ) from error
+    except EntryNotFoundError as error:
+        raise RegistryError(f"{url}: the repository has no {HEAD_FILE} there") from error
+    except Exception as error:  # its own, those of its HTTP client, and of the system
+        raise RegistryError(f"{url}: {first_line(error)}") from error
