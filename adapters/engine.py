@@ -35,6 +35,7 @@ class Engine(Protocol):
         name: of the engine, as ``--engine`` takes it.
         precision: of its arithmetic; features come out as float32.
         threads: of the CPU; one per core without it.
+        streams: batches that ``Run`` may be called with at once, from as many threads.
         versions: of what computes: features of other versions may differ in the last bits.
     """
 
@@ -46,6 +47,9 @@ class Engine(Protocol):
 
     @property
     def threads(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def streams(self) -> int: ...  # noqa: D102
 
     @property
     def versions(self) -> dict[str, str]: ...  # noqa: D102
@@ -123,6 +127,7 @@ class TorchEngine:
     precision: Precision = "fp32"
     threads: int | None = None
     name: str = "torch"
+    streams: int = 1
 
     @property
     def versions(self) -> dict[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -98,7 +100,7 @@ def extract(
     def start() -> Run:
         return engine.start(model, root / "backbones", batch_size)
 
-    job = Job(cache, transform, start, batch_size, workers)
+    job = Job(cache, transform, start, batch_size, workers, engine.streams)
     if source.paths is not None and source.targets is not None:
         names: Sequence[str] = source.paths
         digests = _extract_files(job, source, root, report, fill or fill_locally)
@@ -132,6 +134,7 @@ class Job:
             while a backbone is still being converted.
         batch_size: images per forward pass.
         workers: processes that decode.
+        streams: batches that the engine runs at once.
     """
 
     cache: FeatureCache
@@ -139,6 +142,7 @@ class Job:
     start: Callable[[], Run]
     batch_size: int
     workers: int
+    streams: int = 1
 
 
 Fill = Callable[[Job, Sequence[str], Callable[[int], None]], None]
@@ -160,7 +164,6 @@ def fill_locally(job: Job, paths: Sequence[str], progress: Callable[[int], None]
 
 def write_shards(job: Job, batches: Iterable[Batch], progress: Callable[[int], None]) -> None:
     """Run the backbone on batches and write a shard for every ``SHARD_BATCHES`` of them."""
-    run: Run | None = None
     computed: list[tuple[Batch, Branches]] = []
     done = 0
 
@@ -174,15 +177,29 @@ def write_shards(job: Job, batches: Iterable[Batch], progress: Callable[[int], N
         )
         computed.clear()
 
-    for batch in batches:
-        run = run or job.start()
-        computed.append((batch, _run_whole(run, batch, job.batch_size)))
+    for batch, branches in _computed(job, batches):
+        computed.append((batch, branches))
         if len(computed) == SHARD_BATCHES:
             write()
         done += len(batch.digests)
         progress(done)
     if computed:
         write()
+
+
+def _computed(job: Job, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Branches]]:
+    """Run the backbone on batches, several at once; what it gives comes in their order."""
+    run: Run | None = None
+    running: deque[tuple[Batch, Future[Branches]]] = deque()
+    with ThreadPoolExecutor(job.streams, "engine") as pool:
+        for batch in batches:
+            run = run or job.start()
+            running.append((batch, pool.submit(_run_whole, run, batch, job.batch_size)))
+            if len(running) > job.streams:
+                first, future = running.popleft()
+                yield first, future.result()
+        for first, future in running:
+            yield first, future.result()
 
 
 def _run_whole(run: Run, batch: Batch, size: int) -> Branches:

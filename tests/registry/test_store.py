@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from headkit.adapters.head import BackboneInfo
+from headkit.registry.layout import Version as Published
 from headkit.registry.store import HeadStore
-from headkit.registry.store import Version as Published
 
 import headkit
 from headkit import Head, HeadFormatError, RegistryError
