@@ -176,7 +176,8 @@ class HeadStore:
     def tags(self, name: str) -> dict[str, int]:
         """Return which version each tag of a name points to."""
         self._open()
-        return {tag: self._tagged(name, tag) for tag in sorted(self._listed(name).tags)}
+        listed = self._listed(check_name(name))
+        return {tag: self._tagged(name, tag) for tag in sorted(listed.tags)}
 
     def resolve(self, ref: str | Reference) -> Version:
         """Return the version that a reference names.
@@ -494,11 +495,20 @@ class HeadStore:
 
 
 def located(text: str) -> Path | None:
-    """Return the local file of what a reference names in the user's store; none if it is no one."""
+    """Return the local file of what a reference names in the user's store.
+
+    Returns:
+        None if the text is no reference by its form.
+
+    Raises:
+        RegistryError: the reference names nothing.
+    """
     if not looks_like_reference(text):
         return None
-    reference = Reference.parse(text)
-    return HeadStore().pull(reference)
+    try:
+        return HeadStore().pull(text)
+    except RegistryError as error:
+        raise RegistryError(f"there is no file {text}, and as a reference: {error}") from error
 
 
 def default_url() -> str:
