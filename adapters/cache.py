@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import OutputError
 from .files import write_atomically
 from .identity import DIGEST, Digests
 
@@ -34,25 +32,6 @@ logger = logging.getLogger("headkit")
 FORMAT = 1
 PIXEL_DIGEST = np.dtype("S16")
 _SUFFIX = ".safetensors"
-
-
-def cache_folder(cache: bool | str | Path = True) -> Path:
-    """Return the folder for features: the one given, ``$HEADKIT_CACHE``, or the user's own cache.
-
-    Raises:
-        OutputError: it cannot be made.
-    """
-    if isinstance(cache, str | Path):
-        folder = Path(cache)
-    elif "HEADKIT_CACHE" in os.environ:
-        folder = Path(os.environ["HEADKIT_CACHE"])
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "headkit"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the cache {folder}: {error.strerror}") from error
-    return folder
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,10 @@ class RegistryError(HeadkitError):
     """A reference names nothing in the catalogue or in a store."""
 
 
+class StoreError(RegistryError):
+    """A store cannot be used, or what lies in it is damaged."""
+
+
 class DependencyMissing(HeadkitError):
     """An optional package is needed; the message carries the line that installs it."""
 

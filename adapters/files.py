@@ -88,3 +88,24 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder(cache: bool | str | Path = True) -> Path:
+    """Return the folder for features and what else can be made again.
+
+    It is the one given, ``$HEADKIT_CACHE``, or the user's own cache.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    if isinstance(cache, str | Path):
+        folder = Path(cache)
+    elif "HEADKIT_CACHE" in os.environ:
+        folder = Path(os.environ["HEADKIT_CACHE"])
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "headkit"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the cache {folder}: {error.strerror}") from error
+    return folder

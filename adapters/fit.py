@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .adapt import adapt, head_of
 from .backbone import load_backbone
-from .cache import cache_folder
 from .calibrate import metrics as measure
 from .calibrate import temperature as fit_temperature
 from .classifier import locate, replace
@@ -27,6 +26,7 @@ from .engine import Engine, choose
 from .errors import ContractError, DataError, ExportError
 from .examples import Examples
 from .extract import Extracted, Progress, extract
+from .files import cache_folder
 from .head import Head, Task
 from .kinds import KINDS, Kind
 from .quirks import LOGITS, row

@@ -16,7 +16,7 @@ def head_path(path: str | Path) -> Path:
         path: of a file; or what a resolver makes one of, such as a reference to a store.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         for resolve in RESOLVERS:
             found = resolve(str(path))
             if found is not None:
@@ -25,9 +25,11 @@ def head_path(path: str | Path) -> Path:
 
 
 def head_name(path: str | Path) -> str:
-    """Return what a head is called that comes from ``path``: its file's name, or the reference."""
+    """Return what a head is called: as its file, or as it was published."""
     path = Path(path)
-    return path.stem if path.suffix in (".safetensors", ".onnx_adapter") else path.name
+    if path.suffix in (".safetensors", ".onnx_adapter"):
+        return path.stem
+    return path.name.removeprefix("sha256:").partition("@")[0]
 
 
 def is_head(text: str | Path) -> bool:

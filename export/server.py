@@ -15,6 +15,7 @@ from ..adapters.errors import (
     DependencyMissing,
     HeadkitError,
     RegistryError,
+    StoreError,
 )
 from ..registry.reference import Reference
 from .serving import Limits, Overloaded, Service, TooLarge
@@ -44,7 +45,8 @@ def application(service: Service) -> FastAPI:
     ``GET /healthz`` says that it runs, ``GET /metrics`` is for Prometheus, ``GET /docs`` is the
     page of OpenAPI. Errors are JSON ``{"detail": …}``: 400 for an image that cannot be read, 404
     for a head that is not there, 409 for one of another backbone, 413 for too many bytes or pixels,
-    422 for a malformed request, 503 with ``Retry-After`` when overloaded or out of time.
+    408 for a body that does not come, 422 for a malformed request, 503 with ``Retry-After`` when
+    overloaded, out of time, or the store cannot be read.
     """
     metrics = _Metrics(service)
 
@@ -55,7 +57,7 @@ def application(service: Service) -> FastAPI:
         await service.stop()
 
     app = FastAPI(title="headkit", summary="Many heads on one backbone.", lifespan=lifespan)
-    app.add_middleware(_Bounded, limit=service.limits.upload_bytes + FORM_BYTES)
+    app.add_middleware(_Bounded, service=service)
 
     @app.middleware("http")
     async def counted(
@@ -137,6 +139,7 @@ def application(service: Service) -> FastAPI:
 _STATUS: dict[type[HeadkitError], int] = {
     TooLarge: 413,
     DataError: 400,
+    StoreError: 503,
     RegistryError: 404,
     BackboneMismatch: 409,
     Overloaded: 503,
@@ -178,28 +181,43 @@ class _Metrics:
 
 
 class _Bounded:
-    """ASGI middleware that refuses bodies of more bytes, announced or not."""
+    """ASGI middleware that refuses bodies of more bytes, slow ones, and too many at once."""
 
-    def __init__(self, app: Any, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: Any, service: Service) -> None:
+        self.app, self.service, self.active = app, service, 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
+        limits = self.service.limits
+        most = limits.upload_bytes + FORM_BYTES
         told = dict(scope["headers"]).get(b"content-length", b"")
-        if told.isdigit() and int(told) > self.limit:
-            response = JSONResponse({"detail": f"at most {self.limit:,} bytes are allowed"}, 413)
-            await response(scope, receive, send)
+        if told.isdigit() and int(told) > most:
+            await JSONResponse({"detail": _too_many(limits)}, 413)(scope, receive, send)
             return
-        got = 0
+        if self.active >= limits.waiting:
+            detail = {"detail": f"{self.active} requests wait already"}
+            await JSONResponse(detail, 503, {"Retry-After": "1"})(scope, receive, send)
+            return
+        end, got, complete = time.monotonic() + limits.seconds, 0, False
 
-        async def counted() -> Any:
-            nonlocal got
-            message = await receive()
+        async def bounded() -> Any:
+            nonlocal got, complete
+            if complete:  # what comes now is the end of the connection
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0.001))
+            except TimeoutError as error:
+                raise HTTPException(408, f"no whole body within {limits.seconds:g} s") from error
             got += len(message.get("body", b""))
-            if got > self.limit:
-                raise HTTPException(413, f"at most {self.limit:,} bytes are allowed")
+            complete = not message.get("more_body", False)
+            if got > most:
+                raise HTTPException(413, _too_many(limits))
             return message
 
-        await self.app(scope, counted, send)
+        self.active += 1
+        try:
+            await self.app(scope, bounded, send)
+        finally:
+            self.active -= 1

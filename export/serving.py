@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import time
 from collections import OrderedDict
@@ -30,7 +31,11 @@ from .preprocess import Preprocess
 from .session import open_session
 from .template import is_linear, matrix_of
 
+logger = logging.getLogger("headkit")
+
 Array = np.ndarray[Any, Any]
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Of images: others may be decoded before their size is known."""
 OPSET = 20
 """Of the small models that heads of other kinds than linear become."""
 
@@ -209,6 +214,8 @@ class Service:
                     found[entry.name] = self._head(entry.name)
                 except BackboneMismatch:
                     continue
+                except RegistryError as error:
+                    logger.warning("left out of all heads: %s", error)
         if len(found) > self.limits.heads:
             raise RegistryError(f"{len(found)} heads are more than the {self.limits.heads} allowed")
         return found
@@ -242,7 +249,10 @@ class Service:
                 lambda rows: rows[0].reshape(len(rows[0]), -1) @ turned + bias,
                 head.num_bytes,
             )
-        model = head_model(self.info, head, OPSET).SerializeToString()
+        try:
+            model = head_model(self.info, head, OPSET).SerializeToString()
+        except ExportError as error:
+            raise BackboneMismatch(str(error)) from error
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         session = ort.InferenceSession(model, options)
@@ -255,13 +265,8 @@ class Service:
 
     def _pixels(self, content: bytes) -> Array:
         try:
-            with Image.open(io.BytesIO(content)) as opened:
-                width, height = opened.size
-                if width * height > self.limits.pixels:
-                    raise TooLarge(
-                        f"the image has {width} x {height} pixels, at most {self.limits.pixels:,} "
-                        "are allowed"
-                    )
+            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+                self._check_size(*opened.size)
                 return self.preprocess(open_image(opened))
         except DataError:
             raise
@@ -269,6 +274,16 @@ class Service:
             if isinstance(error, Image.DecompressionBombError):
                 raise TooLarge(f"the image is too large: {first_line(error)}") from error
             raise DataError(f"cannot read the image: {first_line(error)}") from error
+
+    def _check_size(self, width: int, height: int) -> None:
+        """Refuse an image that is large, or narrow and large once its short edge is resized."""
+        target = max(self.preprocess.height, self.preprocess.width) / self.preprocess.crop_pct
+        resized = target**2 * max(width, height) / max(min(width, height), 1)
+        if max(width * height, resized) > self.limits.pixels:
+            raise TooLarge(
+                f"the image has {width} x {height} pixels, which makes "
+                f"{max(width * height, int(resized)):,}; {self.limits.pixels:,} are allowed"
+            )
 
     async def _batch_forever(self) -> None:
         """Run all that came while the last batch ran; the first of them never waits for more."""

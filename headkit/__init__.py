@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         OutputError,
         ParityError,
         RegistryError,
+        StoreError,
         UnknownArchitecture,
         WeightsError,
     )
@@ -54,6 +55,7 @@ _HOME = {
         "OutputError",
         "ParityError",
         "RegistryError",
+        "StoreError",
         "UnknownArchitecture",
         "WeightsError",
     ),
@@ -85,6 +87,7 @@ __all__ = [
     "ParityError",
     "Predictor",
     "RegistryError",
+    "StoreError",
     "UnknownArchitecture",
     "WeightsError",
     "adapt",

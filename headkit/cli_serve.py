@@ -69,7 +69,7 @@ def serve(
 def _exported(architecture: str, weights: Path | None, remap: bool) -> Path:
     """The backbone as an ONNX file in the cache, exported unless it is there."""
     from .adapters.backbone import backbone_info, load_backbone
-    from .adapters.cache import cache_folder
+    from .adapters.files import cache_folder
     from .export.exporter import export
 
     model = load_backbone(architecture, weights, remap=remap)

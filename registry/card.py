@@ -103,7 +103,8 @@ def _section(repo: str, folder: str, config: Mapping[str, Any]) -> str:
         "```",
         "",
     ]
-    if own["kind"] != "own":
+    plain = own["kind"] == "own" and not config.get("model_args")
+    if not plain or not backbone["source"].startswith("hub:"):
         return "\n".join(lines)
     lines += [
         "With timm alone:",

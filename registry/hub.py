@@ -147,12 +147,21 @@ def _configs(api: Any, place: HubPlace) -> Iterator[tuple[str, dict[str, Any]]]:
 @contextmanager
 def _told(url: str) -> Iterator[None]:
     """Have what the Hub's client raises become one of our errors."""
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         yield
     except (HeadFormatError, RegistryError):
         raise
+    except LocalEntryNotFoundError as error:
+        raise RegistryError(f"{url}: the Hub cannot be reached, and it is not cached") from error
+    except GatedRepoError as error:
+        raise RegistryError(f"{url}: its owner has to grant you access first") from error
     except RepositoryNotFoundError as error:
         raise RegistryError(
             f"{url}: there is no such repository, or it is private and needs `hf auth login`"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..adapters.errors import HeadkitError, UnknownArchitecture
+from ..adapters.errors import DependencyMissing, HeadkitError, StoreError, UnknownArchitecture
 from ..adapters.located import head_path, is_head
 from .catalogue import architecture
 
@@ -23,6 +23,8 @@ def head_of_word(word: str | Path) -> Path | None:
     except UnknownArchitecture:
         try:
             path = head_path(word)
+        except (StoreError, DependencyMissing):
+            raise
         except HeadkitError:
             path = Path(word)
         if not path.is_file():

@@ -6,6 +6,7 @@ that alone, without locks.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import time
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..adapters.errors import DependencyMissing, RegistryError, first_line
+from ..adapters.errors import DependencyMissing, RegistryError, StoreError, first_line
 from ..adapters.files import sync_folder
+
+logger = logging.getLogger("headkit")
 
 TEMPORARY = "tmp"
 """Folder of a local store where files are written before they move to their place."""
@@ -75,7 +78,9 @@ def open_storage(url: str | Path) -> Storage:
     scheme, separator, rest = text.partition("://")
     if not separator:
         return LocalStorage(Path(url))
-    return LocalStorage(Path(rest)) if scheme == "file" else ObjectStorage(text)
+    if "::" in text:
+        raise RegistryError(f"{text} is no place for a store: name one URL, not a chain")
+    return LocalStorage(Path(rest)) if scheme in ("file", "local") else ObjectStorage(text)
 
 
 class LocalStorage:
@@ -92,7 +97,7 @@ class LocalStorage:
             raise RegistryError(f"{key!r} is no key of a store")
         path = self._real / key
         if os.path.realpath(path) != str(path):
-            raise RegistryError(
+            raise StoreError(
                 f"{self.root / key} is or lies behind a symbolic link: a store has none; remove it"
             )
         return path
@@ -159,7 +164,7 @@ class LocalStorage:
         except (FileExistsError, FileNotFoundError):
             raise
         except OSError as error:
-            raise RegistryError(f"{self.root / key}: {error.strerror or error}") from error
+            raise StoreError(f"{self.root / key}: {error.strerror or error}") from error
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[Stored]:
@@ -194,6 +199,12 @@ class ObjectStorage:
             raise RegistryError(f"{url} is no place for a store: {first_line(error)}") from error
         self.url = url.rstrip("/")
         self.root = self.root.rstrip("/")
+        if url.partition("://")[0] not in (*_PACKAGES, "memory"):
+            logger.warning(
+                "%s: fsspec makes no conditional writes there that headkit knows of: let one "
+                "publisher at a time write",
+                self.url,
+            )
 
     def read(self, key: str) -> bytes:
         """See ``Storage``."""
@@ -207,6 +218,8 @@ class ObjectStorage:
                 self.files.pipe_file(self._path(key), content, mode="create")
             except FileExistsError:
                 raise
+            except FileNotFoundError as error:
+                raise StoreError(f"{self.url}: there is no such bucket or container") from error
             except OSError as error:
                 if _is_conflict(error):
                     raise FileExistsError(key) from error
@@ -257,7 +270,7 @@ class ObjectStorage:
         except (FileExistsError, FileNotFoundError, RegistryError):
             raise
         except Exception as error:  # each package of fsspec raises errors of its own client
-            raise RegistryError(f"{self.url}/{key}: {first_line(error)}") from error
+            raise StoreError(f"{self.url}/{key}: {first_line(error)}") from error
 
 
 _PACKAGES = {

@@ -13,15 +13,16 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ..adapters.errors import HeadFormatError, RegistryError, first_line
-from ..adapters.files import write_atomically
+from ..adapters.errors import HeadFormatError, RegistryError, StoreError, first_line
+from ..adapters.files import cache_folder, write_atomically
 from ..adapters.head import Head
 from .layout import (
     BLOBS,
@@ -239,8 +240,6 @@ class HeadStore:
         content = self._blob(version)
         if out is not None:
             return write_atomically(out, content)
-        from ..adapters.cache import cache_folder
-
         folder = cache_folder() / "heads"
         folder.mkdir(exist_ok=True)
         path = folder / f"{version.digest}{SUFFIX}"
@@ -314,6 +313,8 @@ class HeadStore:
         checked: dict[str, str] = {}
         for name, listed in sorted(self._all().items()):
             problems += [f"{key} is a symbolic link" for key in listed.links]
+            numbers = set(range(1, max(listed.versions, default=0) + 1))
+            problems += [f"{name}@{n} is gone" for n in sorted(numbers - set(listed.versions))]
             for number in sorted(listed.versions):
                 try:
                     version = self._record(name, number)
@@ -347,23 +348,31 @@ class HeadStore:
         self._open()
         before = time.time() - grace_seconds
         old = [one for one in self.storage.objects(BLOBS) if one.modified <= before]
-        named = {
-            blob_key(self._record(name, number).digest)
-            for name, listed in self._all().items()
-            for number in listed.versions
-        }
+        named = self._named()
         unused = [one.key for one in old if one.key not in named]
         unused += [o.key for o in self.storage.objects(f"{TEMPORARY}/") if o.modified <= before]
-        deleted = []
+        if dry_run:
+            return sorted(unused)
+        deleted = {}
         for key in unused:
-            try:
+            with suppress(FileNotFoundError):
                 if self.storage.one(key).modified <= before:  # not published again meanwhile
-                    if not dry_run:
-                        self.storage.delete(key)
-                    deleted.append(key)
-            except FileNotFoundError:
-                continue
+                    deleted[key] = self.storage.read(key)
+                    self.storage.delete(key)
+        for key in self._named() & set(deleted):  # or since then
+            with suppress(FileExistsError):
+                self.storage.create(key, deleted[key])
+            del deleted[key]
         return sorted(deleted)
+
+    def _named(self) -> set[str]:
+        """Keys of the head files that a version names."""
+        found = set()
+        for name, listed in self._all().items():
+            if listed.links:
+                raise StoreError(f"{self.url}/{listed.links[0]} is a symbolic link")
+            found |= {blob_key(self._record(name, number).digest) for number in listed.versions}
+        return found
 
     def _open(self, *, make: bool = False) -> None:
         """Check once that the root is a store."""
@@ -377,40 +386,51 @@ class HeadStore:
                 raise RegistryError(
                     f"there is no store at {self.url}: publishing a head makes one"
                 ) from error
-            if isinstance(self.storage, LocalStorage) and _has_files(self.storage.root):
-                raise RegistryError(
-                    f"{self.url} holds other files and no {STORE}: name an empty folder"
-                ) from error
-            try:
-                self.storage.create(STORE, encoded(expected))
-                found = expected
-            except FileExistsError:
-                found = json.loads(self.storage.read(STORE))
+            found = self._made(expected)
         except ValueError as error:
             raise RegistryError(f"{self.url}/{STORE} is no JSON: {first_line(error)}") from error
         if found != expected:
             raise RegistryError(f"{self.url}/{STORE} says {found}, expected {expected}")
         self._checked = True
 
+    def _made(self, expected: Mapping[str, str]) -> object:
+        """Make the root a store, unless another publisher does; return what it then says."""
+        other = isinstance(self.storage, LocalStorage) and _has_files(self.storage.root)
+        try:
+            if not other:
+                self.storage.create(STORE, encoded(expected))
+                return expected
+            return json.loads(self.storage.read(STORE))  # of someone who was faster
+        except FileExistsError:
+            return json.loads(self.storage.read(STORE))
+        except FileNotFoundError as error:
+            raise RegistryError(
+                f"{self.url} holds other files and no {STORE}: name an empty folder"
+            ) from error
+
     def _put_blob(self, digest: str, content: bytes) -> None:
         key = blob_key(digest)
-        try:
-            self.storage.create(key, content)
-        except FileExistsError:
-            if hashlib.sha256(self.storage.read(key)).hexdigest() == digest:
-                self.storage.refresh(key)
-            else:  # damaged on the disk: these are the bytes that it should have
-                self.storage.replace(key, content)
+        for _ in range(ATTEMPTS):
+            with suppress(FileNotFoundError):  # deleted meanwhile as the blob of no version
+                try:
+                    self.storage.create(key, content)
+                except FileExistsError:
+                    if hashlib.sha256(self.storage.read(key)).hexdigest() == digest:
+                        self.storage.refresh(key)
+                    else:  # damaged on the disk: these are the bytes that it should have
+                        self.storage.replace(key, content)
+                return
+        raise StoreError(f"{self.url}: {key} is deleted as often as it is written")
 
     def _blob(self, version: Version) -> bytes:
         key = blob_key(version.digest)
         try:
             content = self.storage.read(key)
         except FileNotFoundError as error:
-            raise RegistryError(f"{version}: its head file {key} is gone") from error
+            raise StoreError(f"{version}: its head file {key} is gone") from error
         found = hashlib.sha256(content).hexdigest()
         if found != version.digest:
-            raise RegistryError(
+            raise StoreError(
                 f"{version}: the head file {key} was changed: its SHA-256 is {found}. Publish the "
                 "original again, which repairs it"
             )
@@ -422,19 +442,19 @@ class HeadStore:
         try:
             version = Version(**values)
         except TypeError as error:
-            raise RegistryError(f"{self.url}/{key} is no version of a head: {error}") from error
+            raise StoreError(f"{self.url}/{key} is no version of a head: {error}") from error
         digits = set(version.digest) <= set("0123456789abcdef") and len(version.digest) == 64
         if (version.name, version.version) != (name, number) or not digits:
-            raise RegistryError(f"{self.url}/{key} is the record of another version")
+            raise StoreError(f"{self.url}/{key} is the record of another version")
         return version
 
     def _json(self, key: str) -> dict[str, Any]:
         try:
             found = json.loads(self.storage.read(key))
         except ValueError as error:
-            raise RegistryError(f"{self.url}/{key} is no JSON: {first_line(error)}") from error
+            raise StoreError(f"{self.url}/{key} is no JSON: {first_line(error)}") from error
         if not isinstance(found, dict):
-            raise RegistryError(f"{self.url}/{key} is no JSON object")
+            raise StoreError(f"{self.url}/{key} is no JSON object")
         return found
 
     def _all(self) -> dict[str, Listed]:
@@ -453,15 +473,23 @@ class HeadStore:
 
     def _tagged(self, name: str, tag: str) -> int:
         try:
-            number = self._json(tag_key(name, tag)).get("version")
+            found = self._json(tag_key(name, tag))
         except FileNotFoundError as error:
             raise self._no_tag(name, tag) from error
-        if not isinstance(number, int) or number < 1:
-            raise RegistryError(f"{self.url}/{tag_key(name, tag)} names no version")
+        number = found.get("version")
+        own = (found.get("name"), found.get("tag")) == (name, tag)
+        if not own or not isinstance(number, int) or number < 1:
+            raise StoreError(f"{self.url}/{tag_key(name, tag)} names no version")
         return number
 
     def _set_tag(self, version: Version, tag: str) -> None:
-        moved = {"version": version.version, "at": _now(), "by": default_publisher()}
+        moved = {
+            "name": version.name,
+            "tag": tag,
+            "version": version.version,
+            "at": _now(),
+            "by": default_publisher(),
+        }
         self.storage.replace(tag_key(version.name, tag), encoded(moved))
 
     def _by_digest(self, digits: str) -> Version:

@@ -89,10 +89,18 @@ def test_a_store_on_s3_is_one_like_on_the_disk(s3: str, tmp_path: Path) -> None:
     assert store.gc(grace_seconds=0) == []
 
 
+def test_a_missing_bucket_is_told(s3: str) -> None:
+    with pytest.raises(RegistryError, match="no such bucket"):
+        HeadStore("s3://missing/heads").publish(head(1), "flowers")
+
+
 def test_what_fsspec_does_not_open_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RegistryError, match="no place for a store"):
         open_storage("nonsense://x")
     assert isinstance(open_storage("file:///tmp/x"), LocalStorage)
+    assert isinstance(open_storage("local:///tmp/x"), LocalStorage)
+    with pytest.raises(RegistryError, match="not a chain"):
+        open_storage("simplecache::s3://bucket")
     import fsspec
 
     def missing(*_: object, **__: object) -> None:
