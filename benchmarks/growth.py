@@ -1,7 +1,8 @@
 """How cost grows: with the batch, heads per session, classes per head, and images per fit.
 
 ``python -m headkit.benchmarks.growth`` writes ``benchmarks/results/growth.json``; names of sections
-behind it (``batch``, ``heads``, ``classes``, ``images``) measure only those and keep the rest.
+behind it (``batch``, ``heads``, ``classes``, ``images``, ``store``) measure only those and keep the
+rest.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from ..adapters.solver import solve
 from ..export.exporter import export
 from ..export.predictor import Predictor
 from ..export.session import open_session
+from ..registry.store import HeadStore
 from .process import resident_bytes
 from .runtimes import cores
 from .sections import run_sections
-from .timing import Call, race
+from .timing import Call, alternate, race
 
 RESULT = Path(__file__).parent / "results" / "growth.json"
 BACKBONE = "mobilenetv4_conv_small"
@@ -141,6 +143,21 @@ def images(folder: Path) -> dict[str, Any]:
     }
 
 
+def store(folder: Path) -> dict[str, Any]:
+    """Time to list a store in a directory, and to publish into it, against the heads it has."""
+    published, head = HeadStore(folder / "store"), _first()
+    rows = list[dict[str, Any]]()
+    for count in HEADS:
+        for number in range(rows[-1]["published heads"] if rows else 0, count):
+            published.publish(head, f"head-{number:05}")
+        listed = alternate({"list": lambda: len(HeadStore(published.url).list())}, calls=9)
+        added = alternate({"publish": lambda: published.publish(head, "head-00000")}, calls=9)
+        list_ms = listed.timings["list"].median_ms
+        publish_ms = added.timings["publish"].median_ms
+        rows.append({"published heads": count, "list_ms": list_ms, "publish_ms": publish_ms})
+    return _grown(rows, "published heads", ["list_ms", "publish_ms"])
+
+
 class _Stored:
     """Features on the disk, read in blocks."""
 
@@ -158,6 +175,7 @@ SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "heads": heads,
     "classes": classes,
     "images": images,
+    "store": store,
 }
 
 
