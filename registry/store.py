@@ -7,56 +7,37 @@ is in ``layout``.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
-import json
 import os
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from ..adapters.errors import HeadFormatError, RegistryError, StoreError, first_line
+from ..adapters.errors import HeadFormatError, RegistryError
 from ..adapters.files import cache_folder, write_atomically
 from ..adapters.head import Head
+from . import upkeep
 from .layout import (
-    BLOBS,
-    FORMAT,
     HEADS,
-    STORE,
     SUFFIX,
-    VERSION,
     YANKED,
     Entry,
-    Listed,
     Version,
     blob_key,
     described_of,
     encoded,
     ranges,
     record_key,
-    sort_into,
     tag_key,
 )
-from .reference import (
-    DIGEST,
-    LATEST,
-    Reference,
-    check_name,
-    check_tag,
-    looks_like_reference,
-)
-from .storage import TEMPORARY, LocalStorage, Storage, open_storage
+from .objects import ATTEMPTS, Objects, default_publisher, now
+from .reference import LATEST, Reference, check_name, check_tag, looks_like_reference
+from .storage import Storage, open_storage
 
 GRACE_SECONDS = 24 * 3600
 """Age below which ``gc`` leaves objects alone: someone may be publishing them."""
-ATTEMPTS = 1000
-"""To get a number; each time that another publisher was faster costs one."""
 
 
 class HeadStore:
@@ -72,7 +53,7 @@ class HeadStore:
 
     def __init__(self, url: str | Path | None = None) -> None:
         self.storage: Storage = open_storage(default_url() if url is None else url)
-        self._checked = False
+        self._objects = Objects(self.storage)
 
     @property
     def url(self) -> str:
@@ -109,20 +90,20 @@ class HeadStore:
         content = head.serialize() if isinstance(head, Head) else _read_file(head)
         described = described_of(head if isinstance(head, Head) else _parsed(content, head))
         came_from = "" if parent is None else self.resolve(parent).digest
-        self._open(make=True)
+        self._objects.open(make=True)
         digest = hashlib.sha256(content).hexdigest()
-        self._put_blob(digest, content)
+        self._objects.put_blob(digest, content)
         for _ in range(ATTEMPTS):
-            listed = self._listed(name)
+            listed = self._objects.listed(name)
             number = max(listed.versions, default=0) + 1
             if parent is None and listed.latest is not None:
-                came_from = self._record(name, listed.latest).digest
+                came_from = self._objects.record(name, listed.latest).digest
             version = Version(
                 name=name,
                 version=number,
                 digest=digest,
                 size=len(content),
-                published=_now(),
+                published=now(),
                 publisher=publisher or default_publisher(),
                 parent=came_from,
                 notes=notes,
@@ -138,9 +119,9 @@ class HeadStore:
         try:
             self.storage.one(blob_key(digest))
         except FileNotFoundError:  # swept away meanwhile as the blob of no version
-            self._put_blob(digest, content)
+            self._objects.put_blob(digest, content)
         for tag in tags:
-            self._set_tag(version, tag)
+            self._objects.set_tag(version, tag)
         return version
 
     def list(self, pattern: str = "*") -> list[Entry]:
@@ -149,7 +130,7 @@ class HeadStore:
         Raises:
             RegistryError: there is no store.
         """
-        self._open()
+        self._objects.open()
         return [
             Entry(
                 name,
@@ -158,7 +139,7 @@ class HeadStore:
                 tuple(sorted(listed.tags)),
                 tuple(sorted(listed.yanked)),
             )
-            for name, listed in sorted(self._all().items())
+            for name, listed in sorted(self._objects.names().items())
             if listed.versions and fnmatchcase(name, pattern)
         ]
 
@@ -168,17 +149,17 @@ class HeadStore:
         Raises:
             RegistryError: there is none.
         """
-        self._open()
-        numbers = sorted(self._listed(check_name(name)).versions)
+        self._objects.open()
+        numbers = sorted(self._objects.listed(check_name(name)).versions)
         if not numbers:
-            raise self._no_name(name)
-        return [self._record(name, number) for number in numbers]
+            raise self._objects.no_name(name)
+        return [self._objects.record(name, number) for number in numbers]
 
     def tags(self, name: str) -> dict[str, int]:
         """Return which version each tag of a name points to."""
-        self._open()
-        listed = self._listed(check_name(name))
-        return {tag: self._tagged(name, tag) for tag in sorted(listed.tags)}
+        self._objects.open()
+        listed = self._objects.listed(check_name(name))
+        return {tag: self._objects.tagged(name, tag) for tag in sorted(listed.tags)}
 
     def resolve(self, ref: str | Reference) -> Version:
         """Return the version that a reference names.
@@ -187,16 +168,16 @@ class HeadStore:
             RegistryError: it names none, or more than one.
         """
         reference = ref if isinstance(ref, Reference) else Reference.parse(ref)
-        self._open()
+        self._objects.open()
         if reference.digest:
-            return self._by_digest(reference.digest)
+            return self._objects.by_digest(reference.digest)
         name = reference.name
         if reference.version is not None:
             number = reference.version
         elif reference.tag == LATEST:
-            listed = self._listed(name)
+            listed = self._objects.listed(name)
             if not listed.versions:
-                raise self._no_name(name)
+                raise self._objects.no_name(name)
             if listed.latest is None:
                 raise RegistryError(
                     f"all versions of {name} are yanked: name one, such as "
@@ -204,13 +185,13 @@ class HeadStore:
                 )
             number = listed.latest
         else:
-            number = self._tagged(name, reference.tag or LATEST)
+            number = self._objects.tagged(name, reference.tag or LATEST)
         try:
-            return self._record(name, number)
+            return self._objects.record(name, number)
         except FileNotFoundError as error:
-            numbers = sorted(self._listed(name).versions)
+            numbers = sorted(self._objects.listed(name).versions)
             if not numbers:
-                raise self._no_name(name) from error
+                raise self._objects.no_name(name) from error
             raise RegistryError(
                 f"{name} has no version {number}, it has {ranges(numbers)}"
             ) from error
@@ -221,8 +202,7 @@ class HeadStore:
         Raises:
             RegistryError: there is none, or its bytes are not those that were published.
         """
-        version = ref if isinstance(ref, Version) else self.resolve(ref)
-        return self._blob(version)
+        return self._objects.blob(self._version(ref))
 
     def pull(self, ref: str | Reference | Version, out: str | Path | None = None) -> Path:
         """Return the path of a local head file with the bytes that were published.
@@ -236,8 +216,8 @@ class HeadStore:
             RegistryError: see ``read``.
             OutputError: ``out`` cannot be written.
         """
-        version = ref if isinstance(ref, Version) else self.resolve(ref)
-        content = self._blob(version)
+        version = self._version(ref)
+        content = self._objects.blob(version)
         if out is not None:
             return write_atomically(out, content)
         folder = cache_folder() / "heads"
@@ -249,8 +229,8 @@ class HeadStore:
 
     def load(self, ref: str | Reference | Version) -> Head:
         """Return the head that a reference names; see ``read``."""
-        version = ref if isinstance(ref, Version) else self.resolve(ref)
-        return _parsed(self._blob(version), str(version))
+        version = self._version(ref)
+        return _parsed(self._objects.blob(version), str(version))
 
     def tag(self, ref: str, tag: str) -> Version:
         """Have a tag point to a version, whatever it pointed to before.
@@ -260,9 +240,9 @@ class HeadStore:
         """
         _check_settable(tag)
         version = self.resolve(ref)
-        if version.version in self._listed(version.name).yanked:
+        if version.version in self._objects.listed(version.name).yanked:
             raise RegistryError(f"{version} is yanked: nothing new should use it")
-        self._set_tag(version, tag)
+        self._objects.set_tag(version, tag)
         return version
 
     def untag(self, name: str, tag: str) -> None:
@@ -271,13 +251,13 @@ class HeadStore:
         Raises:
             RegistryError: there is no such tag.
         """
-        self._open()
+        self._objects.open()
         check_name(name)
         _check_settable(tag)
         try:
             self.storage.delete(tag_key(name, tag))
         except FileNotFoundError as error:
-            raise self._no_tag(name, tag) from error
+            raise self._objects.no_tag(name, tag) from error
 
     def yank(self, ref: str, *, undo: bool = False) -> Version:
         """Have a version no longer be the newest; by its number or a tag it is still found.
@@ -297,7 +277,7 @@ class HeadStore:
             except FileNotFoundError as error:
                 raise RegistryError(f"{version} is not yanked") from error
         else:
-            self.storage.replace(key, encoded({"at": _now(), "by": default_publisher()}))
+            self.storage.replace(key, encoded({"at": now(), "by": default_publisher()}))
         return version
 
     def verify(self) -> Sequence[str]:
@@ -306,31 +286,7 @@ class HeadStore:
         Raises:
             RegistryError: there is no store.
         """
-        self._open()
-        problems = []
-        blobs = {one.key: one for one in self.storage.objects(BLOBS)}
-        problems += [f"{one.key} is a symbolic link" for one in blobs.values() if one.is_link]
-        checked: dict[str, str] = {}
-        for name, listed in sorted(self._all().items()):
-            problems += [f"{key} is a symbolic link" for key in listed.links]
-            numbers = set(range(1, max(listed.versions, default=0) + 1))
-            problems += [f"{name}@{n} is gone" for n in sorted(numbers - set(listed.versions))]
-            for number in sorted(listed.versions):
-                try:
-                    version = self._record(name, number)
-                    if version.digest not in checked:
-                        checked[version.digest] = ""
-                        self._blob(version)
-                except (RegistryError, FileNotFoundError) as error:
-                    problems.append(str(error))
-            for tag in sorted(listed.tags):
-                try:
-                    number = self._tagged(name, tag)
-                    if number not in listed.versions:
-                        problems.append(f"{name}@{tag} points to version {number}, which is gone")
-                except RegistryError as error:
-                    problems.append(str(error))
-        return problems
+        return upkeep.verify(self._objects)
 
     def gc(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> Sequence[str]:
         """Delete head files that no version names, and what interrupted publishers left.
@@ -345,181 +301,10 @@ class HeadStore:
         Raises:
             RegistryError: there is no store, or a version cannot be read: nothing is deleted then.
         """
-        self._open()
-        before = time.time() - grace_seconds
-        old = [one for one in self.storage.objects(BLOBS) if one.modified <= before]
-        named = self._named()
-        unused = [one.key for one in old if one.key not in named]
-        unused += [o.key for o in self.storage.objects(f"{TEMPORARY}/") if o.modified <= before]
-        if dry_run:
-            return sorted(unused)
-        deleted = {}
-        for key in unused:
-            with suppress(FileNotFoundError):
-                if self.storage.one(key).modified <= before:  # not published again meanwhile
-                    deleted[key] = self.storage.read(key)
-                    self.storage.delete(key)
-        for key in self._named() & set(deleted):  # or since then
-            with suppress(FileExistsError):
-                self.storage.create(key, deleted[key])
-            del deleted[key]
-        return sorted(deleted)
+        return upkeep.gc(self._objects, grace_seconds=grace_seconds, dry_run=dry_run)
 
-    def _named(self) -> set[str]:
-        """Keys of the head files that a version names."""
-        found = set()
-        for name, listed in self._all().items():
-            if listed.links:
-                raise StoreError(f"{self.url}/{listed.links[0]} is a symbolic link")
-            found |= {blob_key(self._record(name, number).digest) for number in listed.versions}
-        return found
-
-    def _open(self, *, make: bool = False) -> None:
-        """Check once that the root is a store."""
-        if self._checked:
-            return
-        expected = {"format": FORMAT, "version": VERSION}
-        try:
-            found = json.loads(self.storage.read(STORE))
-        except FileNotFoundError as error:
-            if not make:
-                raise RegistryError(
-                    f"there is no store at {self.url}: publishing a head makes one"
-                ) from error
-            found = self._made(expected)
-        except ValueError as error:
-            raise RegistryError(f"{self.url}/{STORE} is no JSON: {first_line(error)}") from error
-        if found != expected:
-            raise RegistryError(f"{self.url}/{STORE} says {found}, expected {expected}")
-        self._checked = True
-
-    def _made(self, expected: Mapping[str, str]) -> object:
-        """Make the root a store, unless another publisher does; return what it then says."""
-        other = isinstance(self.storage, LocalStorage) and _has_files(self.storage.root)
-        try:
-            if not other:
-                self.storage.create(STORE, encoded(expected))
-                return expected
-            return json.loads(self.storage.read(STORE))  # of someone who was faster
-        except FileExistsError:
-            return json.loads(self.storage.read(STORE))
-        except FileNotFoundError as error:
-            raise RegistryError(
-                f"{self.url} holds other files and no {STORE}: name an empty folder"
-            ) from error
-
-    def _put_blob(self, digest: str, content: bytes) -> None:
-        key = blob_key(digest)
-        for _ in range(ATTEMPTS):
-            with suppress(FileNotFoundError):  # deleted meanwhile as the blob of no version
-                try:
-                    self.storage.create(key, content)
-                except FileExistsError:
-                    if hashlib.sha256(self.storage.read(key)).hexdigest() == digest:
-                        self.storage.refresh(key)
-                    else:  # damaged on the disk: these are the bytes that it should have
-                        self.storage.replace(key, content)
-                return
-        raise StoreError(f"{self.url}: {key} is deleted as often as it is written")
-
-    def _blob(self, version: Version) -> bytes:
-        key = blob_key(version.digest)
-        try:
-            content = self.storage.read(key)
-        except FileNotFoundError as error:
-            raise StoreError(f"{version}: its head file {key} is gone") from error
-        found = hashlib.sha256(content).hexdigest()
-        if found != version.digest:
-            raise StoreError(
-                f"{version}: the head file {key} was changed: its SHA-256 is {found}. Publish the "
-                "original again, which repairs it"
-            )
-        return content
-
-    def _record(self, name: str, number: int) -> Version:
-        key = record_key(name, number)
-        values = self._json(key)
-        try:
-            version = Version(**values)
-        except TypeError as error:
-            raise StoreError(f"{self.url}/{key} is no version of a head: {error}") from error
-        digits = set(version.digest) <= set("0123456789abcdef") and len(version.digest) == 64
-        if (version.name, version.version) != (name, number) or not digits:
-            raise StoreError(f"{self.url}/{key} is the record of another version")
-        return version
-
-    def _json(self, key: str) -> dict[str, Any]:
-        try:
-            found = json.loads(self.storage.read(key))
-        except ValueError as error:
-            raise StoreError(f"{self.url}/{key} is no JSON: {first_line(error)}") from error
-        if not isinstance(found, dict):
-            raise StoreError(f"{self.url}/{key} is no JSON object")
-        return found
-
-    def _all(self) -> dict[str, Listed]:
-        found: dict[str, Listed] = {}
-        for one in self.storage.objects(HEADS):
-            name, _, last = one.key.removeprefix(HEADS).partition("/")
-            sort_into(found.setdefault(name, Listed()), one.key, last, one.is_link)
-        return found
-
-    def _listed(self, name: str) -> Listed:
-        found = Listed()
-        prefix = f"{HEADS}{name}/"
-        for one in self.storage.objects(prefix):
-            sort_into(found, one.key, one.key.removeprefix(prefix), one.is_link)
-        return found
-
-    def _tagged(self, name: str, tag: str) -> int:
-        try:
-            found = self._json(tag_key(name, tag))
-        except FileNotFoundError as error:
-            raise self._no_tag(name, tag) from error
-        number = found.get("version")
-        own = (found.get("name"), found.get("tag")) == (name, tag)
-        if not own or not isinstance(number, int) or number < 1:
-            raise StoreError(f"{self.url}/{tag_key(name, tag)} names no version")
-        return number
-
-    def _set_tag(self, version: Version, tag: str) -> None:
-        moved = {
-            "name": version.name,
-            "tag": tag,
-            "version": version.version,
-            "at": _now(),
-            "by": default_publisher(),
-        }
-        self.storage.replace(tag_key(version.name, tag), encoded(moved))
-
-    def _by_digest(self, digits: str) -> Version:
-        found = [
-            one.key.rpartition("/")[2].removesuffix(SUFFIX)
-            for one in self.storage.objects(f"{BLOBS}{digits[:2]}/")
-            if one.key.rpartition("/")[2].startswith(digits)
-        ]
-        if len(found) > 1:
-            raise RegistryError(f"{DIGEST}{digits} names {len(found)} head files: give more digits")
-        for name, listed in sorted(self._all().items()) if found else ():
-            for number in sorted(listed.versions):
-                version = self._record(name, number)
-                if version.digest == found[0]:
-                    return version
-        raise RegistryError(f"{self.url} has no head {DIGEST}{digits}")
-
-    def _no_name(self, name: str) -> RegistryError:
-        import difflib
-
-        near = difflib.get_close_matches(name, list(self._all()), n=3, cutoff=0.5)
-        hint = f"nearest: {', '.join(near)}" if near else "`headkit heads list` lists all names"
-        return RegistryError(f"{self.url} has no head {name!r}; {hint}")
-
-    def _no_tag(self, name: str, tag: str) -> RegistryError:
-        listed = self._listed(name)
-        if not listed.versions:
-            return self._no_name(name)
-        has = f"it has {', '.join(sorted(listed.tags))}" if listed.tags else "it has none"
-        return RegistryError(f"{name} has no tag {tag!r}; {has}")
+    def _version(self, ref: str | Reference | Version) -> Version:
+        return ref if isinstance(ref, Version) else self.resolve(ref)
 
 
 def located(text: str) -> Path | None:
@@ -545,29 +330,9 @@ def default_url() -> str:
     return os.environ.get("HEADKIT_STORE") or str(Path(data) / "headkit" / "heads")
 
 
-def default_publisher() -> str:
-    """Return ``$HEADKIT_PUBLISHER``, or the user's name."""
-    try:
-        return os.environ.get("HEADKIT_PUBLISHER") or getpass.getuser()
-    except (KeyError, OSError):  # a container may have no user of this number
-        return "unknown"
-
-
 def _check_settable(tag: str) -> None:
     if check_tag(tag) == LATEST:
         raise RegistryError(f"{LATEST!r} is always the newest version: it cannot be set or removed")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _has_files(folder: Path) -> bool:
-    """Whether there is more than what another publisher writes first."""
-    try:
-        return any(one.name != TEMPORARY for one in folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def _read_file(path: str | Path) -> bytes:
