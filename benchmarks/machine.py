@@ -7,6 +7,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+"""Of x86 processors, as Linux names them, on which the speed of a precision hangs."""
 PACKAGES = ("headkit", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "timm", "torch")
 
 
@@ -31,9 +33,15 @@ def package_version(name: str) -> str | None:
 
 
 def _processor() -> str:
+    """Return the name of the processor, with the instructions that fast kernels ask for."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    lines = info.read_text(errors="replace").splitlines()
+    values = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
+    name = values.get("model name") or platform.machine()
+    flags = set(values.get("flags", "").split())
+    known = ", ".join(one for one in INSTRUCTIONS if one in flags)
+    return f"{name} ({known})" if known else name

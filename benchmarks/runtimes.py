@@ -221,13 +221,13 @@ def _copies(x: Array, logits: Array) -> float:
 
 
 def _openvino(subject: Subject, contender: Contender, batch: int) -> Running:
-    import openvino
+    from ..export.openvino_core import openvino_core
 
     # Without ONNX Runtime's own operators, which OpenVINO does not know.
     path = subject.onnx(optimized=False)
     hint = {"fp32": "f32", "bf16": "bf16"}[contender.precision]
     try:
-        core = openvino.Core()
+        core = openvino_core()
         if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ExportError("this processor has no bfloat16")
         graph = core.read_model(path)

@@ -25,6 +25,7 @@ from ..adapters.errors import ExportError, first_line
 from .exporter import export
 from .forms import opset_of, put_preprocessing
 from .onnxfile import write
+from .openvino_core import openvino_core
 from .pixels import normalizing_model
 from .preprocess import Preprocess
 from .session import open_session
@@ -78,13 +79,11 @@ class OpenVinoEngine:
 
     def start(self, model: nn.Module, folder: Path, batch_size: int, /) -> Run:
         """See ``Engine``."""
-        import openvino
-
         # Without ONNX Runtime's own operators, which OpenVINO does not know.
         path = onnx_backbone(model, folder, optimize=False)
         hint = {"fp32": "f32", "bf16": "bf16"}[self.precision]
         try:
-            core = openvino.Core()
+            core = openvino_core()
             options: dict[str, Any] = {
                 "INFERENCE_PRECISION_HINT": hint,
                 "NUM_STREAMS": self.streams,

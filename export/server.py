@@ -18,7 +18,7 @@ from ..adapters.errors import (
     StoreError,
 )
 from ..registry.reference import Reference
-from .serving import Limits, Overloaded, Service, TooLarge
+from .serving import Limits, Overloaded, Service, TooLarge, TooManyHeads
 
 try:
     from fastapi import FastAPI, File, Form, HTTPException, Request, Response, UploadFile
@@ -45,8 +45,8 @@ def application(service: Service) -> FastAPI:
     ``GET /healthz`` says that it runs, ``GET /metrics`` is for Prometheus, ``GET /docs`` is the
     page of OpenAPI. Errors are JSON ``{"detail": …}``: 400 for an image that cannot be read, 404
     for a head that is not there, 409 for one of another backbone, 413 for too many bytes or pixels,
-    408 for a body that does not come, 422 for a malformed request, 503 with ``Retry-After`` when
-    overloaded, out of time, or the store cannot be read.
+    408 for a body that does not come, 422 for a malformed request or too many heads, 503 with
+    ``Retry-After`` when overloaded, out of time, or the store cannot be read.
     """
     metrics = _Metrics(service)
 
@@ -140,6 +140,7 @@ _STATUS: dict[type[HeadkitError], int] = {
     TooLarge: 413,
     DataError: 400,
     StoreError: 503,
+    TooManyHeads: 422,
     RegistryError: 404,
     BackboneMismatch: 409,
     Overloaded: 503,
@@ -172,12 +173,13 @@ class _Metrics:
         waiting.set_function(lambda: service.waiting)
         loaded = Gauge("loaded_heads", "In memory.", **common)
         loaded.set_function(lambda: service.loaded)
+        errors = Counter("store_errors", "Served as found before instead.", **common)
 
         def batch(size: int, seconds: float) -> None:
             batches.observe(size)
             passes.observe(seconds)
 
-        service.observed.batch = batch
+        service.observed.batch, service.observed.store_error = batch, errors.inc
 
 
 class _Bounded:

@@ -19,7 +19,14 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image
 
-from ..adapters.errors import BackboneMismatch, DataError, ExportError, RegistryError, first_line
+from ..adapters.errors import (
+    BackboneMismatch,
+    DataError,
+    ExportError,
+    RegistryError,
+    StoreError,
+    first_line,
+)
 from ..adapters.head import Head
 from ..registry.layout import Entry, Version
 from ..registry.reference import Reference
@@ -42,6 +49,10 @@ OPSET = 20
 
 class TooLarge(DataError):
     """An image has more pixels than are allowed."""
+
+
+class TooManyHeads(RegistryError):
+    """A request asks for more heads than are allowed."""
 
 
 class Overloaded(ExportError):
@@ -91,10 +102,13 @@ class Observed:
     """Called with what happened, for metrics; replaced by who wants to know."""
 
     batch: Callable[[int, float], None] = field(default=lambda _size, _seconds: None)
+    store_error: Callable[[], None] = field(default=lambda: None)
 
 
 class Service:
     """One backbone, all heads of a store.
+
+    While the store cannot be read, names and tags stay what they were found to be last.
 
     Args:
         store: whose heads are served, those that were trained on this backbone.
@@ -137,6 +151,7 @@ class Service:
         self.preprocess = Preprocess.from_cfg(self.info.backbone["pretrained_cfg"])
         self._found: dict[str, tuple[float, Version]] = {}
         self._ready: OrderedDict[str, _Ready] = OrderedDict()
+        self._mismatched: dict[str, str] = {}
         self._lock = Lock()
         self._listed: tuple[float, list[Entry]] = (0.0, [])
         self._decoding = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
@@ -169,9 +184,19 @@ class Service:
         """Return the names of the store, as they were at most ``refresh_seconds`` ago."""
         at, entries = self._listed
         if time.monotonic() - at > self.refresh_seconds:
-            entries = self.store.list()
+            try:
+                entries = self.store.list()
+            except StoreError as error:
+                if not at:
+                    raise
+                self._keep("the list of names", error)
             self._listed = (time.monotonic(), entries)
         return entries
+
+    def _keep(self, what: str, error: StoreError) -> None:
+        """Tell that something is served as it was found last."""
+        self.observed.store_error()
+        logger.warning("%s stays as it was: %s", what, error)
 
     async def predict(
         self, content: bytes, refs: Sequence[str], *, top_k: int = 5
@@ -191,6 +216,7 @@ class Service:
             DataError: the image cannot be read; ``TooLarge``: it has too many pixels.
             RegistryError: a reference names nothing.
             BackboneMismatch: a head was trained on another backbone.
+            TooManyHeads: ``*`` stands for more heads than are allowed.
             Overloaded: too many requests wait.
         """
         loop = asyncio.get_running_loop()
@@ -209,27 +235,51 @@ class Service:
             return {ref: self._head(ref) for ref in dict.fromkeys(refs)}
         found = {}
         for entry in self.entries():
-            if entry.latest is not None:
-                try:
-                    found[entry.name] = self._head(entry.name)
-                except BackboneMismatch:
-                    continue
-                except RegistryError as error:
-                    logger.warning("left out of all heads: %s", error)
-        if len(found) > self.limits.heads:
-            raise RegistryError(f"{len(found)} heads are more than the {self.limits.heads} allowed")
+            if entry.latest is None:
+                continue
+            try:
+                found[entry.name] = self._head(f"{entry.name}@{entry.latest}")
+            except BackboneMismatch:
+                continue
+            except RegistryError as error:
+                logger.warning("left out of all heads: %s", error)
+            if len(found) > self.limits.heads:
+                raise TooManyHeads(f"there are more heads than the {self.limits.heads} allowed")
         return found
 
+    def _version(self, ref: str) -> Version:
+        """Look a reference up; versions by their number are looked up once, they never change."""
+        reference = Reference.parse(ref)
+        at, known = self._found.get(ref, (0.0, None))
+        if known is not None and (
+            reference.version is not None or time.monotonic() - at <= self.refresh_seconds
+        ):
+            return known
+        try:
+            version = self.store.resolve(reference)
+        except StoreError as error:
+            if known is None:
+                raise
+            self._keep(ref, error)
+            version = known
+        if len(self._found) > 10 * self.limits.heads:
+            self._found.clear()
+        self._found[ref] = (time.monotonic(), version)
+        return version
+
     def _head(self, ref: str) -> tuple[Version, _Ready]:
-        at, version = self._found.get(ref, (0.0, None))
-        if version is None or time.monotonic() - at > self.refresh_seconds:
-            version = self.store.resolve(Reference.parse(ref))
-            if len(self._found) > 10 * self.limits.heads:
-                self._found.clear()
-            self._found[ref] = (time.monotonic(), version)
+        version = self._version(ref)
+        if version.digest in self._mismatched:
+            raise BackboneMismatch(self._mismatched[version.digest])
         with self._lock:
             ready = self._ready.pop(version.digest, None)
-        ready = ready or self._made_ready(self.store.load(version))
+        try:
+            ready = ready or self._made_ready(self.store.load(version))
+        except BackboneMismatch as error:
+            if len(self._mismatched) > 10 * self.limits.heads:
+                self._mismatched.clear()
+            self._mismatched[version.digest] = str(error)
+            raise
         with self._lock:
             self._ready[version.digest] = ready  # the last of them is the one used last
             held = sum(one.num_bytes for one in self._ready.values())

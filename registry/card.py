@@ -10,6 +10,8 @@ from ..adapters.errors import UnknownArchitecture
 from ..adapters.head import PER_CLASS, Head
 from .catalogue import architecture
 
+GENERATED = "<!-- Written by headkit: pushing a head writes it anew. -->"
+"""Line of a card; a README without it is someone's own."""
 HEAD_FILE, CONFIG_FILE, CARD_FILE = "head.safetensors", "config.json", "README.md"
 MAX_LABELS = 50
 """Label names that a card shows."""
@@ -55,8 +57,9 @@ def card(repo: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
     title = repo.partition("/")[2]
     what = "A classifier head" if len(ordered) == 1 else f"{len(ordered)} classifier heads"
     return (
-        f"{_metadata(ordered.values())}\n# {title}\n\n{what} for frozen timm backbones, without "
-        f"the backbones' weights: the backbone comes from where it was published.\n\n{described}"
+        f"{_metadata(ordered.values())}\n{GENERATED}\n\n# {title}\n\n{what} for frozen timm "
+        "backbones, without the backbones' weights: the backbone comes from where it was "
+        f"published.\n\n{described}"
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from ..adapters.errors import HeadFormatError, RegistryError, first_line
 from ..adapters.files import write_atomically
 from ..adapters.head import Head
 from ..adapters.located import head_path
-from .card import CARD_FILE, CONFIG_FILE, HEAD_FILE, card, config_of, config_text
+from .card import CARD_FILE, CONFIG_FILE, GENERATED, HEAD_FILE, card, config_of, config_text
 from .reference import check_name
 
 SCHEME = "hf://"
+ATTEMPTS = 10
+"""At a commit on top of the newest one, while others push."""
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -66,7 +69,9 @@ def push(
 ) -> str:
     """Put a head into a repository of the Hub, with its configuration and a model card.
 
-    All of it is one commit. The card describes all heads of the repository.
+    All of it is one commit, on top of the one that it was made from: pushing at once loses
+    nothing. The card describes all heads of the repository; a README that headkit did not write
+    stays as it is.
 
     Args:
         path: head file, or a reference to a store.
@@ -82,33 +87,27 @@ def push(
         HeadFormatError: the file is no head.
         RegistryError: the Hub cannot be reached or refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import HfApi
 
     place = HubPlace.parse(url)
     path = head_path(path)
     head = Head.load(path)
-    content = path.read_bytes()
+    own = {
+        place.path(HEAD_FILE): path.read_bytes(),
+        place.path(CONFIG_FILE): config_text(head).encode(),
+    }
+    message = message or f"Head for {head.architecture}: {head.num_classes} classes"
     api = HfApi(token=token)
     with _told(url):
         api.create_repo(place.repo, private=private, exist_ok=True)
-        configs = {
-            folder: config
-            for folder, config in _configs(api, place)
-            if folder != place.folder and "headkit" in config
-        }
-        configs[place.folder] = config_of(head)
-        files = {
-            place.path(HEAD_FILE): content,
-            place.path(CONFIG_FILE): config_text(head).encode(),
-            CARD_FILE: card(place.repo, configs).encode(),
-        }
-        done = api.create_commit(
-            place.repo,
-            [CommitOperationAdd(name, data) for name, data in files.items()],
-            commit_message=message or f"Head for {head.architecture}: {head.num_classes} classes",
-            revision=place.revision or None,
-        )
-    return str(done.commit_url)
+        for _ in range(ATTEMPTS):
+            found = api.model_info(place.repo, revision=place.revision or None)
+            names = [one.rfilename for one in found.siblings or ()]
+            files = own | _card_files(api, place, found.sha, names, config_of(head))
+            done = _commit(api, place, found.sha, files, message)
+            if done:
+                return done
+    raise RegistryError(f"{url}: others were faster {ATTEMPTS} times: try again")
 
 
 def pull(url: str, out: str | Path | None = None, *, token: str | None = None) -> Path:
@@ -134,14 +133,47 @@ def pull(url: str, out: str | Path | None = None, *, token: str | None = None) -
     return Path(found) if out is None else write_atomically(out, Path(found).read_bytes())
 
 
-def _configs(api: Any, place: HubPlace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The configurations of the heads that a repository has, by folder."""
-    revision = place.revision or None
-    for name in api.list_repo_files(place.repo, revision=revision):
+def _card_files(
+    api: Any, place: HubPlace, commit: str | None, names: Sequence[str], config: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """Return the card of a repository with one more head; nothing where the README is not ours."""
+
+    def text_of(name: str) -> str:
+        found = api.hf_hub_download(place.repo, name, revision=commit)
+        return Path(found).read_text(encoding="utf-8")
+
+    if CARD_FILE in names and GENERATED not in text_of(CARD_FILE):
+        return {}
+    configs = {place.folder: config}
+    for name in names:
         folder, _, file = name.rpartition("/")
-        if file == CONFIG_FILE and "/" not in folder:
-            found = api.hf_hub_download(place.repo, name, revision=revision)
-            yield folder, json.loads(Path(found).read_text(encoding="utf-8"))
+        if file == CONFIG_FILE and "/" not in folder and folder != place.folder:
+            other = json.loads(text_of(name))
+            if "headkit" in other:
+                configs[folder] = other
+    return {CARD_FILE: card(place.repo, configs).encode()}
+
+
+def _commit(
+    api: Any, place: HubPlace, parent: str | None, files: Mapping[str, bytes], message: str
+) -> str | None:
+    """Return the URL of a commit on top of another; none where that is not the newest any more."""
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        done = api.create_commit(
+            place.repo,
+            [CommitOperationAdd(name, data) for name, data in files.items()],
+            commit_message=message,
+            revision=place.revision or None,
+            parent_commit=parent,
+        )
+    except HfHubHTTPError as error:
+        if error.response.status_code == HTTPStatus.PRECONDITION_FAILED:
+            return None
+        raise
+    return str(done.commit_url)
 
 
 @contextmanager

@@ -84,6 +84,13 @@ class Objects:
                 f"{self.url} holds other files and no {STORE}: name an empty folder"
             ) from error
 
+    def still_there(self) -> None:
+        """Raise ``StoreError`` where the store was found once and is gone, as an unmounted disk."""
+        try:
+            self.storage.read(STORE)
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.url}/{STORE} is gone") from error
+
     def put_blob(self, digest: str, content: bytes) -> None:
         """Write a head file, or again where it is damaged; its age begins anew."""
         key = blob_key(digest)
@@ -193,7 +200,10 @@ class Objects:
 
     def no_name(self, name: str) -> RegistryError:
         """Return the error for a name that is not there."""
-        near = difflib.get_close_matches(name, list(self.names()), n=3, cutoff=0.5)
+        names = self.storage.folders(HEADS)
+        if not names:
+            self.still_there()
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}" if near else "`headkit heads list` lists all names"
         return RegistryError(f"{self.url} has no head {name!r}; {hint}")
 

@@ -63,6 +63,9 @@ class Storage(Protocol):
     def objects(self, prefix: str) -> Iterator[Stored]:
         """List all under ``prefix``, which ends in ``/``, in no order."""
 
+    def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders right under ``prefix``, which ends in ``/``."""
+
     def one(self, key: str) -> Stored:
         """Describe one object."""
 
@@ -137,6 +140,14 @@ class LocalStorage:
         """See ``Storage``."""
         with self._told(prefix):
             yield from _walk(self._path(prefix.rstrip("/")), prefix)
+
+    def folders(self, prefix: str) -> list[str]:
+        """See ``Storage``."""
+        with self._told(prefix):
+            folder = self._path(prefix.rstrip("/"))
+            with suppress(FileNotFoundError), os.scandir(folder) as entries:
+                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return []
 
     @contextmanager
     def _written(self, key: str, content: bytes) -> Iterator[tuple[Path, Path]]:
@@ -250,6 +261,14 @@ class ObjectStorage:
         with self._told(prefix), suppress(FileNotFoundError):
             found = self.files.find(f"{self.root}/{prefix}".rstrip("/"), detail=True)
             yield from map(self._stored, found.values())
+
+    def folders(self, prefix: str) -> list[str]:
+        """See ``Storage``."""
+        with self._told(prefix), suppress(FileNotFoundError):
+            found = self.files.ls(f"{self.root}/{prefix}".rstrip("/"), detail=True)
+            names = [str(one["name"]).rstrip("/") for one in found if one["type"] == "directory"]
+            return [name.rpartition("/")[2] for name in names]
+        return []
 
     def _stored(self, found: dict[str, Any]) -> Stored:
         key = str(found["name"]).removeprefix(self.root).lstrip("/")

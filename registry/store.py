@@ -131,6 +131,9 @@ class HeadStore:
             RegistryError: there is no store.
         """
         self._objects.open()
+        names = self._objects.names()
+        if not names:
+            self._objects.still_there()
         return [
             Entry(
                 name,
@@ -139,7 +142,7 @@ class HeadStore:
                 tuple(sorted(listed.tags)),
                 tuple(sorted(listed.yanked)),
             )
-            for name, listed in sorted(self._objects.names().items())
+            for name, listed in sorted(names.items())
             if listed.versions and fnmatchcase(name, pattern)
         ]
 

@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 from headkit.adapters.engine import TorchEngine, choose
 from headkit.export import engines
 from headkit.export.engines import OnnxEngine, onnx_backbone
+from headkit.export.openvino_core import openvino_core
 
 import headkit
 
@@ -38,11 +41,42 @@ def test_openvino_gives_the_features_that_torch_gives(
     precision: str, tolerance: float, tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
+    capable = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in capable:
+        pytest.skip("this processor has no bfloat16")
     model = lively_backbone("test_vit")
     pixels = _pixels(model)
     (expected,) = TorchEngine().start(model, tmp_path, BATCH)(pixels)
     (found,) = choose("openvino", precision, model).start(model, tmp_path, BATCH)(pixels)
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_a_signal_after_openvino_does_not_end_the_process(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    program = """
+import gc, os, signal, sys
+from pathlib import Path
+import numpy as np
+from headkit.export.engines import OpenVinoEngine
+from tests.conftest import lively_backbone
+
+def use():
+    model = lively_backbone("test_vit")
+    runs = [OpenVinoEngine().start(model, Path(sys.argv[1]), 1) for _ in range(2)]
+    for run in runs:
+        run(np.zeros((1, *model.pretrained_cfg["input_size"]), np.uint8))
+
+got = []
+signal.signal(signal.SIGUSR1, lambda *_: got.append(1))
+use()
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+assert got
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_bfloat16_of_torch_is_near(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import io
+import re
 import socket
 import threading
 import time
@@ -294,6 +295,50 @@ def test_a_damaged_head_is_left_out_of_all_heads(served: Served) -> None:
     assert (status, "plain" in answers, "damaged" in answers) == (200, True, False)
     status, answer = served.predict(picture(), "damaged")
     assert (status, "was changed" in answer["detail"]) == (503, True)
+
+
+def test_what_was_found_is_served_while_the_store_is_gone(served: Served) -> None:
+    root, away = Path(served.store.url), served.folder / "away"
+    assert served.predict(picture(), "plain")[0] == 200
+    (_, listed), *_ = served.ask(("GET", "/heads"))
+    root.rename(away)
+    try:
+        time.sleep(0.3)  # what was looked up is looked up again
+        status, answers = served.predict(picture(), "plain")
+        assert (status, answers["plain"]["head"]) == (200, "plain@1")
+        status, answers = served.predict(picture(), "*")
+        assert (status, set(KINDS) <= set(answers)) == (200, True)
+        status, answer = served.predict(picture(), "never-asked-for")
+        assert (status, "store.json is gone" in answer["detail"]) == (503, True)
+        (_, heads), (_, metrics) = served.ask(("GET", "/heads"), ("GET", "/metrics"))
+        assert heads == listed
+        (errors,) = re.findall(r"^headkit_store_errors_total (\S+)", metrics, re.MULTILINE)
+        assert float(errors) >= 2
+    finally:
+        away.rename(root)
+    assert served.predict(picture(), "never-asked-for")[0] == 404
+
+
+def test_all_heads_may_be_too_many(served: Served) -> None:
+    limits = served.service.limits
+    served.service.limits = Limits(heads=2)
+    try:
+        status, answer = served.predict(picture(), "*")
+        assert (status, "more heads than the 2" in answer["detail"]) == (422, True)
+    finally:
+        served.service.limits = limits
+
+
+def test_a_head_of_another_backbone_is_loaded_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert served.predict(picture(), "other")[0] == 409
+
+    def load(*_: object) -> Head:
+        raise AssertionError
+
+    monkeypatch.setattr(served.store, "load", load)
+    assert served.predict(picture(), "other")[0] == 409
 
 
 def test_heads_used_least_recently_leave_memory(served: Served) -> None:

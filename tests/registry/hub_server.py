@@ -25,6 +25,9 @@ class Hub:
     large: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     token: str = ""
+    meanwhile: dict[str, bytes] = field(default_factory=dict)
+    """Files that someone commits before the next commit."""
+    commit: threading.Lock = field(default_factory=threading.Lock)
 
 
 @contextmanager
@@ -122,6 +125,18 @@ class _Handler(BaseHTTPRequestHandler):
         return unquote(urlsplit(self.path).path), body
 
     def _commit(self, repo: str, body: bytes) -> None:
+        with self.hub.commit:
+            self._committed(repo, body)
+
+    def _committed(self, repo: str, body: bytes) -> None:
+        if self.hub.meanwhile:
+            self.hub.repos[repo].update(self.hub.meanwhile)
+            self.hub.meanwhile = {}
+            self.hub.commits[repo].append("3" * 40)
+        parent = json.loads(body.splitlines()[0])["value"].get("parentCommit")
+        if parent not in (None, self.hub.commits[repo][-1]):
+            self._json({"error": "A commit has happened since."}, 412)
+            return
         for line in body.splitlines():
             entry = json.loads(line)
             value = entry["value"]

@@ -88,6 +88,45 @@ def test_a_repository_holds_many_heads_and_one_card(
         assert Path(pulled.stdout.strip()).read_bytes() == path.read_bytes()
 
 
+def test_pushing_at_once_loses_nothing(
+    hub: Hub, environment: dict[str, str], tmp_path: Path
+) -> None:
+    path = head(1).save(tmp_path / "1.safetensors")
+    assert call(environment, "heads", "push", path, "hf://user/many/zero").returncode == 0
+    pushes = []
+    for name in ("one", "two", "three", "four"):
+        push = ["heads", "push", str(path), f"hf://user/many/{name}"]
+        command = [sys.executable, "-m", "headkit", *push]
+        pushes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+    assert [one.wait() for one in pushes] == [0] * 4
+    files = hub.repos["user/many"]
+    for name in ("zero", "one", "two", "three", "four"):
+        assert files[f"{name}/head.safetensors"] == path.read_bytes()
+        assert f"## {name}\n" in files["README.md"].decode()
+    assert len(hub.commits["user/many"]) == 6
+    assert sum("/commit/" in request for request in hub.requests) >= 5
+
+
+def test_a_commit_in_between_is_seen(hub: Hub, environment: dict[str, str], tmp_path: Path) -> None:
+    path = head(1).save(tmp_path / "1.safetensors")
+    hub.meanwhile = {"two/config.json": json.dumps(config_of(head(2))).encode()}
+    assert call(environment, "heads", "push", path, "hf://user/many/one").returncode == 0
+    card = hub.repos["user/many"]["README.md"].decode()
+    assert "## one\n" in card
+    assert "## two\n" in card
+    assert sum("/commit/" in request for request in hub.requests) == 2
+
+
+def test_a_readme_of_someones_own_stays(
+    hub: Hub, environment: dict[str, str], tmp_path: Path
+) -> None:
+    path = head(1).save(tmp_path / "1.safetensors")
+    hub.repos["user/flowers"], hub.commits["user/flowers"] = {"README.md": b"mine"}, ["2" * 40]
+    assert call(environment, "heads", "push", path, "hf://user/flowers").returncode == 0
+    assert hub.repos["user/flowers"]["README.md"] == b"mine"
+    assert hub.repos["user/flowers"]["head.safetensors"] == path.read_bytes()
+
+
 def test_the_configuration_loads_with_timm(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -51,6 +51,13 @@ def test_what_is_not_there_raises(storage: Storage) -> None:
         storage.read("a/b.json")
 
 
+def test_folders_are_listed_without_what_is_in_them(storage: Storage) -> None:
+    for key in ("heads/a/1.json", "heads/a/2.json", "heads/b/1.json", "heads/file"):
+        storage.create(key, b"x")
+    assert sorted(storage.folders("heads/")) == ["a", "b"]
+    assert storage.folders("none/") == []
+
+
 def test_objects_are_listed_under_a_prefix(storage: Storage) -> None:
     assert list(storage.objects("heads/")) == []
     for key in ("heads/a/1.json", "heads/a/2.json", "heads/b/1.json", "blobs/x"):
