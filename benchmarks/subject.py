@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,7 @@ class TorchSubject(Subject):
     Args:
         name: what it is called.
         model: frozen, on the CPU.
+        backbone: loads the model as it was before it got its head.
         folder: for its files.
         images: to calibrate a reduced precision with; random ones without.
         label_names: of the classes.
@@ -112,11 +113,12 @@ class TorchSubject(Subject):
         self,
         name: str,
         model: Any,
+        backbone: Callable[[], Any],
         folder: Path,
         images: Sequence[Any] | None,
         label_names: Sequence[str] = (),
     ) -> None:
-        self.name, self._model, self._folder = name, model, folder
+        self.name, self._model, self._backbone, self._folder = name, model, backbone, folder
         self._calibration, self._label_names = images, label_names
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -169,7 +171,8 @@ class TorchSubject(Subject):
         head, weights = self._folder / "head.safetensors", self._folder / "weights.safetensors"
         if not weights.is_file():
             head_of(self._model).save(head)
-            state = {name: t.contiguous() for name, t in self._model.state_dict().items()}
+            loaded = self._backbone().state_dict()
+            state = {name: t.contiguous() for name, t in loaded.items()}
             safetensors.torch.save_file(_unshared(state), weights)
         return Parts(str(head), str(weights))
 
@@ -302,12 +305,16 @@ def subjects(
         if name.endswith(".onnx"):
             found.append(OnnxSubject(name, Path(target)))
         else:
-            model, label_names = _model(target, weights)
-            found.append(TorchSubject(name, model, place, listed, label_names))
+            load, finish, label_names = _parts(target, weights)
+            model = finish(load()).eval()
+            found.append(TorchSubject(name, model, load, place, listed, label_names))
     return found
 
 
-def _model(target: str | Path, weights: str | Path | None) -> tuple[Any, Sequence[str]]:
+def _parts(
+    target: str | Path, weights: str | Path | None
+) -> tuple[Callable[[], Any], Callable[[Any], Any], Sequence[str]]:
+    """Return what loads a backbone, what gives it its head, and the names of its classes."""
     import torch
 
     from ..adapters.adapt import adapt, attach
@@ -318,13 +325,14 @@ def _model(target: str | Path, weights: str | Path | None) -> tuple[Any, Sequenc
     path = head_of_word(target)
     if path is not None:
         head = Head.load(path)
-        model = load_backbone_of(head, weights, folder=path.parent)
-        return attach(model, head).eval(), head.label_names or ()
-    torch.manual_seed(0)
-    model = load_backbone(str(target), pretrained=False)
-    if not locate(model).num_classes:
-        model = adapt(model, CLASSES)
-    return model.eval(), ()
+        load = partial(load_backbone_of, head, weights, folder=path.parent)
+        return load, lambda model: attach(model, head), head.label_names or ()
+
+    def random() -> Any:
+        torch.manual_seed(0)
+        return load_backbone(str(target), pretrained=False)
+
+    return random, lambda model: model if locate(model).num_classes else adapt(model, CLASSES), ()
 
 
 def _unshared(state: dict[str, Any]) -> dict[str, Any]:

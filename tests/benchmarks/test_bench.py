@@ -108,10 +108,17 @@ def test_a_head_file_is_measured_on_its_backbone(
             target.write_bytes(source.read_bytes())
     with pytest.raises(headkit.DataError, match="has 12 images, expected at least 32"):
         headkit.bench([path], weights=small_weights, images=tmp_path / "more", **ON_CPU)
+    kinds = ["torch", "onnxruntime"]
     result = headkit.bench(
-        [path], weights=small_weights, runtimes=["onnxruntime"], batches=[1], **ON_CPU
+        [path], weights=small_weights, runtimes=kinds, batches=[1], cold_starts=1, **ON_CPU
     )
-    assert {row["precision"] for row in result["rows"]} == {"fp32", "int8"}
+    assert {(row["runtime"], row["precision"]) for row in result["rows"]} == {
+        ("torch", "fp32"),
+        ("torch", "bf16"),
+        ("onnxruntime", "fp32"),
+        ("onnxruntime", "int8"),
+    }
+    assert all(row["load_s"] > 0 for row in result["rows"])
     assert result["images"] == {"number": 16, "random": True}
 
 
