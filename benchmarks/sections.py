@@ -30,5 +30,6 @@ def run_sections(
     for name in asked:
         with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
             found[name] = {**sections[name](Path(folder)), "machine": machine()}
+        found = {one: found[one] for one in sections if one in found}
         write_atomically(result, (json.dumps(found, indent=1) + "\n").encode())
         print(name, json.dumps(found[name]))
