@@ -98,9 +98,9 @@ def _is_plain(row: Mapping[str, Any]) -> bool:
     return label(row) == "onnxruntime fp32"
 
 
-def peers(result: Mapping[str, Any]) -> str:
+def peers(result: Mapping[str, Any], plot: str = "peers") -> str:
     """Return the plot and the tables: latency of the files, export time and size, and the score."""
-    lines = ["![Time of each exporter's file relative to headkit's](benchmarks/peers.png)", ""]
+    lines = [f"![Time of each exporter's file relative to headkit's](benchmarks/{plot}.png)", ""]
     latency = result["latency"]
     for batch in map(str, BATCHES):
         lines += [
@@ -220,6 +220,7 @@ def draw(results: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     plots: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "peers": _peers_plot,
+        "peers_xeon": _peers_plot,
         "growth": _growth_plot,
     }
     made = []

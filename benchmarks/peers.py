@@ -3,7 +3,8 @@
 ``python -m headkit.benchmarks.peers`` writes ``benchmarks/results/peers.json``; names of sections
 behind it (``latency``, ``exports``) measure only those and keep the rest of the file. ``exports``
 keeps a line for each architecture and exporter in ``peers_exports.jsonl`` and goes on where it was
-stopped. Needs ``headkit[peers]``.
+stopped. ``--result`` names another file: ``peers_xeon.json`` holds ``latency`` on a second
+processor. Needs ``headkit[peers]``.
 """
 
 from __future__ import annotations

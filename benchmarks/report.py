@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,7 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "deployment": deployment,
     "freezing": freezing.table,
     "peers": benchmarks_page.peers,
+    "peers_xeon": partial(benchmarks_page.peers, plot="peers_xeon"),
     "speed": benchmarks_page.speed,
     "tasks": benchmarks_page.tasks,
     "growth": benchmarks_page.growth,

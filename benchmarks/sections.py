@@ -20,12 +20,14 @@ def run_sections(
 
     Args:
         description: for ``--help``.
-        result: JSON file with an object per section.
+        result: JSON file with an object per section, unless ``--result`` names another.
         sections: by name; each gets a folder for its files, gone afterwards.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("sections", nargs="*", choices=[[], *sections])
-    asked = parser.parse_args().sections or list(sections)
+    parser.add_argument("--result", type=Path, default=result, help="file to write")
+    options = parser.parse_args()
+    result, asked = options.result, options.sections or list(sections)
     found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
     for name in asked:
         with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
