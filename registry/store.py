@@ -11,6 +11,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -93,11 +94,11 @@ class HeadStore:
         self._objects.open(make=True)
         digest = hashlib.sha256(content).hexdigest()
         self._objects.put_blob(digest, content)
+        listed = self._objects.listed(name)
+        number = max(listed.versions, default=0) + 1
+        if parent is None and listed.latest is not None:
+            came_from = self._objects.record(name, listed.latest).digest
         for _ in range(ATTEMPTS):
-            listed = self._objects.listed(name)
-            number = max(listed.versions, default=0) + 1
-            if parent is None and listed.latest is not None:
-                came_from = self._objects.record(name, listed.latest).digest
             version = Version(
                 name=name,
                 version=number,
@@ -113,7 +114,11 @@ class HeadStore:
                 self.storage.create(record_key(name, number), encoded(asdict(version)))
                 break
             except FileExistsError:
-                continue
+                # Of a publisher who was faster; or a store refused all of several at once.
+                with suppress(FileNotFoundError):
+                    other = self._objects.record(name, number)
+                    number += 1
+                    came_from = other.digest if parent is None else came_from
         else:
             raise RegistryError(f"{self.url}: no number for {name} in {ATTEMPTS} attempts")
         try:
