@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from ..adapters.head import Head
 from ..adapters.located import head_path
 from .card import CARD_FILE, CONFIG_FILE, GENERATED, HEAD_FILE, card, config_of, config_text
 from .reference import check_name
+
+logger = logging.getLogger("headkit")
 
 SCHEME = "hf://"
 ATTEMPTS = 10
@@ -143,6 +146,7 @@ def _card_files(
         return Path(found).read_text(encoding="utf-8")
 
     if CARD_FILE in names and GENERATED not in text_of(CARD_FILE):
+        logger.warning("%s: headkit did not write its %s, which stays", place.repo, CARD_FILE)
         return {}
     configs = {place.folder: config}
     for name in names:

@@ -122,7 +122,8 @@ def test_a_readme_of_someones_own_stays(
 ) -> None:
     path = head(1).save(tmp_path / "1.safetensors")
     hub.repos["user/flowers"], hub.commits["user/flowers"] = {"README.md": b"mine"}, ["2" * 40]
-    assert call(environment, "heads", "push", path, "hf://user/flowers").returncode == 0
+    ended = call(environment, "heads", "push", path, "hf://user/flowers")
+    assert (ended.returncode, "did not write its README.md" in ended.stderr) == (0, True)
     assert hub.repos["user/flowers"]["README.md"] == b"mine"
     assert hub.repos["user/flowers"]["head.safetensors"] == path.read_bytes()
 
