@@ -57,7 +57,7 @@ BATCHES = (1, 16)
 CHECKED = (1, 3, 8)
 """Batch sizes at which an exported file is compared with torch. All trace with two images."""
 CLASSES = 1000
-SITTINGS, ROUNDS = 4, {1: 12, 16: 6}
+SITTINGS, ROUNDS = 12, {1: 6, 16: 2}
 
 
 def _headkit(model: nn.Module, _name: str, _weights: Path, path: Path) -> None:

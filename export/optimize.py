@@ -7,16 +7,12 @@ from functools import partial
 
 import onnx
 
+from .optimize_fold import fold_norm, fold_scale
 from .optimize_fuse import fuse_attention, fuse_rotary
 from .optimize_graph import MICROSOFT, Graph
 from .optimize_move import average_early, pick_early
-from .optimize_product import (
-    fold_norm,
-    fuse_transposes,
-    merge_biases,
-    multiply_to_resize,
-    split_projection,
-)
+from .optimize_product import fuse_transposes, multiply_to_resize, split_projection
+from .optimize_scores import mask_wholly, merge_biases
 from .optimize_tokens import drop_padding, gather_tokens
 
 MIN_OPSET = 18
@@ -37,11 +33,13 @@ def optimize(model: onnx.ModelProto, *, quantizable: bool = False) -> onnx.Model
     - Self-attention on a packed projection to queries, keys and values, with or without a constant
       bias, becomes one ``com.microsoft.Attention`` where that is faster.
     - Elsewhere queries, keys and values get a linear layer each, without needless biases.
-    - The constants that are added to scores are added at once.
+    - The constants that are added to scores are added at once, and those that hide keys from
+      queries do so wholly.
     - Transposed operands and results of matrix products become one ``com.microsoft.FusedMatMul``.
     - Small images are resized by a matrix product.
     - Tokens that are shifted and cut into windows are moved once.
-    - A BatchNormalization in front of a convolution without padding becomes part of it.
+    - A BatchNormalization in front of a convolution without padding becomes part of it, and
+      factors of channels behind a linear layer become part of that.
     - Padding by nothing goes.
 
     Attention is recognized where it was traced as matrix products and a softmax
@@ -70,10 +68,12 @@ def optimize(model: onnx.ModelProto, *, quantizable: bool = False) -> onnx.Model
         fuse_rotary,
         pick_early,
         average_early,
+        mask_wholly,
         *(() if quantizable else fusing),
         drop_padding,
         gather_tokens,
         fold_norm,
+        fold_scale,
     ):
         graph = Graph(optimized.graph)
         rewrite(graph)

@@ -36,14 +36,11 @@ def _attention(graph: Graph, end: onnx.NodeProto) -> onnx.NodeProto:
     check(attribute(softmax, "axis", -1) in (-1, 3))
     scores, bias = softmax.input[0], ""
     with suppress(Mismatch):
-        added = graph.only(scores, "Add")
-        scores, bias = added.input
-        if graph.constant_or_none(scores) is not None:
-            scores, bias = bias, scores
-    scores, scale = _unscaled(graph, scores)
+        scores, bias = graph.operands(graph.only(scores, "Add"))
+    scores, scale = unscaled(graph, scores)
     matmul = graph.only(scores, "MatMul")
-    query, query_scale = _unscaled(graph, matmul.input[0])
-    key_turned, key_scale = _unscaled(graph, matmul.input[1])
+    query, query_scale = unscaled(graph, matmul.input[0])
+    key_turned, key_scale = unscaled(graph, matmul.input[1])
     key = graph.only(key_turned, "Transpose", perm=[0, 1, 3, 2]).input[0]
     packed, *others = (_entry(graph, n, k) for k, n in enumerate((query, key, product.input[1])))
     check(others == [packed, packed] and graph.reads[packed] == 3)
@@ -63,7 +60,6 @@ def _attention(graph: Graph, end: onnx.NodeProto) -> onnx.NodeProto:
     check(graph.shape(projection_bias) == (3 * heads * width,))
     inputs = [*projection.input, projection_bias]
     if bias:
-        check(graph.constant_or_none(bias) is not None)
         check(graph.constant(bias).shape == (1, heads, tokens, tokens))
         inputs += ["", "", bias]
     return graph.make(
@@ -76,14 +72,12 @@ def _attention(graph: Graph, end: onnx.NodeProto) -> onnx.NodeProto:
     )
 
 
-def _unscaled(graph: Graph, name: str) -> tuple[str, float]:
+def unscaled(graph: Graph, name: str) -> tuple[str, float]:
     """What is multiplied by a constant number, and the number; 1 if it is not."""
     with suppress(Mismatch):
-        product = graph.only(name, "Mul")
-        for factor, number in itertools.permutations(product.input):
-            array = graph.constant_or_none(number)
-            if array is not None and array.size == 1:
-                return factor, float(array.ravel()[0])
+        factor, number = graph.operands(graph.only(name, "Mul"))
+        check(graph.constant(number).size == 1)
+        return factor, float(graph.constant(number).ravel()[0])
     return name, 1.0
 
 
@@ -101,11 +95,8 @@ def linear(graph: Graph, name: str) -> tuple[onnx.NodeProto, str | None]:
     """The MatMul of a linear layer, and its bias if it has one."""
     with suppress(Mismatch):
         return graph.only(name, "MatMul"), None
-    added = graph.only(name, "Add")
-    for product, bias in itertools.permutations(added.input):
-        if graph.constant_or_none(bias) is not None:
-            return graph.only(product, "MatMul"), bias
-    raise Mismatch
+    product, bias = graph.operands(graph.only(name, "Add"))
+    return graph.only(product, "MatMul"), bias
 
 
 @dataclass(frozen=True)

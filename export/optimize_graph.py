@@ -120,6 +120,13 @@ class Graph:
         check(self.reads[name] == 1 and name not in self.outputs)
         return self.made_by(name, *op_types, **attributes)
 
+    def operands(self, node: onnx.NodeProto) -> tuple[str, str]:
+        """Names of the value and the constant that a node of two operands reads, in any order."""
+        for value, constant in itertools.permutations(node.input):
+            if self.constant_or_none(constant) is not None and self.constant_or_none(value) is None:
+                return value, constant
+        raise Mismatch
+
     def window(self, node: onnx.NodeProto) -> tuple[int, range]:
         """Axis of a Slice along one axis, and which of its entries stay."""
         check(node.op_type == "Slice" and len(node.input) > 3)
@@ -187,6 +194,12 @@ class Graph:
             for k in reversed(range(len(values))):
                 if values[k].name not in wanted:
                     del values[k]
+
+
+def one_of(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+    """Check that there is one node, such as the one that reads a value."""
+    check(len(nodes) == 1)
+    return nodes
 
 
 def is_integer(size: int | str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -11,10 +10,8 @@ import onnx
 from numpy.typing import NDArray
 
 from .optimize_fuse import linear
-from .optimize_graph import MICROSOFT, Array, Graph, Mismatch, attribute, check, is_integer
+from .optimize_graph import MICROSOFT, Array, Graph, Mismatch, attribute, check, is_integer, one_of
 
-MAX_MERGED = 2**19
-"""Numbers of a constant that two smaller ones are merged to: more would make the file larger."""
 MAX_RESIZE = 16_384
 """Numbers of the matrix that does the work of a Resize: with more, the Resize is faster."""
 
@@ -51,7 +48,7 @@ def _split(graph: Graph, turned: onnx.NodeProto, readers: dict[str, list[onnx.No
         width //= 3
         numbers = np.arange(3 * heads * width).reshape(heads, 3, width)
         columns = numbers.transpose(1, 0, 2).reshape(3, -1)
-        (cut,) = _one(readers[turned.output[0]])
+        (cut,) = one_of(readers[turned.output[0]])
         check(cut.domain == "" and cut.op_type == "Split" and attribute(cut, "axis", 0) in (3, -1))
         parts = [graph.shape(name) for name in cut.output]
         check(len(parts) == 3 and all(part[-1] == width for part in parts))
@@ -90,15 +87,15 @@ def _end_in_softmax(graph: Graph, key: str, readers: dict[str, list[onnx.NodePro
 
     A bias of the keys then adds the same number to all scores of a query, which changes nothing.
     """
-    (turn,) = _one(readers[key])
+    (turn,) = one_of(readers[key])
     check(_swaps(turn))
-    (node,) = _one(readers[turn.output[0]])
+    (node,) = one_of(readers[turn.output[0]])
     check(node.op_type == "MatMul" and node.input[1] == turn.output[0])
     while node.op_type != "Softmax":
         name = node.output[0]
         check(name not in graph.outputs)
         last = graph.shape(name)[-1]
-        (node,) = _one(readers[name])
+        (node,) = one_of(readers[name])
         check(node.domain == "" and node.op_type in ("Add", "Mul", "Reshape", "Softmax"))
         if node.op_type == "Mul":
             factor = next(other for other in node.input if other != name)
@@ -115,17 +112,17 @@ def _add_behind(
 
     The probabilities of a query add up to 1: each average of the values has this bias.
     """
-    (average,) = _one(readers[value])
+    (average,) = one_of(readers[value])
     check(average.op_type == "MatMul" and average.input[1] == value)
     softmax = graph.only(average.input[0], "Softmax")
     check(attribute(softmax, "axis", -1) in (-1, len(graph.shape(average.input[0])) - 1))
-    (turn,) = _one(readers[average.output[0]])
+    (turn,) = one_of(readers[average.output[0]])
     check(turn.op_type == "Transpose" and list(attribute(turn, "perm")) == [0, 2, 1, 3])
-    (joined,) = _one(readers[turn.output[0]])
+    (joined,) = one_of(readers[turn.output[0]])
     check(joined.op_type == "Reshape" and graph.shape(joined.output[0])[-1] == len(bias))
-    (product,) = _one(readers[joined.output[0]])
+    (product,) = one_of(readers[joined.output[0]])
     check(product.op_type == "MatMul" and product.input[0] == joined.output[0])
-    (added,) = _one(readers[product.output[0]])
+    (added,) = one_of(readers[product.output[0]])
     check(added.op_type == "Add")
     weight = graph.constant(product.input[1])
     place = 1 - list(added.input).index(product.output[0])
@@ -143,54 +140,12 @@ def _entries(
     for cut in cuts:
         check(cut.domain == "" and cut.op_type == "Slice")
         axis, entries = graph.window(cut)
-        (squeeze,) = _one(readers[cut.output[0]])
+        (squeeze,) = one_of(readers[cut.output[0]])
         check(squeeze.op_type == "Squeeze" and graph.integers(squeeze, 1) == [0])
         check(axis == 0 and len(entries) == 1)
         found[entries[0]] = (squeeze, squeeze.output[0])
     check(sorted(found) == [0, 1, 2] and len(cuts) == 3)
     return [found[index] for index in range(3)]
-
-
-def _one(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    check(len(nodes) == 1)
-    return nodes
-
-
-def merge_biases(graph: Graph) -> None:
-    """Add one constant instead of two, where a reshape of the first axis lies between them.
-
-    Such are the position bias of all windows and the mask of each.
-    """
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "Add":
-            with suppress(Mismatch):
-                graph.replace(node, *_merged(graph, node))
-
-
-def _merged(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    inner, second = _value_and_constant(graph, node)
-    reshape = graph.only(inner, "Reshape")
-    first_node = graph.only(reshape.input[0], "Add")
-    value, first = _value_and_constant(graph, first_node)
-    before, after = graph.shape(value), graph.shape(inner)
-    check(graph.shape(reshape.input[0]) == before and graph.shape(node.output[0]) == after)
-    check(len(after) == len(before) + 1 and after[2:] == before[1:])
-    check(first.ndim < len(before) or first.shape[0] == 1)
-    own = first.reshape(first.shape[1:]) if first.ndim == len(before) else first
-    check(np.prod(np.broadcast_shapes(own.shape, second.shape)) <= MAX_MERGED)
-    name = f"{node.output[0]}_unbiased"
-    return [
-        graph.make("Reshape", [value, reshape.input[1]], name),
-        graph.make("Add", [name, graph.add_constant("bias", own + second)], node.output[0]),
-    ]
-
-
-def _value_and_constant(graph: Graph, node: onnx.NodeProto) -> tuple[str, Array]:
-    for value, constant in itertools.permutations(node.input):
-        array = graph.constant_or_none(constant)
-        if array is not None and graph.constant_or_none(value) is None:
-            return value, array
-    raise Mismatch
 
 
 def fuse_transposes(graph: Graph) -> None:
@@ -303,43 +258,3 @@ def _matrix_of(
     ones = np.eye(pixels, dtype=np.float32).reshape(1, pixels, *size)
     found: NDArray[np.float32] = session.run(None, {"x": ones})[0]
     return found.reshape(pixels, -1)
-
-
-def fold_norm(graph: Graph) -> None:
-    """Put a BatchNormalization in front of a convolution without padding into its weights.
-
-    ONNX Runtime itself folds only those behind a convolution.
-    """
-    readers = graph.readers()
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "BatchNormalization":
-            with suppress(Mismatch):
-                _fold_norm(graph, node, readers)
-
-
-def _fold_norm(
-    graph: Graph, node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]
-) -> None:
-    check(len(node.output) == 1 and node.output[0] not in graph.outputs)
-    (conv,) = _one(readers.get(node.output[0], []))
-    check(conv.domain == "" and conv.op_type == "Conv" and attribute(conv, "group", 1) == 1)
-    check(attribute(conv, "auto_pad", b"NOTSET") == b"NOTSET")
-    check(not any(attribute(conv, "pads", ())))
-    scale, shift, mean, variance = (graph.constant(name) for name in node.input[1:])
-    weight = graph.constant(conv.input[1]).astype(np.float64)
-    factor = scale / np.sqrt(variance.astype(np.float64) + attribute(node, "epsilon", 1e-5))
-    bias = np.tensordot(weight.sum(tuple(range(2, weight.ndim))), shift - mean * factor, 1)
-    if len(conv.input) > 2 and conv.input[2]:
-        bias = bias + graph.constant(conv.input[2])
-    weight = weight * factor.reshape(-1, *[1] * (weight.ndim - 2))
-    folded = graph.make(
-        "Conv",
-        [
-            node.input[0],
-            graph.add_constant("folded_weight", weight.astype(np.float32)),
-            graph.add_constant("folded_bias", bias.astype(np.float32)),
-        ],
-        conv.output[0],
-    )
-    folded.attribute.extend(conv.attribute)
-    graph.replace(conv, folded)

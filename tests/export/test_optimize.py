@@ -188,6 +188,15 @@ def test_windows_are_moved_once_and_padded_by_nothing() -> None:
     assert after["MatMul"] + after["FusedMatMul"] == before["MatMul"] + 2 * 3
     # Biases of keys change nothing, those of values are in the next layer's; one block has a mask.
     assert after["Add"] == before["Add"] - 1
+    assert mask_range(traced("swin_tiny_patch4_window7_224")) == 100
+    assert mask_range(optimized) == pytest.approx(1000, abs=5)  # with the bias of positions
+
+
+def mask_range(model: onnx.ModelProto) -> float:
+    """How far apart the largest constant that is added to scores puts two of them."""
+    arrays = map(onnx.numpy_helper.to_array, model.graph.initializer)
+    added = [array for array in arrays if array.ndim > 2 and array.shape[-2:] == (49, 49)]
+    return float(max(np.ptp(array, axis=-1).max() for array in added))
 
 
 def test_small_images_are_resized_by_a_product_and_norms_become_part_of_convolutions() -> None:
@@ -203,7 +212,12 @@ def test_small_images_are_resized_by_a_product_and_norms_become_part_of_convolut
 
 
 GENERATOR = np.random.default_rng(0)
-KERNEL = GENERATOR.normal(size=(4, 4, 3, 3))
+CONSTANTS = {
+    "kernel": GENERATOR.normal(size=(4, 4, 3, 3)),
+    "matrix": GENERATOR.normal(size=(4, 4)),
+    "first": GENERATOR.normal(size=(4, 1, 1)),
+    "tokens": GENERATOR.normal(size=(4, 1)),
+}
 SMALL_GRAPHS = {
     "norm in front of padding": (
         "(float[batch, 4, 6, 6] x) => (float[batch, 4, 6, 6] y)",
@@ -265,6 +279,36 @@ SMALL_GRAPHS = {
         y = Transpose<perm=[0, 1, 3, 2]>(p)""",
         {"FusedMatMul": 1},
     ),
+    "factors behind a linear layer": (
+        "(float[batch, 5, 4] x) => (float[batch, 5, 4] y)",
+        """p = MatMul(x, matrix)
+        a = Add(b, p)
+        f = Mul(a, s)
+        y = Add(f, x)""",
+        {"MatMul": 1, "Add": 2},
+    ),
+    "factors of channels that came first": (
+        "(float[batch, 5, 6, 4] x) => (float[batch, 4, 5, 6] y)",
+        """p = MatMul(x, matrix)
+        t = Transpose<perm=[0, 3, 1, 2]>(p)
+        f = Mul(first, t)
+        y = Relu(f)""",
+        {"MatMul": 1, "Transpose": 1, "Relu": 1},
+    ),
+    "factors of tokens": (
+        "(float[batch, 4, 4] x) => (float[batch, 4, 4] y)",
+        """p = MatMul(x, matrix)
+        f = Mul(p, tokens)
+        y = Relu(f)""",
+        {"MatMul": 1, "Mul": 1, "Relu": 1},
+    ),
+    "factors of what is read elsewhere": (
+        "(float[batch, 5, 4] x) => (float[batch, 5, 4] y, float[batch, 5, 4] p)",
+        """p = MatMul(x, matrix)
+        f = Mul(p, s)
+        y = Relu(f)""",
+        {"MatMul": 1, "Mul": 1, "Relu": 1},
+    ),
     "large image": (
         "(float[batch, 2, 16, 16] x) => (float[batch, 2, 32, 32] y)",
         'y = Resize<mode="linear">(x, , scales)',
@@ -290,8 +334,10 @@ def test_small_graphs_become_what_they_may(name: str) -> None:
         {body}
         }}"""
     )
-    kernel = onnx.numpy_helper.from_array(KERNEL.astype(np.float32), "kernel")
-    model.graph.initializer.append(kernel)
+    for name, array in CONSTANTS.items():
+        tensor = onnx.numpy_helper.from_array(array.astype(np.float32), name)
+        if name in body:
+            model.graph.initializer.append(tensor)
     model = onnx.shape_inference.infer_shapes(model)
     optimized = optimize(model)
     assert Counter(node.op_type for node in optimized.graph.node) == expected
@@ -308,6 +354,67 @@ def test_small_graphs_become_what_they_may(name: str) -> None:
         for one, other in zip(found, wanted, strict=True):
             assert one.shape == other.shape
             assert np.abs(one - other).max() < 1e-4 * max(1, np.abs(other).max())
+
+
+def masked(body: str, mask: float) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """Scores of five queries and keys; the first query may not see the last key."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 20]>
+        agraph (float[batch, 2, 5, 3] q, float[batch, 2, 3, 5] k) => (float[batch, 2, 5, 5] y)
+        <float half = {{0.5}}, float[2, 1, 1] apart = {{0.5, 2}}> {{
+        s = MatMul(q, k)
+        {body}
+        y = Softmax<axis=3>(m)
+        }}"""
+    )
+    added = np.random.default_rng(1).normal(size=(5, 5)).astype(np.float32)
+    added[0, 4] = mask
+    model.graph.initializer.append(onnx.numpy_helper.from_array(added, "mask"))
+    model = onnx.shape_inference.infer_shapes(model)
+    return model, optimize(model)
+
+
+def mask_of(model: onnx.ModelProto) -> np.ndarray[Any, Any]:
+    (node,) = nodes(model.graph, "Add")
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    (found,) = (constants[name] for name in node.input if name in constants)
+    return found
+
+
+@pytest.mark.parametrize("body", ["m = Add(s, mask)", "f = Mul(s, half) m = Add(mask, f)"])
+def test_a_mask_hides_wholly(body: str) -> None:
+    model, optimized = masked(body, -100)
+    rng = np.random.default_rng(2)
+    feed = {
+        "q": rng.normal(size=(3, 2, 5, 3)).astype(np.float32),
+        "k": rng.normal(size=(3, 2, 3, 5)).astype(np.float32),
+    }
+    furthest, _ = masked(body, float(np.finfo(np.float32).min))
+    found, expected, hidden = (
+        ort.InferenceSession(m.SerializeToString()).run(None, feed)[0]
+        for m in (optimized, model, furthest)
+    )
+    assert np.abs(found - expected).max() < 1e-6
+    # Zero where a processor's exponential reaches it.
+    assert np.array_equal(found[:, :, 0, 4], hidden[:, :, 0, 4])
+    assert 0 < expected[:, :, 0, 4].max() < np.finfo(np.float32).tiny
+    before, after = mask_of(model), mask_of(optimized)
+    assert (before == after).sum() == 24
+
+
+@pytest.mark.parametrize(
+    ("body", "mask"),
+    [
+        ("m = Add(s, mask)", -80),
+        ("m = Add(s, mask)", -np.inf),
+        ("m = Add(s, mask)", -1e4),
+        ("f = Mul(s, apart) m = Add(f, mask)", -100),
+        ("a = Add(s, mask) m = Mul(a, half)", -100),
+    ],
+)
+def test_other_constants_of_scores_stay(body: str, mask: float) -> None:
+    model, optimized = masked(body, mask)
+    assert np.array_equal(mask_of(model), mask_of(optimized))
 
 
 def changed(
