@@ -39,7 +39,7 @@ from .machine import package_version
 from .process import in_process, report
 from .runtimes import cores
 from .sections import run_sections
-from .timing import Call, race
+from .timing import Call, race, turn_seconds
 
 RESULT = Path(__file__).parent / "results" / "peers.json"
 EXPORTS = RESULT.with_name("peers_exports.jsonl")
@@ -57,7 +57,10 @@ BATCHES = (1, 16)
 CHECKED = (1, 3, 8)
 """Batch sizes at which an exported file is compared with torch. All trace with two images."""
 CLASSES = 1000
-SITTINGS, ROUNDS = 12, {1: 6, 16: 2}
+SITTINGS = {1: 12, 16: 8}
+ROUNDS = range(3, 21)
+ROUNDS_S = 90.0
+"""Seconds for the rounds of one race, as far as ``ROUNDS`` per sitting allow."""
 
 
 def _headkit(model: nn.Module, _name: str, _weights: Path, path: Path) -> None:
@@ -239,7 +242,7 @@ def latency(folder: Path) -> dict[str, Any]:
                 paths[exporter] = path
         found[name] = {"exporters": rows, "batches": _race(name, paths)}
         print(name, json.dumps(found[name]["batches"]), flush=True)
-    return {"threads": cores(), "sittings": SITTINGS, "rounds": ROUNDS, "architectures": found}
+    return {"threads": cores(), "sittings": SITTINGS, "architectures": found}
 
 
 def _race(name: str, paths: dict[str, Path]) -> dict[str, Any]:
@@ -248,16 +251,25 @@ def _race(name: str, paths: dict[str, Path]) -> dict[str, Any]:
     for batch in BATCHES:
         x = random_images(batch, size, torch.Generator().manual_seed(batch)).numpy()
         contenders = {exporter: partial(_ready, path, x) for exporter, path in paths.items()}
-        run = race(contenders, sittings=SITTINGS, rounds=ROUNDS[batch])
+        sittings = SITTINGS[batch]
+        rounds = _rounds(contenders.values(), sittings)
+        run = race(contenders, sittings=sittings, rounds=rounds)
         timings = run.timings
         peers = [exporter for exporter in paths if exporter != "headkit"]
         fastest = min(peers, key=lambda exporter: timings[exporter].median_ms)
         found[str(batch)] = {
+            "rounds": sittings * rounds,
             "latency_ms": {exporter: timing.to_json() for exporter, timing in timings.items()},
             "fastest_peer": fastest,
             "ratios": {peer: run.ratio("headkit", peer).to_json() for peer in peers},
         }
     return found
+
+
+def _rounds(contenders: Iterable[Callable[[], Call]], sittings: int) -> int:
+    """How many rounds per sitting there is time for: small models are cheap to time often."""
+    round_s = sum(turn_seconds(make()) for make in contenders)
+    return min(max(int(ROUNDS_S / sittings / round_s), ROUNDS[0]), ROUNDS[-1])
 
 
 def _ready(path: Path, x: Any) -> Call:

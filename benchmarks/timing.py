@@ -141,7 +141,8 @@ def race(
 
     In each round each contender is called for ``block_ms``, at least once. The first call of its
     turn is not counted: the caches are full of the last one's weights, and its threads still spin.
-    The order within a round is random.
+    The order within a round is random, and so is that in which they are made ready: the first finds
+    another memory than the last.
 
     Args:
         contenders: by name, what makes ready (loads a model) and returns what is timed.
@@ -154,7 +155,9 @@ def race(
     found = Race({name: [] for name in contenders}, [])
     order = random.Random(seed)  # noqa: S311  (no secret)
     for _ in range(sittings):
-        calls = {name: make() for name, make in contenders.items()}
+        calls = {
+            name: contenders[name]() for name in order.sample(list(contenders), len(contenders))
+        }
         for call in calls.values():
             for _ in range(warmup):
                 call()
@@ -170,6 +173,13 @@ def race(
         del calls
         gc.collect()
     return found
+
+
+def turn_seconds(call: Call, block_ms: float = 50.0) -> float:
+    """Return roughly how long a contender's turn in a race takes."""
+    call()
+    milliseconds = _timed(call)
+    return (PAUSE_MS + milliseconds + max(milliseconds, block_ms)) / 1000
 
 
 def alternate(contenders: Mapping[str, Call], *, calls: int = 20, warmup: int = 3) -> Race:

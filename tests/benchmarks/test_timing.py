@@ -3,6 +3,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from headkit.benchmarks.timing import Milliseconds, Race, Timing, alternate, race
@@ -97,3 +98,17 @@ def test_interval_holds_the_medians_of_all_sittings() -> None:
     assert ratio.value == 1.0
     assert ratio.high > 1.05
     assert not ratio.differs
+
+
+def test_contenders_are_made_ready_in_random_order() -> None:
+    made: list[str] = []
+
+    def ready(name: str) -> Callable[[], None]:
+        made.append(name)
+        return lambda: None
+
+    names = ["a", "b", "c"]
+    race({name: partial(ready, name) for name in names}, sittings=6, rounds=1, block_ms=0)
+    sittings = [made[k : k + 3] for k in range(0, 18, 3)]
+    assert all(sorted(sitting) == names for sitting in sittings)
+    assert len({sitting[0] for sitting in sittings}) > 1
