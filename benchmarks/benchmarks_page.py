@@ -220,7 +220,7 @@ def draw(results: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     plots: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "peers": _peers_plot,
-        "peers_xeon": _peers_plot,
+        "peers_epyc": _peers_plot,
         "growth": _growth_plot,
     }
     made = []

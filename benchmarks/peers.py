@@ -3,7 +3,7 @@
 ``python -m headkit.benchmarks.peers`` writes ``benchmarks/results/peers.json``; names of sections
 behind it (``latency``, ``exports``) measure only those and keep the rest of the file. ``exports``
 keeps a line for each architecture and exporter in ``peers_exports.jsonl`` and goes on where it was
-stopped. ``--result`` names another file: ``peers_xeon.json`` holds ``latency`` on a second
+stopped. ``--result`` names another file: ``peers_epyc.json`` holds ``latency`` on a second
 processor. Needs ``headkit[peers]``.
 """
 

@@ -126,7 +126,7 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "deployment": deployment,
     "freezing": freezing.table,
     "peers": benchmarks_page.peers,
-    "peers_xeon": partial(benchmarks_page.peers, plot="peers_xeon"),
+    "peers_epyc": partial(benchmarks_page.peers, plot="peers_epyc"),
     "speed": benchmarks_page.speed,
     "tasks": benchmarks_page.tasks,
     "growth": benchmarks_page.growth,

@@ -52,10 +52,11 @@ def _merged(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
 def mask_wholly(graph: Graph) -> None:
     """Let a mask that nearly hides keys from queries hide them wholly.
 
-    Behind the usual mask of -100 probabilities are subnormal numbers, such as 1e-44, by which many
-    processors multiply ten times slower than by zero. Sums with normal numbers are the same either
-    way. Scores with a factor for each head are left alone: where it is learned, as in Swin
-    Transformer V2, scores may lie as far apart as the mask.
+    Behind the usual mask of -100, ONNX Runtime's kernels for AVX-512 make subnormal probabilities,
+    such as 1e-44, by which Intel's processors multiply ten times slower than by zero; those for
+    AVX2 make zeros. Sums with normal numbers are the same either way. Scores with a factor for each
+    head are left alone: where it is learned, as in Swin Transformer V2, scores may lie as far apart
+    as the mask.
     """
     for node in list(graph.nodes):
         if node.domain == "" and node.op_type == "Softmax":

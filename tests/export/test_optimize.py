@@ -395,9 +395,9 @@ def test_a_mask_hides_wholly(body: str) -> None:
         for m in (optimized, model, furthest)
     )
     assert np.abs(found - expected).max() < 1e-6
-    # Zero where a processor's exponential reaches it.
+    # Zero, as with AVX2 behind any such mask; with AVX-512 exponentials become subnormal first.
     assert np.array_equal(found[:, :, 0, 4], hidden[:, :, 0, 4])
-    assert 0 < expected[:, :, 0, 4].max() < np.finfo(np.float32).tiny
+    assert expected[:, :, 0, 4].max() < np.finfo(np.float32).tiny
     before, after = mask_of(model), mask_of(optimized)
     assert (before == after).sum() == 24
 
