@@ -10,6 +10,7 @@ from typing import Any
 from .bench_plot import GRID, MARKERS, PALETTE, label, save
 from .peers import BATCHES, EXPORTERS, verdict
 
+_FLAT = 3
 VERDICTS = ("agrees", "other logits", "fixed batch", "does not run", "no file")
 
 
@@ -207,7 +208,7 @@ def growth(result: Mapping[str, Any]) -> str:
                     cost.replace("_", " "),
                     f"{first[cost]:,}",
                     f"{last[cost]:,}",
-                    "" if slope is None else f"{slope:.2f}",
+                    "" if slope is None else f"{slope:z.2f}",
                 )
             )
     head = ("grows", "range", "cost", "at the start", "at the end", "slope")
@@ -292,9 +293,11 @@ def _growth_plot(result: Mapping[str, Any]) -> Any:
         ax.set_xscale("log")
         if min(values) > 0:
             ax.set_yscale("log")
+            if max(values) < _FLAT * min(values):  # else noise would fill the panel
+                ax.set_ylim(min(values) / _FLAT, max(values) * _FLAT)
         ax.set_xlabel(by)
         ax.set_ylabel(cost.replace("_", " "))
-        ax.set_title("" if slope is None else f"slope {slope:.2f}", fontsize=9)
+        ax.set_title("" if slope is None else f"slope {slope:z.2f}", fontsize=9)
         ax.grid(color=GRID, linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
