@@ -17,10 +17,9 @@ def fold_norm(graph: Graph) -> None:
     ONNX Runtime itself folds only those behind a convolution.
     """
     readers = graph.readers()
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "BatchNormalization":
-            with suppress(Mismatch):
-                _fold_norm(graph, node, readers)
+    for node in graph.of("BatchNormalization"):
+        with suppress(Mismatch):
+            _fold_norm(graph, node, readers)
 
 
 def _fold_norm(
@@ -57,10 +56,9 @@ def fold_scale(graph: Graph) -> None:
     Such is the layer scale of CaiT (https://arxiv.org/abs/2103.17239). ONNX Runtime itself folds
     only those behind a convolution.
     """
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "Mul":
-            with suppress(Mismatch):
-                _fold_scale(graph, node)
+    for node in graph.of("Mul"):
+        with suppress(Mismatch):
+            _fold_scale(graph, node)
 
 
 def _fold_scale(graph: Graph, node: onnx.NodeProto) -> None:

@@ -22,10 +22,9 @@ def fuse_attention(graph: Graph) -> None:
 
     The operator: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
     """
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "Reshape":
-            with suppress(Mismatch):
-                graph.replace(node, _attention(graph, node))
+    for node in graph.of("Reshape"):
+        with suppress(Mismatch):
+            graph.replace(node, _attention(graph, node))
 
 
 def _attention(graph: Graph, end: onnx.NodeProto) -> onnx.NodeProto:

@@ -107,6 +107,10 @@ class Graph:
         check(name in self.shapes and rank in (None, len(self.shapes[name])))
         return self.shapes[name]
 
+    def of(self, op_type: str) -> list[onnx.NodeProto]:
+        """The nodes of an ONNX operator, as they are now."""
+        return [n for n in self.nodes if n.domain == "" and n.op_type == op_type]
+
     def made_by(self, name: str, *op_types: str, **attributes: object) -> onnx.NodeProto:
         """The node that writes a value: one of these ONNX operators with these attributes."""
         node: onnx.NodeProto | None = self._producer.get(name)

@@ -22,10 +22,9 @@ def split_projection(graph: Graph) -> None:
     Of the packed output each part would be copied out before it is transposed.
     """
     readers = graph.readers()
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "Transpose":
-            with suppress(Mismatch):
-                _split(graph, node, readers)
+    for node in graph.of("Transpose"):
+        with suppress(Mismatch):
+            _split(graph, node, readers)
 
 
 def _split(graph: Graph, turned: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> None:
@@ -155,10 +154,9 @@ def fuse_transposes(graph: Graph) -> None:
     https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
     """
     readers = graph.readers()
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "MatMul":
-            with suppress(Mismatch):
-                _fuse_transposes(graph, node, readers)
+    for node in graph.of("MatMul"):
+        with suppress(Mismatch):
+            _fuse_transposes(graph, node, readers)
 
 
 def _fuse_transposes(
@@ -204,10 +202,9 @@ def _swaps(node: onnx.NodeProto) -> bool:
 
 def multiply_to_resize(graph: Graph, opset: int) -> None:
     """Resize small images by a product with a constant matrix: resizing is linear."""
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "Resize":
-            with suppress(Mismatch):
-                graph.replace(node, *_resize(graph, node, opset))
+    for node in graph.of("Resize"):
+        with suppress(Mismatch):
+            graph.replace(node, *_resize(graph, node, opset))
 
 
 def _resize(graph: Graph, node: onnx.NodeProto, opset: int) -> Iterator[onnx.NodeProto]:

@@ -25,10 +25,9 @@ def merge_biases(graph: Graph) -> None:
 
     Such are the position bias of all windows and the mask of each.
     """
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "Add":
-            with suppress(Mismatch):
-                graph.replace(node, *_merged(graph, node))
+    for node in graph.of("Add"):
+        with suppress(Mismatch):
+            graph.replace(node, *_merged(graph, node))
 
 
 def _merged(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -58,10 +57,9 @@ def mask_wholly(graph: Graph) -> None:
     head are left alone: where it is learned, as in Swin Transformer V2, scores may lie as far apart
     as the mask.
     """
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "Softmax":
-            with suppress(Mismatch):
-                _mask_wholly(graph, node)
+    for node in graph.of("Softmax"):
+        with suppress(Mismatch):
+            _mask_wholly(graph, node)
 
 
 def _mask_wholly(graph: Graph, softmax: onnx.NodeProto) -> None:
