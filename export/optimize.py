@@ -49,14 +49,14 @@ def optimize(model: onnx.ModelProto, *, quantizable: bool = False) -> onnx.Model
 
     Args:
         model: with shapes in its ``value_info``; stays as it is.
-        quantizable: keep the matrix products of attention apart, so that they can be quantized, and
-            make no new ones.
+        quantizable: keep the matrix products of attention and the sums around them as they are, so
+            that they can be quantized, and make no new products.
     """
     optimized = onnx.ModelProto()
     optimized.CopyFrom(model)
-    if any(o.domain in ("", "ai.onnx") and o.version < MIN_OPSET for o in model.opset_import):
+    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if opset < MIN_OPSET:
         return optimized
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     fusing: tuple[Callable[[Graph], None], ...] = (
         fuse_attention,
         split_projection,

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from .optimize_fuse import linear
-from .optimize_graph import Graph, Mismatch, attribute, check, one_of
+from .optimize_graph import Graph, Mismatch, attribute, check
 
 
 def fold_norm(graph: Graph) -> None:
@@ -16,22 +16,20 @@ def fold_norm(graph: Graph) -> None:
 
     ONNX Runtime itself folds only those behind a convolution.
     """
-    readers = graph.readers()
     for node in graph.of("BatchNormalization"):
         with suppress(Mismatch):
-            _fold_norm(graph, node, readers)
+            _fold_norm(graph, node)
 
 
-def _fold_norm(
-    graph: Graph, node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]
-) -> None:
-    check(len(node.output) == 1 and node.output[0] not in graph.outputs)
-    (conv,) = one_of(readers.get(node.output[0], []))
-    check(conv.domain == "" and conv.op_type == "Conv" and attribute(conv, "group", 1) == 1)
+def _fold_norm(graph: Graph, node: onnx.NodeProto) -> None:
+    check(len(node.output) == 1 and not attribute(node, "training_mode", 0))
+    conv = graph.reader(node.output[0], "Conv")
+    check(attribute(conv, "group", 1) == 1)
     check(attribute(conv, "auto_pad", b"NOTSET") == b"NOTSET")
     check(not any(attribute(conv, "pads", ())))
     scale, shift, mean, variance = (graph.constant(name) for name in node.input[1:])
-    weight = graph.constant(conv.input[1]).astype(np.float64)
+    given = graph.constant(conv.input[1])
+    weight = given.astype(np.float64)
     factor = scale / np.sqrt(variance.astype(np.float64) + attribute(node, "epsilon", 1e-5))
     bias = np.tensordot(weight.sum(tuple(range(2, weight.ndim))), shift - mean * factor, 1)
     if len(conv.input) > 2 and conv.input[2]:
@@ -41,8 +39,8 @@ def _fold_norm(
         "Conv",
         [
             node.input[0],
-            graph.add_constant("folded_weight", weight.astype(np.float32)),
-            graph.add_constant("folded_bias", bias.astype(np.float32)),
+            graph.add_constant("folded_weight", weight.astype(given.dtype)),
+            graph.add_constant("folded_bias", bias.astype(given.dtype)),
         ],
         conv.output[0],
     )
@@ -71,7 +69,9 @@ def _fold_scale(graph: Graph, node: onnx.NodeProto) -> None:
     last = graph.only(value, "MatMul", "Add", "Transpose")
     layer = value
     if last.op_type == "Transpose":
-        axis, layer = attribute(last, "perm")[axis], last.input[0]
+        perm = attribute(last, "perm", ())
+        check(perm)
+        axis, layer = perm[axis], last.input[0]
     check(axis == len(sizes) - 1)
     product, bias = linear(graph, layer)
     weight = graph.constant(product.input[1])

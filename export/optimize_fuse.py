@@ -32,7 +32,7 @@ def _attention(graph: Graph, end: onnx.NodeProto) -> onnx.NodeProto:
     heads_last = graph.only(end.input[0], "Transpose", perm=[0, 2, 1, 3])
     product = graph.only(heads_last.input[0], "MatMul")
     softmax = graph.only(product.input[0], "Softmax")
-    check(attribute(softmax, "axis", -1) in (-1, 3))
+    check(graph.is_over_last_axis(softmax))
     scores, bias = softmax.input[0], ""
     with suppress(Mismatch):
         scores, bias = graph.operands(graph.only(scores, "Add"))
@@ -123,8 +123,8 @@ def fuse_rotary(graph: Graph) -> None:
     """
     matched = set()
     for op_type, match in (("Concat", _prefixed), ("Add", _rotary)):
-        for node in list(graph.nodes):
-            if node.domain != "" or node.op_type != op_type or node.output[0] in matched:
+        for node in graph.of(op_type):
+            if node.output[0] in matched:
                 continue
             with suppress(Mismatch):
                 found = match(graph, node)
@@ -192,13 +192,15 @@ def _turned(graph: Graph, name: str, source: str, shape: Shape) -> bool:
     try:
         reshape = graph.only(name, "Reshape")
     except Mismatch:
-        second, first = graph.only(name, "Concat").input
-        check(attribute(graph.only(name, "Concat"), "axis") in (-1, 3))
+        concat = graph.only(name, "Concat")
+        check(attribute(concat, "axis") in (-1, 3) and len(concat.input) == 2)
+        second, first = concat.input
         pairs = [range(width // 2, width), range(width // 2)]
         interleaved = False
     else:
         concat = graph.only(reshape.input[0], "Concat")
         check(attribute(concat, "axis") in (-1, 4) and graph.shape(name) == shape)
+        check(len(concat.input) == 2)
         stacked = [graph.only(part, "Unsqueeze") for part in concat.input]
         check(all(graph.integers(part, 1) in ([-1], [4]) for part in stacked))
         second, first = (part.input[0] for part in stacked)

@@ -18,6 +18,11 @@ MICROSOFT = "com.microsoft"
 Array = NDArray[Any]
 Shape = tuple[int | str, ...]
 
+_RANDOM = {
+    *("Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"),
+    "RandomUniformLike",
+}
+
 
 class Mismatch(Exception):
     """What is looked at is not the pattern that is looked for."""
@@ -39,6 +44,7 @@ class Graph:
         nodes: in an order in which they can run.
         outputs: names of the graph's outputs.
         shapes: per value, as far as the graph says them; dynamic sizes are names.
+        floats: the values that have a shape and are float32; initializers are not among them.
         reads: how often each value is read by a node.
     """
 
@@ -49,13 +55,20 @@ class Graph:
         inputs = {value.name for value in proto.input}
         self._tensors = {t.name: t for t in proto.initializer if t.name not in inputs}
         self._producer = {name: node for node in self.nodes for name in node.output if name}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in filter(None, node.input):
+                self._readers.setdefault(name, []).append(node)
         self.reads = Counter(name for node in self.nodes for name in read_by(node))
         self.shapes: dict[str, Shape] = {t.name: tuple(t.dims) for t in proto.initializer}
+        self.floats: set[str] = set()
         for value in (*proto.input, *proto.value_info, *proto.output):
             if value.type.tensor_type.HasField("shape"):
                 dims = value.type.tensor_type.shape.dim
                 if all(d.dim_param or d.dim_value for d in dims):  # neither: size is unknown
                     self.shapes[value.name] = tuple(d.dim_param or d.dim_value for d in dims)
+                    if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+                        self.floats.add(value.name)
         self._arrays: dict[str, Array | None] = {}
         self._added: dict[tuple[str, str, Shape, bytes], str] = {}
         self._taken = {*self.reads, *self._tensors, *self._producer, *inputs}
@@ -65,12 +78,13 @@ class Graph:
             constant = all(
                 name in self._tensors or name in self._foldable for name in node.input if name
             )
-            if constant and node.domain == "" and not _has_graph(node):
+            computed = node.domain == "" and node.op_type not in _RANDOM and not _has_graph(node)
+            if constant and computed:
                 self._foldable.update(node.output)
         self._unread = {*inputs, *self.outputs, *self._tensors} - {*self.reads}
 
     def constant_or_none(self, name: str) -> Array | None:
-        """Value of an initializer, or of what is computed from initializers alone."""
+        """Value of an initializer, or of what is computed from nothing but constants."""
         if name not in self._arrays:
             self._arrays[name] = None
             node = self._producer.get(name)
@@ -124,6 +138,20 @@ class Graph:
         check(self.reads[name] == 1 and name not in self.outputs)
         return self.made_by(name, *op_types, **attributes)
 
+    def reader(self, name: str, *op_types: str, **attributes: object) -> onnx.NodeProto:
+        """The node that alone reads a value: one of these ONNX operators with these attributes."""
+        nodes = self.readers(name)
+        check(self.reads[name] == 1 and len(nodes) == 1 and name not in self.outputs)
+        node = nodes[0]
+        check(node.domain == "" and node.op_type in op_types)
+        check(all(attribute(node, key) == value for key, value in attributes.items()))
+        return node
+
+    def is_over_last_axis(self, softmax: onnx.NodeProto) -> bool:
+        """Whether the probabilities along the last axis add up to 1."""
+        rank = len(self.shape(softmax.output[0]))
+        return attribute(softmax, "axis", -1) in (-1, rank - 1)
+
     def operands(self, node: onnx.NodeProto) -> tuple[str, str]:
         """Names of the value and the constant that a node of two operands reads, in any order."""
         for value, constant in itertools.permutations(node.input):
@@ -143,13 +171,9 @@ class Graph:
             raise Mismatch
         return axes[0] % len(shape), range(size)[slice(starts[0], ends[0], steps[0])]
 
-    def readers(self) -> dict[str, list[onnx.NodeProto]]:
-        """The nodes that read each value directly, as they are now."""
-        found: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in filter(None, node.input):
-                found.setdefault(name, []).append(node)
-        return found
+    def readers(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes that read a value directly, once for each time that they do."""
+        return self._readers.get(name, [])
 
     def new_name(self, stem: str) -> str:
         """A name that no value of the graph has."""
@@ -179,7 +203,7 @@ class Graph:
         return onnx.helper.make_node(op_type, inputs, [output], f"optimized_{output}", **attributes)
 
     def replace(self, old: onnx.NodeProto, *new: onnx.NodeProto) -> None:
-        """Put nodes in the place of one, whose output the last of them writes."""
+        """Put nodes in the place of one; they write what is still read of what it wrote."""
         place = next(k for k, node in enumerate(self.nodes) if node is old)
         self.nodes[place : place + 1] = new
 
@@ -198,12 +222,6 @@ class Graph:
             for k in reversed(range(len(values))):
                 if values[k].name not in wanted:
                     del values[k]
-
-
-def one_of(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Check that there is one node, such as the one that reads a value."""
-    check(len(nodes) == 1)
-    return nodes
 
 
 def is_integer(size: int | str) -> bool:

@@ -165,24 +165,23 @@ def _needed(graph: Graph, node: onnx.NodeProto, rows: _Rows) -> dict[int, _Rows]
 
 def average_early(graph: Graph) -> None:
     """Average over tokens or pixels in front of sums and linear layers, which it commutes with."""
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "ReduceMean":
+    for node in graph.of("ReduceMean"):
+        with suppress(Mismatch):
+            axes, name, window = graph.integers(node, 1), node.input[0], []
+            rank = len(graph.shape(name))
+            axes = [axis % rank for axis in axes]
+            check(axes and 0 not in axes)
             with suppress(Mismatch):
-                axes, name, window = graph.integers(node, 1), node.input[0], []
-                rank = len(graph.shape(name))
-                axes = [axis % rank for axis in axes]
-                check(axes and 0 not in axes)
-                with suppress(Mismatch):
-                    part = graph.only(name, "Slice")
-                    check(graph.window(part)[0] in axes)
-                    name, window = part.input[0], list(part.input[1:])
-                nodes: list[onnx.NodeProto] = []
-                averaged = _averaged(graph, name, axes, window, nodes)
-                check(any(new.op_type == "MatMul" for new in nodes))
-                last = onnx.NodeProto()
-                last.CopyFrom(node)
-                last.input[0] = averaged
-                graph.replace(node, *nodes, last)
+                part = graph.only(name, "Slice")
+                check(graph.window(part)[0] in axes)
+                name, window = part.input[0], list(part.input[1:])
+            nodes: list[onnx.NodeProto] = []
+            averaged = _averaged(graph, name, axes, window, nodes)
+            check(any(new.op_type == "MatMul" for new in nodes))
+            last = onnx.NodeProto()
+            last.CopyFrom(node)
+            last.input[0] = averaged
+            graph.replace(node, *nodes, last)
 
 
 def _averaged(

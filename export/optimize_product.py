@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -10,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 
 from .optimize_fuse import linear
-from .optimize_graph import MICROSOFT, Array, Graph, Mismatch, attribute, check, is_integer, one_of
+from .optimize_graph import MICROSOFT, Array, Graph, Mismatch, attribute, check, is_integer
 
 MAX_RESIZE = 16_384
 """Numbers of the matrix that does the work of a Resize: with more, the Resize is faster."""
@@ -21,13 +20,12 @@ def split_projection(graph: Graph) -> None:
 
     Of the packed output each part would be copied out before it is transposed.
     """
-    readers = graph.readers()
     for node in graph.of("Transpose"):
         with suppress(Mismatch):
-            _split(graph, node, readers)
+            _split(graph, node)
 
 
-def _split(graph: Graph, turned: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> None:
+def _split(graph: Graph, turned: onnx.NodeProto) -> None:
     reshape = graph.only(turned.input[0], "Reshape")
     product, bias = linear(graph, reshape.input[0])
     weight = graph.constant(product.input[1])
@@ -35,20 +33,20 @@ def _split(graph: Graph, turned: onnx.NodeProto, readers: dict[str, list[onnx.No
     shape = graph.shape(reshape.output[0])
     check(all(is_integer(size) for size in shape[1:]))
     sizes = [int(size) for size in shape[1:]]
-    perm = list(attribute(turned, "perm"))
+    perm = list(attribute(turned, "perm", ()))
     if perm == [2, 0, 3, 1, 4]:
         tokens, three, heads, width = sizes
         check(three == 3)
         columns = np.arange(3 * heads * width).reshape(3, -1)
-        ends = _entries(graph, readers[turned.output[0]], readers)
+        ends = _entries(graph, graph.readers(turned.output[0]))
     elif perm == [0, 2, 1, 3]:
         tokens, heads, width = sizes
         check(width % 3 == 0)
         width //= 3
         numbers = np.arange(3 * heads * width).reshape(heads, 3, width)
         columns = numbers.transpose(1, 0, 2).reshape(3, -1)
-        (cut,) = one_of(readers[turned.output[0]])
-        check(cut.domain == "" and cut.op_type == "Split" and attribute(cut, "axis", 0) in (3, -1))
+        cut = graph.reader(turned.output[0], "Split")
+        check(attribute(cut, "axis", 0) in (3, -1))
         parts = [graph.shape(name) for name in cut.output]
         check(len(parts) == 3 and all(part[-1] == width for part in parts))
         ends = [(cut, name) for name in cut.output]
@@ -60,87 +58,79 @@ def _split(graph: Graph, turned: onnx.NodeProto, readers: dict[str, list[onnx.No
     biases: list[Array | None] = [None if added is None else added[own] for own in columns]
     if added is not None:
         with suppress(Mismatch):
-            _end_in_softmax(graph, key, readers)
+            _end_in_softmax(graph, key)
             biases[1] = None
         with suppress(Mismatch):
-            _add_behind(graph, value, added[columns[2]], readers)
+            _add_behind(graph, value, added[columns[2]])
             biases[2] = None
     split = graph.add_integers("heads_apart", [-1, tokens, heads, width])
     made: dict[int, list[onnx.NodeProto]] = {}
     for own, bias_of, (end, output) in zip(columns, biases, ends, strict=True):
         matrix = graph.add_constant("projection", np.ascontiguousarray(weight[:, own]))
-        last = f"{output}_projected"
+        last = graph.new_name(f"{output}_projected")
         nodes = [graph.make("MatMul", [product.input[0], matrix], last)]
         if bias_of is not None:
-            last, given = f"{output}_biased", last
+            last, given = graph.new_name(f"{output}_biased"), last
             nodes.append(graph.make("Add", [given, graph.add_constant("bias", bias_of)], last))
-        nodes.append(graph.make("Reshape", [last, split], f"{output}_heads"))
-        nodes.append(graph.make("Transpose", [f"{output}_heads"], output, perm=[0, 2, 1, 3]))
+        apart = graph.new_name(f"{output}_heads")
+        nodes.append(graph.make("Reshape", [last, split], apart))
+        nodes.append(graph.make("Transpose", [apart], output, perm=[0, 2, 1, 3]))
         made.setdefault(id(end), []).extend(nodes)
     for end in {id(end): end for end, _ in ends}.values():
         graph.replace(end, *made[id(end)])
 
 
-def _end_in_softmax(graph: Graph, key: str, readers: dict[str, list[onnx.NodeProto]]) -> None:
+def _end_in_softmax(graph: Graph, key: str) -> None:
     """Check that keys do nothing but make the scores of a softmax.
 
     A bias of the keys then adds the same number to all scores of a query, which changes nothing.
     """
-    (turn,) = one_of(readers[key])
+    turn = graph.reader(key, "Transpose")
     check(_swaps(turn))
-    (node,) = one_of(readers[turn.output[0]])
-    check(node.op_type == "MatMul" and node.input[1] == turn.output[0])
+    node = graph.reader(turn.output[0], "MatMul")
+    check(node.input[1] == turn.output[0])
     while node.op_type != "Softmax":
         name = node.output[0]
-        check(name not in graph.outputs)
         last = graph.shape(name)[-1]
-        (node,) = one_of(readers[name])
-        check(node.domain == "" and node.op_type in ("Add", "Mul", "Reshape", "Softmax"))
+        node = graph.reader(name, "Add", "Mul", "Reshape", "Softmax")
         if node.op_type == "Mul":
             factor = next(other for other in node.input if other != name)
             check(graph.constant(factor).size == 1)
         elif node.op_type == "Reshape":
             check(is_integer(last) and graph.shape(node.output[0])[-1] == last)
-    check(attribute(node, "axis", -1) in (-1, len(graph.shape(node.output[0])) - 1))
+    check(graph.is_over_last_axis(node))
 
 
-def _add_behind(
-    graph: Graph, value: str, bias: Array, readers: dict[str, list[onnx.NodeProto]]
-) -> None:
+def _add_behind(graph: Graph, value: str, bias: Array) -> None:
     """Add a bias of the values to that of the linear layer behind the attention.
 
     The probabilities of a query add up to 1: each average of the values has this bias.
     """
-    (average,) = one_of(readers[value])
-    check(average.op_type == "MatMul" and average.input[1] == value)
-    softmax = graph.only(average.input[0], "Softmax")
-    check(attribute(softmax, "axis", -1) in (-1, len(graph.shape(average.input[0])) - 1))
-    (turn,) = one_of(readers[average.output[0]])
-    check(turn.op_type == "Transpose" and list(attribute(turn, "perm")) == [0, 2, 1, 3])
-    (joined,) = one_of(readers[turn.output[0]])
-    check(joined.op_type == "Reshape" and graph.shape(joined.output[0])[-1] == len(bias))
-    (product,) = one_of(readers[joined.output[0]])
-    check(product.op_type == "MatMul" and product.input[0] == joined.output[0])
-    (added,) = one_of(readers[product.output[0]])
-    check(added.op_type == "Add")
+    average = graph.reader(value, "MatMul")
+    check(average.input[1] == value)
+    check(graph.is_over_last_axis(graph.only(average.input[0], "Softmax")))
+    turn = graph.reader(average.output[0], "Transpose", perm=[0, 2, 1, 3])
+    joined = graph.reader(turn.output[0], "Reshape")
+    check(graph.shape(joined.output[0])[-1] == len(bias))
+    product = graph.reader(joined.output[0], "MatMul")
+    check(product.input[0] == joined.output[0])
+    added = graph.reader(product.output[0], "Add")
     weight = graph.constant(product.input[1])
     place = 1 - list(added.input).index(product.output[0])
     old = graph.constant(added.input[place])
-    check(old.shape == (weight.shape[1],))
+    check(weight.ndim == 2 and old.shape == (weight.shape[1],))
     new = old + bias.astype(np.float64) @ weight.astype(np.float64)
     added.input[place] = graph.add_constant("bias", new.astype(old.dtype))
 
 
-def _entries(
-    graph: Graph, cuts: list[onnx.NodeProto], readers: dict[str, list[onnx.NodeProto]]
-) -> list[tuple[onnx.NodeProto, str]]:
+def _entries(graph: Graph, cuts: list[onnx.NodeProto]) -> list[tuple[onnx.NodeProto, str]]:
     """The nodes that pick entries 0, 1 and 2 of the first axis."""
     found = {}
     for cut in cuts:
         check(cut.domain == "" and cut.op_type == "Slice")
         axis, entries = graph.window(cut)
-        (squeeze,) = one_of(readers[cut.output[0]])
-        check(squeeze.op_type == "Squeeze" and graph.integers(squeeze, 1) == [0])
+        squeeze = graph.reader(cut.output[0], "Squeeze")
+        check(graph.integers(squeeze, 1) == [0])
         check(axis == 0 and len(entries) == 1)
         found[entries[0]] = (squeeze, squeeze.output[0])
     check(sorted(found) == [0, 1, 2] and len(cuts) == 3)
@@ -153,16 +143,14 @@ def fuse_transposes(graph: Graph) -> None:
     ONNX Runtime would merge such a Transpose with one in front of it to a slow one. The operator:
     https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
     """
-    readers = graph.readers()
     for node in graph.of("MatMul"):
         with suppress(Mismatch):
-            _fuse_transposes(graph, node, readers)
+            _fuse_transposes(graph, node)
 
 
-def _fuse_transposes(
-    graph: Graph, node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]
-) -> None:
+def _fuse_transposes(graph: Graph, node: onnx.NodeProto) -> None:
     check(all(graph.constant_or_none(name) is None for name in node.input))
+    check(graph.floats.issuperset(node.input))
     check(len({len(graph.shape(name)) for name in node.input}) == 1)
     operands = []
     for name in node.input:
@@ -172,9 +160,10 @@ def _fuse_transposes(
             check(_swaps(turn))
             operands[-1] = (turn.input[0], 1)
     end = node
-    following = readers.get(node.output[0], [])
-    if len(following) == 1 and node.output[0] not in graph.outputs and _swaps(following[0]):
-        end = following[0]
+    with suppress(Mismatch):
+        turn = graph.reader(node.output[0], "Transpose")
+        check(_swaps(turn))
+        end = turn
         operands = [(name, 1 - turned) for name, turned in reversed(operands)]
     (a, turned_a), (b, turned_b) = operands
     check(end is not node or turned_a or turned_b)
@@ -192,9 +181,7 @@ def _fuse_transposes(
 
 
 def _swaps(node: onnx.NodeProto) -> bool:
-    """Whether a node swaps the last two axes of three or more, and does nothing else."""
-    if node.domain != "" or node.op_type != "Transpose":
-        return False
+    """Whether a Transpose swaps the last two axes of three or more, and does nothing else."""
     perm = list(attribute(node, "perm", ()))
     rank = len(perm)
     return rank > 2 and perm == [*range(rank - 2), rank - 1, rank - 2]
@@ -207,31 +194,33 @@ def multiply_to_resize(graph: Graph, opset: int) -> None:
             graph.replace(node, *_resize(graph, node, opset))
 
 
-def _resize(graph: Graph, node: onnx.NodeProto, opset: int) -> Iterator[onnx.NodeProto]:
+def _resize(graph: Graph, node: onnx.NodeProto, opset: int) -> list[onnx.NodeProto]:
     before, after = graph.shape(node.input[0], 4), graph.shape(node.output[0], 4)
     check(all(is_integer(size) for size in (*before[1:], *after[1:])) and before[1] == after[1])
     channels, height, width, high, wide = (int(size) for size in (*before[1:], *after[2:]))
-    check(height * width * high * wide <= MAX_RESIZE)
+    check(height * width * high * wide <= MAX_RESIZE and node.input[0] in graph.floats)
     check(not attribute(node, "axes") and len(node.input) > 2 and not node.input[1])
     check(attribute(node, "keep_aspect_ratio_policy", b"stretch") == b"stretch")
+    if node.input[2]:  # else sizes are given, of which ONNX Runtime makes these scales itself
+        scales = graph.constant(node.input[2])
+        check(scales.shape == (4,))
+        check(np.allclose(scales, [1, 1, high / height, wide / width], rtol=1e-6, atol=0))
     matrix = _matrix_of(node, (height, width), (high, wide), opset)
     name, output = node.input[0], node.output[0]
     flat = graph.add_integers("pixels_flat", [-1, channels, height * width])
     back = graph.add_integers("pixels_back", [-1, channels, high, wide])
-    product = f"{output}_product"
-    return iter(
-        [
-            graph.make("Reshape", [name, flat], f"{output}_flat"),
-            graph.make("MatMul", [f"{output}_flat", graph.add_constant("resize", matrix)], product),
-            graph.make("Reshape", [product, back], output),
-        ]
-    )
+    row, product = graph.new_name(f"{output}_flat"), graph.new_name(f"{output}_product")
+    return [
+        graph.make("Reshape", [name, flat], row),
+        graph.make("MatMul", [row, graph.add_constant("resize", matrix)], product),
+        graph.make("Reshape", [product, back], output),
+    ]
 
 
 def _matrix_of(
     node: onnx.NodeProto, size: tuple[int, int], asked: tuple[int, int], opset: int
 ) -> Array:
-    """What ONNX Runtime's Resize makes of images that have one pixel: ``[from, to]``."""
+    """What ONNX Runtime's Resize makes of images one pixel of which is 1: ``[from, to]``."""
     import onnxruntime as ort
 
     pixels = size[0] * size[1]

@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 
 from .optimize_fuse import unscaled
-from .optimize_graph import Graph, Mismatch, attribute, check
+from .optimize_graph import Graph, Mismatch, check
 
 MAX_MERGED = 2**19
 """Numbers of a constant that two smaller ones are merged to: more would make the file larger."""
-NEARLY_NONE = 87
-"""Scores that lie further apart, by the constant: ``exp(-87)`` is close to the smallest normal."""
+NEARLY_NONE = 80
+"""A mask hides if it sets scores further apart than this and than other constants can undo."""
 NONE = 1000
 """Scores that lie this far apart: the lower one's probability is zero in every precision."""
 
@@ -41,7 +41,7 @@ def _merged(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
     check(first.ndim < len(before) or first.shape[0] == 1)
     own = first.reshape(first.shape[1:]) if first.ndim == len(before) else first
     check(np.prod(np.broadcast_shapes(own.shape, second.shape)) <= MAX_MERGED)
-    name = f"{node.output[0]}_unbiased"
+    name = graph.new_name(f"{node.output[0]}_unbiased")
     return [
         graph.make("Reshape", [value, reshape.input[1]], name),
         graph.make("Add", [name, graph.add_constant("bias", own + second)], node.output[0]),
@@ -53,9 +53,10 @@ def mask_wholly(graph: Graph) -> None:
 
     Behind the usual mask of -100, ONNX Runtime's kernels for AVX-512 make subnormal probabilities,
     such as 1e-44, by which Intel's processors multiply ten times slower than by zero; those for
-    AVX2 make zeros. Sums with normal numbers are the same either way. Scores with a factor for each
-    head are left alone: where it is learned, as in Swin Transformer V2, scores may lie as far apart
-    as the mask.
+    AVX2 make zeros. The logits are the same unless a hidden key's product with the query leads that
+    of all others by more than 60, which sets the mask aside. Scores with a factor above 1 or one
+    for each head are left alone: where it is learned, as in Swin Transformer V2, scores may lie as
+    far apart as the mask.
     """
     for node in graph.of("Softmax"):
         with suppress(Mismatch):
@@ -65,7 +66,7 @@ def mask_wholly(graph: Graph) -> None:
 def _mask_wholly(graph: Graph, softmax: onnx.NodeProto) -> None:
     name = softmax.input[0]
     sizes = graph.shape(name)
-    check(attribute(softmax, "axis", -1) in (-1, len(sizes) - 1))
+    check(graph.is_over_last_axis(softmax))
     masks = []
     while (node := graph.only(name, "Add", "Reshape", "Mul", "MatMul")).op_type in _UNSCALED:
         if node.op_type == "Reshape":
@@ -74,14 +75,17 @@ def _mask_wholly(graph: Graph, softmax: onnx.NodeProto) -> None:
         else:
             name, added = graph.operands(node)
             masks.append((node, added))
-    product, _ = unscaled(graph, name)
+    product, factor = unscaled(graph, name)
     graph.only(product, "MatMul")
-    for node, added in masks:
-        mask = graph.constant(added)
-        check(mask.shape[-1:] == sizes[-1:] and np.isfinite(mask).all())
+    check(abs(factor) <= 1)
+    arrays = [graph.constant(added) for _, added in masks]
+    check(all(a.shape[-1:] == sizes[-1:] and np.isfinite(a).all() for a in arrays))
+    spreads = [np.ptp(array, -1).max() for array in arrays]
+    for k, ((node, added), mask) in enumerate(zip(masks, arrays, strict=True)):
         highest = mask.max(-1, keepdims=True)
         below = highest - mask
-        hidden = (below > NEARLY_NONE) & (below < NONE)
+        others = sum(spreads[:k] + spreads[k + 1 :])
+        hidden = (below > NEARLY_NONE + others) & (below < NONE)
         if hidden.any():
             whole = np.where(hidden, highest - NONE, mask).astype(mask.dtype)
             place = list(node.input).index(added)

@@ -18,11 +18,10 @@ _MAX_NUMBERS = 2**23
 
 def drop_padding(graph: Graph) -> None:
     """Leave out padding by nothing, which ONNX Runtime would copy for."""
-    for node in list(graph.nodes):
-        if node.domain == "" and node.op_type == "Pad" and len(node.input) > 1:
-            pads = graph.constant_or_none(node.input[1])
-            if pads is not None and not pads.any():
-                graph.replace(node, graph.make("Identity", [node.input[0]], node.output[0]))
+    for node in graph.of("Pad"):
+        with suppress(Mismatch):
+            check(not any(graph.integers(node, 1)))
+            graph.replace(node, graph.make("Identity", [node.input[0]], node.output[0]))
 
 
 def gather_tokens(graph: Graph) -> None:
@@ -32,13 +31,12 @@ def gather_tokens(graph: Graph) -> None:
     indices is sent through them. If each image's tokens come out whole, only in another order, one
     Gather with this order does the same.
     """
-    readers = graph.readers()
     orders: dict[tuple[object, ...], Array | None] = {}
     taken: set[int] = set()
     for end in reversed(list(graph.nodes)):
         if id(end) not in taken and _moves(end):
             with suppress(Mismatch):
-                source, nodes = _region(graph, end, readers)
+                source, nodes = _region(graph, end)
                 graph.replace(end, *_gathered(graph, source, nodes, end, orders))
                 taken.update(map(id, nodes))
 
@@ -47,11 +45,10 @@ def _moves(node: onnx.NodeProto) -> bool:
     return node.domain == "" and node.op_type in _MOVES
 
 
-def _region(
-    graph: Graph, end: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]
-) -> tuple[str, list[onnx.NodeProto]]:
+def _region(graph: Graph, end: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
     """The nodes that ``end`` is made by from one value, in order; something else reads on."""
-    check(not readers.get(end.output[0]) or not all(map(_moves, readers[end.output[0]])))
+    readers = graph.readers(end.output[0])
+    check(not readers or not all(map(_moves, readers)))
     wanted, nodes = {end.output[0]}, list[onnx.NodeProto]()
     place = next(k for k, node in enumerate(graph.nodes) if node is end)
     for node in reversed(graph.nodes[: place + 1]):
@@ -65,7 +62,8 @@ def _region(
     sources = wanted - made
     check(len(sources) == 1 and any(node.op_type == "Concat" for node in nodes))
     for name in made - set(end.output):
-        check(name not in graph.outputs and all(id(n) in inside for n in readers[name]))
+        check(name not in graph.outputs and all(id(n) in inside for n in graph.readers(name)))
+        check(len(graph.readers(name)) == graph.reads[name])
     return sources.pop(), nodes[::-1]
 
 
@@ -83,48 +81,50 @@ def _gathered(
     channels = inner[0][-1]
     tokens = max(int(np.prod(shape[:-1])) for shape in inner)
     check(2 * tokens * channels <= _MAX_NUMBERS)
-    key = (tuple(inner[0]), tuple(inner[1]), *(_described(graph, node) for node in nodes))
+    key = (tuple(inner[0]), tuple(inner[1]), *_described(graph, source, nodes))
     if key not in orders:
         orders[key] = None
         with suppress(Mismatch):
-            orders[key] = _order(graph, source, nodes, inner[0], tokens)
+            orders[key] = _order(graph, source, nodes, inner, tokens)
     order = orders[key]
     if order is None:
         raise Mismatch
     output = end.output[0]
     apart = graph.add_integers("tokens_apart", [-1, tokens, channels])
     back = graph.add_integers("tokens_back", [-1, *inner[1]])
-    gather = graph.make(
-        "Gather",
-        [f"{output}_apart", graph.add_integers("token_order", order.tolist())],
-        f"{output}_gathered",
-        axis=1,
-    )
+    order_name = graph.add_integers("token_order", order.tolist())
+    row, moved = graph.new_name(f"{output}_apart"), graph.new_name(f"{output}_gathered")
     return [
-        graph.make("Reshape", [source, apart], f"{output}_apart"),
-        gather,
-        graph.make("Reshape", [f"{output}_gathered", back], output),
+        graph.make("Reshape", [source, apart], row),
+        graph.make("Gather", [row, order_name], moved, axis=1),
+        graph.make("Reshape", [moved, back], output),
     ]
 
 
-def _described(graph: Graph, node: onnx.NodeProto) -> tuple[object, ...]:
-    """What a node does, without the names of the values that it does it to."""
-    constants = [graph.constant_or_none(name) for name in node.input]
-    return (
-        node.op_type,
-        tuple(sorted(part.SerializeToString() for part in node.attribute)),
-        tuple(None if array is None else array.tobytes() for array in constants),
-    )
+def _described(graph: Graph, source: str, nodes: list[onnx.NodeProto]) -> list[tuple[object, ...]]:
+    """What nodes do, with numbers instead of the names of the values that they do it to."""
+    numbers = {source: 0}
+    found: list[tuple[object, ...]] = []
+    for node in nodes:
+        given: list[object] = []
+        for name in node.input:
+            array = graph.constant_or_none(name)
+            given.append(numbers.get(name) if array is None else (array.shape, array.tobytes()))
+        attributes = sorted(part.SerializeToString() for part in node.attribute)
+        found.append((node.op_type, *attributes, *given))
+        for name in node.output:
+            numbers[name] = len(numbers)
+    return found
 
 
 def _order(
-    graph: Graph, source: str, nodes: list[onnx.NodeProto], inner: list[int], tokens: int
+    graph: Graph, source: str, nodes: list[onnx.NodeProto], inner: list[list[int]], tokens: int
 ) -> Array:
     """Where each token comes from: ``[tokens]``, the same in each image."""
-    channels = inner[-1]
-    values: dict[str, Array] = {
-        source: np.arange(2 * tokens * channels, dtype=np.int64).reshape(-1, *inner)
-    }
+    channels = inner[0][-1]
+    numbers = np.arange(2 * tokens * channels, dtype=np.int64)
+    check(all(tokens * channels % int(np.prod(shape)) == 0 for shape in inner))
+    values: dict[str, Array] = {source: numbers.reshape(-1, *inner[0])}
     for node in nodes:
         given = {n: values[n] if n in values else graph.constant(n) for n in node.input if n}
         try:
@@ -132,8 +132,9 @@ def _order(
         except Exception as error:  # the nodes do not take two images: sizes are fixed otherwise
             raise Mismatch from error
         values.update(zip(node.output, map(np.asarray, found), strict=True))
-    indices = values[nodes[-1].output[0]].reshape(2, -1, channels)
-    check(indices.shape[1] == tokens)
+    indices = values[nodes[-1].output[0]]
+    check(indices.size == numbers.size)
+    indices = indices.reshape(2, tokens, channels)
     order = indices[0, :, 0] // channels
     whole = order[:, None] * channels + np.arange(channels)
     check(np.array_equal(indices[0], whole))
