@@ -9,6 +9,7 @@ from typing import Any
 
 from .bench_plot import GRID, MARKERS, PALETTE, label, save
 from .peers import BATCHES, EXPORTERS, verdict
+from .process import TIMEOUT_S
 
 _FLAT = 3
 VERDICTS = ("agrees", "other logits", "fixed batch", "does not run", "no file")
@@ -130,20 +131,7 @@ def peers(result: Mapping[str, Any], plot: str = "peers") -> str:
         "",
     ]
     if "exports" in result:
-        score = result["exports"]
-        lines += [
-            f"The smallest architecture of each of {score['architectures']} families, traced with "
-            "two images, run with one, three and eight:",
-            "",
-            *_table(
-                ("exporter", *VERDICTS),
-                (
-                    (one, *(str(counts.get(kind, 0)) for kind in VERDICTS))
-                    for one, counts in score["exporters"].items()
-                ),
-            ),
-            "",
-        ]
+        lines += [*_exports(result["exports"]), ""]
     return "\n".join([*lines, *machines(result)])
 
 
@@ -155,6 +143,35 @@ def _latency_cells(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
         *(f"{timings[one]['median_ms']:.2f}" if one in timings else "-" for one in EXPORTERS),
         f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})",
     )
+
+
+def _exports(score: Mapping[str, Any]) -> list[str]:
+    rows, missed = [], []
+    for exporter, found in score["exporters"].items():
+        verdicts, seconds = found["verdicts"], found["export_seconds"]
+        rows.append(
+            (
+                exporter,
+                *(str(len(verdicts.get(kind, ()))) for kind in VERDICTS),
+                "" if seconds is None else f"{seconds:.1f} s",
+                f"{found['bytes'] / 1e6:,.1f} MB",
+            )
+        )
+        missed += [
+            f"- {exporter}, {kind}: {', '.join(f'`{name}`' for name in sorted(verdicts[kind]))}"
+            for kind in VERDICTS[1:]
+            if kind in verdicts
+        ]
+    return [
+        f"The smallest architecture of each of {score['architectures']} families, traced with two "
+        "images, run with one, three and eight; an exporter has "
+        f"{TIMEOUT_S // 60} minutes for each. Median time and all bytes are of the "
+        f"{score['common']} of which every exporter makes a file:",
+        "",
+        *_table(("exporter", *VERDICTS, "to export", "files"), rows),
+        "",
+        *missed,
+    ]
 
 
 def _export_cell(row: Mapping[str, Any]) -> str:
@@ -182,7 +199,7 @@ def tasks(result: Mapping[str, Any]) -> str:
                         count,
                         titles[name],
                         *(
-                            f"{shown}{'' if ratio is None else f' ({ratio[key]:.0f} x less)'}"
+                            f"{shown}{_less(ratio[key]) if ratio else ''}"
                             for key, shown in (
                                 ("bytes", f"{row['bytes'] / 1e6:,.0f} MB"),
                                 ("seconds", f"{row['seconds']:.2f} s"),
@@ -193,6 +210,11 @@ def tasks(result: Mapping[str, Any]) -> str:
                 )
     head = ("tasks", "how", "files", "until all have answered", "resident memory")
     return "\n".join([*_table(head, rows), "", *machines(result)])
+
+
+def _less(ratio: float) -> str:
+    """Say how many times less; nothing where that is not so."""
+    return f" ({ratio:.{1 if ratio < 10 else 0}f} x less)" if ratio >= 1.05 else ""
 
 
 def growth(result: Mapping[str, Any]) -> str:

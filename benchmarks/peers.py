@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +185,7 @@ def _in_process(exporter: str, name: str, path: Path) -> dict[str, Any]:
     try:
         return in_process(__spec__.name, "one", exporter, name, str(path))
     except ExportError as error:
-        return {"error": str(error)}
+        return {"error": str(error).replace(f"{path.parent}/", "")}
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -211,16 +213,34 @@ def exports(folder: Path) -> dict[str, Any]:
         rows[name, exporter] = row
         with EXPORTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-    return {"architectures": len(names), "exporters": _score(rows.values(), names)}
+    return score([rows[name, exporter] for exporter in EXPORTERS for name in names])
 
 
-def _score(rows: Iterable[dict[str, Any]], names: list[str]) -> dict[str, dict[str, int]]:
-    score: dict[str, dict[str, int]] = {}
-    for row in rows:
-        if row["architecture"] in names:
-            counts = score.setdefault(row["exporter"], {})
-            counts[verdict(row)] = counts.get(verdict(row), 0) + 1
-    return score
+def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what came of each exporter's exports, and what those cost that all of them made.
+
+    Returns:
+        ``architectures`` and how many of them are ``common``, that is, that every exporter made a
+        file of; by exporter the names by ``verdicts``, and over the common ones the median of
+        ``export_seconds`` and all ``bytes``.
+    """
+    names = sorted({row["architecture"] for row in rows})
+    failed = {row["architecture"] for row in rows if "error" in row}
+    exporters = {}
+    for exporter, group in itertools.groupby(rows, itemgetter("exporter")):
+        own = list(group)
+        verdicts: dict[str, list[str]] = {}
+        for row in own:
+            verdicts.setdefault(verdict(row), []).append(row["architecture"])
+        common = [row for row in own if row["architecture"] not in failed]
+        seconds = [row["export_seconds"] for row in common]
+        exporters[exporter] = {
+            "verdicts": verdicts,
+            "export_seconds": round(statistics.median(seconds), 2) if seconds else None,
+            "bytes": sum(row["bytes"] for row in common),
+        }
+    made = len(names) - len(failed)
+    return {"architectures": len(names), "common": made, "exporters": exporters}
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from headkit.benchmarks.growth import slope
 from headkit.benchmarks.machine import package_version
-from headkit.benchmarks.peers import EXPORTERS, one, verdict
+from headkit.benchmarks.peers import EXPORTERS, one, score, verdict
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
@@ -31,6 +31,29 @@ def test_each_exporter_makes_a_file_that_is_judged(exporter: str, tmp_path: Path
 )
 def test_verdicts(row: dict[str, Any], expected: str) -> None:
     assert verdict(row) == expected
+
+
+def test_score_counts_cost_where_all_exporters_made_a_file() -> None:
+    def made(architecture: str, exporter: str, seconds: float, difference: float) -> dict[str, Any]:
+        row = {"architecture": architecture, "exporter": exporter, "export_seconds": seconds}
+        return row | {"bytes": int(10 * seconds), "difference": {"1": difference}, "errors": {}}
+
+    found = score(
+        [
+            made("a", "ours", 1.0, 0.0),
+            made("b", "ours", 3.0, 0.0),
+            made("c", "ours", 9.0, 0.0),
+            made("a", "theirs", 2.0, 0.0),
+            made("b", "theirs", 4.0, 1.0),
+            {"architecture": "c", "exporter": "theirs", "error": "no"},
+        ]
+    )
+    assert found["architectures"] == 3
+    assert found["common"] == 2
+    ours, theirs = found["exporters"]["ours"], found["exporters"]["theirs"]
+    assert ours == {"verdicts": {"agrees": ["a", "b", "c"]}, "export_seconds": 2.0, "bytes": 40}
+    assert theirs["verdicts"] == {"agrees": ["a"], "other logits": ["b"], "no file": ["c"]}
+    assert (theirs["export_seconds"], theirs["bytes"]) == (3.0, 60)
 
 
 def test_slope_is_the_power_by_which_cost_grows() -> None:
