@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -127,11 +127,7 @@ class Graph:
 
     def made_by(self, name: str, *op_types: str, **attributes: object) -> onnx.NodeProto:
         """The node that writes a value: one of these ONNX operators with these attributes."""
-        node: onnx.NodeProto | None = self._producer.get(name)
-        if node is None or node.domain != "" or node.op_type not in op_types:
-            raise Mismatch
-        check(all(attribute(node, key) == value for key, value in attributes.items()))
-        return node
+        return _matched(self._producer.get(name), op_types, attributes)
 
     def only(self, name: str, *op_types: str, **attributes: object) -> onnx.NodeProto:
         """The same, if moreover one node alone reads the value."""
@@ -142,10 +138,7 @@ class Graph:
         """The node that alone reads a value: one of these ONNX operators with these attributes."""
         nodes = self.readers(name)
         check(self.reads[name] == 1 and len(nodes) == 1 and name not in self.outputs)
-        node = nodes[0]
-        check(node.domain == "" and node.op_type in op_types)
-        check(all(attribute(node, key) == value for key, value in attributes.items()))
-        return node
+        return _matched(nodes[0], op_types, attributes)
 
     def is_over_last_axis(self, softmax: onnx.NodeProto) -> bool:
         """Whether the probabilities along the last axis add up to 1."""
@@ -222,6 +215,15 @@ class Graph:
             for k in reversed(range(len(values))):
                 if values[k].name not in wanted:
                     del values[k]
+
+
+def _matched(
+    node: onnx.NodeProto | None, op_types: Sequence[str], attributes: Mapping[str, object]
+) -> onnx.NodeProto:
+    if node is None or node.domain != "" or node.op_type not in op_types:
+        raise Mismatch
+    check(all(attribute(node, key) == value for key, value in attributes.items()))
+    return node
 
 
 def is_integer(size: int | str) -> bool:
