@@ -30,7 +30,7 @@ coverage: $(INSTALLED)  ## the adapter layer's contract: all architectures, and 
 
 bench: $(INSTALLED)  ## two architectures on all runtimes: a table, bench.csv and plots in build/bench
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
-	$(BIN)/headkit bench mobilenetv4_conv_small vit_tiny_patch16_224 --sittings 2 --out build/bench
+	$(BIN)/headkit bench mobilenetv4_conv_small vit_tiny_patch16_224 --rounds 1 --out build/bench
 
 bench-full: $(INSTALLED)  ## all that docs/benchmarks.md shows, measured anew (hours)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench,peers]"

@@ -20,13 +20,24 @@ from ..adapters.files import write_atomically
 from .bench_plot import draw
 from .cold import Cold, cold_start
 from .compare_plot import check_plots
+from .labels import ONNXRUNTIME
 from .machine import machine
 from .peak import peak_gmacs
-from .runtimes import DEVICES, PRECISIONS, RUNTIMES, Contender, Running, absent, contenders, cores
+from .runtimes import (
+    DEVICES,
+    PRECISIONS,
+    RUNTIMES,
+    Contender,
+    Running,
+    absent,
+    contenders,
+    cores,
+    lacking,
+)
 from .subject import SAMPLE, Array, Subject, subjects
 from .timing import Call, Race, race
 
-SITTINGS, ROUNDS, COLD_STARTS = 3, 8, 3
+SITTINGS, ROUNDS, COLD_STARTS = 8, 3, 3
 
 TIMM_COLUMNS = (
     "model",
@@ -38,6 +49,8 @@ TIMM_COLUMNS = (
     "param_count",
 )
 """Columns of timm's own benchmark results, in its units: milliseconds and millions."""
+
+RATIOS = ("ratio", "ratio_to_onnxruntime")
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -81,7 +94,7 @@ def bench(
             or ONNX files with a dynamic batch.
         runtimes: keys of ``RUNTIMES``; all without it.
         precisions: ``fp32``, ``fp16``, ``bf16``, ``int8``; all without it.
-        devices: ``cpu``, ``cuda``; without it those that are there.
+        devices: ``cpu``, ``cuda``; all without it.
         batches: images per call.
         threads: of the CPU; one per core without it.
         weights: file of the head files' backbone; without it see ``load_backbone_of``.
@@ -100,10 +113,11 @@ def bench(
         the reason). A row has timm's columns (``TIMM_COLUMNS``), ``runtime``, ``precision``,
         ``device``, ``threads``, ``p05_ms``, ``p95_ms``, ``spread``, ``ratio`` (the time relative to
         the first runtime's of that model and batch size: median, and the ends of its interval),
-        ``share_of_peak``, ``copy_ms`` (on a GPU), ``same_class``, ``logit_difference`` and
-        ``accuracy`` (where images lie in folders named after the classes), and of the process that
-        starts cold ``first_prediction_s``, ``load_s``, ``peak_bytes``,
-        ``device_bytes`` and ``file_bytes``.
+        ``ratio_to_onnxruntime`` (the same to ONNX Runtime in float32 on the CPU, where that was
+        measured), ``share_of_peak``, ``copy_ms`` (on a GPU), ``same_class``, ``logit_difference``
+        and ``accuracy`` (where images lie in folders named after the classes), and of the process
+        that starts cold ``first_prediction_s``, ``load_s``, ``peak_bytes``, ``device_bytes`` and
+        ``file_bytes``.
 
     Raises:
         ValueError: a runtime, precision, device or batch size is none.
@@ -112,8 +126,8 @@ def bench(
         UnknownArchitecture, HeadFormatError, WeightsError, DataError: see ``subjects``.
     """
     runtimes = _known("runtime", runtimes, RUNTIMES)
-    precisions = _known("precision", precisions, PRECISIONS)
-    devices = _known("device", devices, DEVICES) if devices else _present()
+    all_precisions = _known("precision", precisions, PRECISIONS)
+    all_devices = _known("device", devices, DEVICES)
     for name, number in (("batches", min(batches, default=0)), ("rounds", rounds)):
         if number < 1:
             raise ValueError(f"{name} is {number}, expected at least 1")
@@ -122,12 +136,12 @@ def bench(
     if out is not None:
         check_plots()
         _make(Path(out))
-    asked = contenders(runtimes, precisions, devices, threads or cores())
-    idle = [name for name in runtimes if name not in {one.runtime for one in asked}]
+    asked = contenders(runtimes, all_precisions, all_devices, threads or cores())
     if not asked:
         raise ValueError(
-            f"{', '.join(idle)} has no {', '.join(precisions)} on {', '.join(devices)}"
+            f"{', '.join(runtimes)} has no {', '.join(all_precisions)} on {', '.join(all_devices)}"
         )
+    none = lacking(runtimes, precisions, devices, threads or cores())
     report = progress or (lambda *_: None)
     rows, missing = list[dict[str, Any]](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
@@ -140,14 +154,8 @@ def bench(
             rows += bench_one.measure(asked, batches)
             missing += bench_one.absent
             missing += [
-                {
-                    "model": subject.name,
-                    "runtime": name,
-                    "precision": " or ".join(precisions),
-                    "device": " or ".join(devices),
-                    "reason": "this runtime has no such combination",
-                }
-                for name in idle
+                _absence(subject, one, f"{one.runtime} has no {one.precision} on {one.device}")
+                for one in none
             ]
             report("models", number + 1, len(found))
     result = {
@@ -223,8 +231,7 @@ class _Bench:
                 except Exception as error:  # each runtime has errors of its own
                     reason = first_line(error)
             if reason:
-                named = {"model": self.subject.name, **asdict(one), "reason": reason}
-                self.absent.append(named)
+                self.absent.append(_absence(self.subject, one, reason))
                 continue
             expected = logits if expected is None else expected
             found[one] = _agreement(logits, expected, targets)
@@ -266,8 +273,15 @@ class _Bench:
             "p95_ms": timing.p95_ms,
             "spread": round(timing.spread, 3),
             "ratio": run.ratio(str(one), reference).to_json(),
+            "ratio_to_onnxruntime": (
+                run.ratio(str(one), ONNXRUNTIME).to_json() if ONNXRUNTIME in run.calls else None
+            ),
             "share_of_peak": share,
         }
+
+
+def _absence(subject: Subject, one: Contender, reason: str) -> dict[str, Any]:
+    return {"model": subject.name, **asdict(one), "reason": reason}
 
 
 def _agreement(logits: Array, expected: Array, targets: Array | None) -> _Agreement:
@@ -290,15 +304,7 @@ def _kind(one: Contender) -> str:
 
 
 def _peaks(asked: Sequence[Contender]) -> dict[str, float | None]:
-    kinds = {_kind(one): one for one in asked if one.device == "cpu" or not absent(one)}
-    found = {kind: peak_gmacs(one) for kind, one in kinds.items()}
-    return {_kind(one): found.get(_kind(one)) for one in asked}
-
-
-def _present() -> tuple[str, ...]:
-    import torch
-
-    return DEVICES if torch.cuda.is_available() else ("cpu",)
+    return {kind: peak_gmacs(one) for kind, one in {_kind(one): one for one in asked}.items()}
 
 
 def _known(what: str, given: Sequence[str] | None, known: Iterable[str]) -> tuple[str, ...]:
@@ -324,12 +330,14 @@ def _write(result: dict[str, Any], folder: Path) -> None:
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows as CSV, timm's columns first; a ratio's value without its interval."""
+    """Return rows as CSV, timm's columns first; ratios without their intervals."""
     if not rows:
         return ""
     columns = [*TIMM_COLUMNS, *(name for name in rows[0] if name not in TIMM_COLUMNS)]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "ratio": row["ratio"]["value"]} for row in rows)
+    for row in rows:
+        ratios = {name: row[name] and row[name]["value"] for name in RATIOS}
+        writer.writerow({**row, **ratios})
     return text.getvalue()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..adapters.files import atomic_path
 from .compare_plot import check_plots
+from .labels import label
 
 PALETTE = ("#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#b83280", "#718096", "#b7791f", "#319795")
 GRID, INK = "#e4e7eb", "#1f2933"
 MARKERS = "osD^vPX*"
+
+Style = dict[str, Any]
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
@@ -24,16 +27,16 @@ def draw(result: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
     )
 
 
-def label(row: Mapping[str, Any]) -> str:
-    """Return runtime, precision and device of a row; the CPU goes without saying."""
-    device = "" if row["device"] == "cpu" else f" {row['device']}"
-    return f"{row['runtime']} {row['precision']}{device}"
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """Return colour and marker for each contender, the same in all plots of a result.
 
-
-def colours(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return a colour for each contender, the same in all plots of a result."""
-    names = list(dict.fromkeys(label(row) for row in rows))
-    return {name: PALETTE[number % len(PALETTE)] for number, name in enumerate(names)}
+    No two of the first 64 look alike.
+    """
+    found = {}
+    for number, name in enumerate(dict.fromkeys(names)):
+        turn, place = divmod(number, len(PALETTE))
+        found[name] = {"color": PALETTE[place], "marker": MARKERS[(place + turn) % len(MARKERS)]}
+    return found
 
 
 def _latency(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -41,10 +44,10 @@ def _latency(rows: Sequence[Mapping[str, Any]]) -> Any:
     from matplotlib.figure import Figure
 
     batches = sorted({row["infer_batch_size"] for row in rows})
-    height = 1.2 + 0.22 * len(rows) / len(batches) + 0.25 * len({row["model"] for row in rows})
+    height = 1.2 + 0.2 * len(rows) / len(batches) + 0.25 * len({row["model"] for row in rows})
     figure = Figure(figsize=(5.2 * len(batches) + 1.5, height), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
-    palette = colours(rows)
+    found = styles(label(row) for row in rows)
     for ax, batch in zip(axes, batches, strict=True):
         place, ticks = 0.0, {}
         for model in dict.fromkeys(row["model"] for row in rows):
@@ -52,18 +55,13 @@ def _latency(rows: Sequence[Mapping[str, Any]]) -> Any:
             for row in own:
                 median = row["infer_step_time"]
                 whiskers = [[median - row["p05_ms"]], [row["p95_ms"] - median]]
-                ax.barh(
-                    place,
-                    median,
-                    xerr=whiskers,
-                    color=palette[label(row)],
-                    height=0.8,
-                    error_kw={"ecolor": INK, "elinewidth": 0.8},
+                ax.errorbar(
+                    median, place, xerr=whiskers, **found[label(row)], ls="", ms=5, elinewidth=0.9
                 )
                 ax.annotate(
                     f"{median:.3g}",
                     (max(median, row["p95_ms"]), place),
-                    xytext=(4, 0),
+                    xytext=(5, 0),
                     textcoords="offset points",
                     va="center",
                     fontsize=7,
@@ -73,13 +71,11 @@ def _latency(rows: Sequence[Mapping[str, Any]]) -> Any:
             place += 1
         ax.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
         ax.set_xscale("log")
-        ax.margins(x=0.12)
+        ax.margins(x=0.12, y=0.02)
         ax.set_xlabel(f"ms per call at batch {batch} (median, 5th to 95th percentile, log scale)")
-        _quiet(ax, "x")
+        quiet(ax, "x")
     axes[0].invert_yaxis()
-    figure.legend(
-        handles=_patches(palette), loc="outside upper center", ncols=4, frameon=False, fontsize=8
-    )
+    figure.legend(handles=handles(found), **LEGEND)
     return figure
 
 
@@ -92,17 +88,16 @@ def _throughput(rows: Sequence[Mapping[str, Any]]) -> Any:
     lines = -(-len(models) // columns)
     figure = Figure(figsize=(4.2 * columns, 0.8 + 3 * lines), layout="constrained", dpi=150)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    palette = colours(rows)
+    found = styles(label(row) for row in rows)
     for ax, model in zip(axes, models, strict=False):
-        for number, (name, colour) in enumerate(palette.items()):
+        for name, style in found.items():
             own = sorted(
                 (row["infer_batch_size"], row["infer_samples_per_sec"])
                 for row in rows
                 if row["model"] == model and label(row) == name
             )
             if own:
-                marker = MARKERS[number % len(MARKERS)]
-                ax.plot(*zip(*own, strict=True), color=colour, marker=marker, ms=4, lw=1.2)
+                ax.plot(*zip(*own, strict=True), **style, ms=4, lw=1.2)
         batches = sorted({row["infer_batch_size"] for row in rows})
         ax.set_xscale("log", base=2)
         ax.set_xticks(batches, [str(batch) for batch in batches])
@@ -111,26 +106,34 @@ def _throughput(rows: Sequence[Mapping[str, Any]]) -> Any:
         ax.set_title(_short(model), fontsize=9)
         ax.set_xlabel("batch size")
         ax.set_ylabel("images per second")
-        _quiet(ax, "both")
+        quiet(ax, "both")
     for ax in axes[len(models) :]:
         ax.remove()
-    figure.legend(
-        handles=_patches(palette), loc="outside upper center", ncols=4, frameon=False, fontsize=8
-    )
+    figure.legend(handles=handles(found), **LEGEND)
     return figure
 
 
-def _patches(palette: Mapping[str, str]) -> list[Any]:
-    from matplotlib.patches import Patch
+LEGEND: dict[str, Any] = {
+    "loc": "outside upper center",
+    "ncols": 4,
+    "frameon": False,
+    "fontsize": 8,
+}
 
-    return [Patch(color=colour, label=name) for name, colour in palette.items()]
+
+def handles(found: Mapping[str, Style]) -> list[Any]:
+    """Return what a legend shows for each contender."""
+    from matplotlib.lines import Line2D
+
+    return [Line2D([], [], **style, ls="", ms=6, label=name) for name, style in found.items()]
 
 
 def _short(name: str) -> str:
     return name if len(name) <= 30 else f"…{name[-29:]}"
 
 
-def _quiet(ax: Any, axis: str) -> None:
+def quiet(ax: Any, axis: str) -> None:
+    """Let the axes of a panel step back behind what it shows."""
     ax.grid(color=GRID, linewidth=0.6, axis=axis)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)

@@ -1,43 +1,59 @@
-"""Render what ``speed``, ``peers``, ``tasks`` and ``growth`` measured as Markdown and plots."""
+"""Render what ``speed``, ``peers``, ``tasks`` and ``growth`` measured as Markdown."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .bench_plot import GRID, MARKERS, PALETTE, label, save
+from .labels import ONNXRUNTIME, label, unmeasured
 from .peers import BATCHES, EXPORTERS, verdict
 from .process import TIMEOUT_S
 
-_FLAT = 3
+TASK_TITLES = {
+    "sessions": "a full ONNX model per task",
+    "multi": "one model with all heads",
+    "swappable": "one swappable model, head files",
+    "state_dicts": "a full `state_dict` per task",
+    "heads": "one backbone, head files",
+}
 VERDICTS = ("agrees", "other logits", "fixed batch", "does not run", "no file")
 
 
 def speed(result: Mapping[str, Any]) -> str:
-    """Return a table per batch size: milliseconds by runtime, and what a precision costs."""
+    """Return tables: what reduced precision gains, milliseconds by runtime, and what those cost."""
     rows = [row for section in result.values() for row in section["rows"]]
-    lines = []
-    for batch in sorted({row["infer_batch_size"] for row in rows}):
+    batches = sorted({row["infer_batch_size"] for row in rows})
+    lines = [
+        "![Speedup over ONNX Runtime in float32](benchmarks/speed.png)",
+        "",
+        "The fastest runtime of each architecture in a precision below float32, and what it costs "
+        "on digits that the head has not seen:",
+        "",
+        *_table(
+            (
+                *("architecture", "batch", "runtime", "speedup over ONNX Runtime fp32"),
+                *("same class", "accuracy", "of ONNX Runtime fp32"),
+            ),
+            (
+                _speedup_cells(section, row)
+                for section in result.values()
+                for batch in batches
+                if (row := fastest_reduced(section, batch))
+            ),
+        ),
+        "",
+    ]
+    for batch in batches:
         own = [row for row in rows if row["infer_batch_size"] == batch]
+        head = ("architecture", "GMACs", "runtime", "ms", "p95", "images/s")
         lines += [
             f"Batch {batch}:",
             "",
-            *_table(
-                (
-                    "architecture",
-                    "GMACs",
-                    "runtime",
-                    "ms",
-                    "p95",
-                    "images/s",
-                    "x ONNX Runtime fp32",
-                ),
-                (_speed_cells(row, own) for row in own),
-            ),
+            *_table((*head, "speedup over ONNX Runtime fp32"), map(_speed_cells, own)),
             "",
         ]
+    absent = [row for section in result.values() for row in section["absent"]]
     lines += [
         "What a runtime or a precision changes, on digits that the head has not seen, and what a "
         "process of its own takes for one image:",
@@ -57,19 +73,55 @@ def speed(result: Mapping[str, Any]) -> str:
             (_cost_cells(row) for row in rows if row["infer_batch_size"] == 1),
         ),
         "",
+        *(f"- {line}" for line in unmeasured(absent, result)),
+        "",
+        *_peaks(result),
     ]
-    absent = {
-        (row["runtime"], row["precision"], row["device"], row["reason"])
-        for section in result.values()
-        for row in section["absent"]
-    }
-    lines += [f"Not measured: {a} {b} on {c}: {reason}." for a, b, c, reason in sorted(absent)]
     return "\n".join([*lines, *machines(result)])
 
 
-def _speed_cells(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    reference = next(r for r in rows if r["model"] == row["model"] and _is_plain(r))
-    gain = reference["infer_step_time"] / row["infer_step_time"]
+def fastest_reduced(section: Mapping[str, Any], batch: int) -> Mapping[str, Any] | None:
+    """Return the row of the fastest runtime on the CPU in a precision below float32, if any."""
+    reduced = [
+        row
+        for row in comparable(section)
+        if row["precision"] != "fp32" and row["infer_batch_size"] == batch
+    ]
+    return min(reduced, key=lambda row: row["ratio_to_onnxruntime"]["value"], default=None)
+
+
+def comparable(section: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the rows that stand beside ONNX Runtime in float32: those of the CPU."""
+    return [r for r in section["rows"] if r["device"] == "cpu" and r["ratio_to_onnxruntime"]]
+
+
+def speedup(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Return how many times as fast as ONNX Runtime in float32 a row is, and its interval."""
+    ratio = row["ratio_to_onnxruntime"]
+    return 1 / ratio["value"], 1 / ratio["high"], 1 / ratio["low"]
+
+
+def _speedup_cells(section: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
+    plain = next(one for one in section["rows"] if label(one) == ONNXRUNTIME)
+    return (
+        row["model"],
+        str(row["infer_batch_size"]),
+        label(row),
+        _speedup_text(row),
+        f"{row['same_class']:.1%}",
+        f"{row['accuracy']:.1%}",
+        f"{plain['accuracy']:.1%}",
+    )
+
+
+def _speedup_text(row: Mapping[str, Any]) -> str:
+    if row["device"] != "cpu" or not row["ratio_to_onnxruntime"]:
+        return ""
+    value, low, high = speedup(row)
+    return "1" if label(row) == ONNXRUNTIME else f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _speed_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["model"],
         f"{row['infer_gmacs']:.2f}",
@@ -77,8 +129,23 @@ def _speed_cells(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> t
         f"{row['infer_step_time']:.2f}",
         f"{row['p95_ms']:.2f}",
         f"{row['infer_samples_per_sec']:.0f}",
-        f"{gain:.2f}",
+        _speedup_text(row),
     )
+
+
+def _peaks(result: Mapping[str, Any]) -> list[str]:
+    """Say what the machine reached at most, which was measured before each architecture."""
+    found: dict[str, list[float]] = {}
+    for section in result.values():
+        for kind, peak in section["peak_gmacs_per_s"].items():
+            if peak is not None:
+                found.setdefault(kind, []).append(peak)
+    listed = (f"{kind} {min(some):,.0f} to {max(some):,.0f}" for kind, some in found.items())
+    return [
+        "Peak, measured before each architecture, in billions of multiply-adds per second: "
+        f"{', '.join(listed)}.",
+        "",
+    ]
 
 
 def _cost_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -96,26 +163,22 @@ def _cost_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _is_plain(row: Mapping[str, Any]) -> bool:
-    return label(row) == "onnxruntime fp32"
-
-
 def peers(result: Mapping[str, Any], plot: str = "peers") -> str:
     """Return the plot and the tables: latency of the files, export time and size, and the score."""
-    lines = [f"![Time of each exporter's file relative to headkit's](benchmarks/{plot}.png)", ""]
-    latency = result["latency"]
+    measured = latencies(result)
+    lines = [f"![headkit's time relative to each exporter's](benchmarks/{plot}.png)", ""]
     for batch in map(str, BATCHES):
+        found = {name: section["batches"][batch] for name, section in measured.items()}
         lines += [
-            f"Milliseconds per call at batch {batch}, and headkit's time relative to the fastest "
-            "other (below 1: headkit is faster):",
+            f"Milliseconds per call at batch {batch}, and headkit's time relative to the best of "
+            "the others (below 1: headkit is faster than each of them):",
             "",
             *_table(
-                ("architecture", *EXPORTERS, "headkit / fastest other"),
-                (
-                    _latency_cells(name, found["batches"][batch])
-                    for name, found in latency["architectures"].items()
-                ),
+                ("architecture", *EXPORTERS, "headkit / best other"),
+                (_latency_cells(name, one) for name, one in found.items()),
             ),
+            "",
+            *_outcome(batch, found),
             "",
         ]
     lines += [
@@ -124,8 +187,8 @@ def peers(result: Mapping[str, Any], plot: str = "peers") -> str:
         *_table(
             ("architecture", *EXPORTERS),
             (
-                (name, *(_export_cell(found["exporters"][one]) for one in EXPORTERS))
-                for name, found in latency["architectures"].items()
+                (name, *(_export_cell(section["exporters"][one]) for one in EXPORTERS))
+                for name, section in measured.items()
             ),
         ),
         "",
@@ -135,25 +198,50 @@ def peers(result: Mapping[str, Any], plot: str = "peers") -> str:
     return "\n".join([*lines, *machines(result)])
 
 
+def latencies(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections that hold the latency of an architecture's files."""
+    return {name: section for name, section in result.items() if name != "exports"}
+
+
 def _latency_cells(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
-    timings, fastest = found["latency_ms"], found["fastest_peer"]
-    ratio = found["ratios"][fastest]
+    timings, ratios = found["latency_ms"], found["ratios"]
+    best = max(ratios, key=lambda one: ratios[one]["value"])  # of the others
+    ratio = ratios[best]
     return (
         name,
         *(f"{timings[one]['median_ms']:.2f}" if one in timings else "-" for one in EXPORTERS),
-        f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})",
+        f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}), {best}",
     )
+
+
+def _outcome(batch: str, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say where headkit's file is told apart from those of the others."""
+    faster = [
+        f"`{name}`"
+        for name, one in found.items()
+        if all(ratio["high"] < 1 for ratio in one["ratios"].values())
+    ]
+    slower = [
+        f"`{name}` than {peer} ({ratio['value']:.3f})"
+        for name, one in found.items()
+        for peer, ratio in one["ratios"].items()
+        if ratio["low"] > 1
+    ]
+    return [
+        f"At batch {batch} headkit's file is faster than each of the others, told apart, for "
+        f"{', '.join(faster) or 'none'}; slower than at least one, told apart, for "
+        f"{', '.join(slower) or 'none'}."
+    ]
 
 
 def _exports(score: Mapping[str, Any]) -> list[str]:
     rows, missed = [], []
     for exporter, found in score["exporters"].items():
-        verdicts, seconds = found["verdicts"], found["export_seconds"]
+        verdicts = found["verdicts"]
         rows.append(
             (
                 exporter,
                 *(str(len(verdicts.get(kind, ()))) for kind in VERDICTS),
-                "" if seconds is None else f"{seconds:.1f} s",
                 f"{found['bytes'] / 1e6:,.1f} MB",
             )
         )
@@ -165,10 +253,10 @@ def _exports(score: Mapping[str, Any]) -> list[str]:
     return [
         f"The smallest architecture of each of {score['architectures']} families, traced with two "
         "images, run with one, three and eight; an exporter has "
-        f"{TIMEOUT_S // 60} minutes for each. Median time and all bytes are of the "
-        f"{score['common']} of which every exporter makes a file:",
+        f"{TIMEOUT_S // 60} minutes for each. The files' size is that of the {score['common']} of "
+        "which every exporter makes one:",
         "",
-        *_table(("exporter", *VERDICTS, "to export", "files"), rows),
+        *_table(("exporter", *VERDICTS, "files"), rows),
         "",
         *missed,
     ]
@@ -182,13 +270,6 @@ def _export_cell(row: Mapping[str, Any]) -> str:
 
 def tasks(result: Mapping[str, Any]) -> str:
     """Return the tables: full models against heads, for 1, 10 and 100 tasks."""
-    titles = {
-        "sessions": "a full ONNX model per task",
-        "multi": "one model with all heads",
-        "swappable": "one swappable model, head files",
-        "state_dicts": "a full `state_dict` per task",
-        "heads": "one backbone, head files",
-    }
     rows = []
     for section in ("serving", "checkpoints"):
         for count, found in result[section]["tasks"].items():
@@ -197,7 +278,7 @@ def tasks(result: Mapping[str, Any]) -> str:
                 rows.append(
                     (
                         count,
-                        titles[name],
+                        TASK_TITLES[name],
                         *(
                             f"{shown}{_less(ratio[key]) if ratio else ''}"
                             for key, shown in (
@@ -209,7 +290,8 @@ def tasks(result: Mapping[str, Any]) -> str:
                     )
                 )
     head = ("tasks", "how", "files", "until all have answered", "resident memory")
-    return "\n".join([*_table(head, rows), "", *machines(result)])
+    plot = "![Files, time and memory against tasks](benchmarks/tasks.png)"
+    return "\n".join([*_table(head, rows), "", plot, "", *machines(result)])
 
 
 def _less(ratio: float) -> str:
@@ -218,7 +300,7 @@ def _less(ratio: float) -> str:
 
 
 def growth(result: Mapping[str, Any]) -> str:
-    """Return a table of slopes: cost grows as size to that power, over the upper half."""
+    """Return a table of slopes: cost grows as size to that power, over the last tenfold."""
     rows = []
     for section in result.values():
         first, last = section["rows"][0], section["rows"][-1]
@@ -236,96 +318,6 @@ def growth(result: Mapping[str, Any]) -> str:
     head = ("grows", "range", "cost", "at the start", "at the end", "slope")
     plot = "![Cost against size](benchmarks/growth.png)"
     return "\n".join([*_table(head, rows), "", plot, "", *machines(result)])
-
-
-def draw(results: Path, folder: Path) -> list[Path]:
-    """Draw the plots of the page from the results that are there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    plots: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-        "peers": _peers_plot,
-        "peers_epyc": _peers_plot,
-        "growth": _growth_plot,
-    }
-    made = []
-    for name, plot in plots.items():
-        path = results / f"{name}.json"
-        if path.exists():
-            made.append(save(plot(json.loads(path.read_text())), folder / f"{name}.png"))
-    return made
-
-
-def _peers_plot(result: Mapping[str, Any]) -> Any:
-    """Time of each exporter's file relative to headkit's, by architecture and batch size."""
-    from matplotlib.figure import Figure
-
-    found = result["latency"]["architectures"]
-    figure = Figure(figsize=(11, 4.6), layout="constrained", dpi=150)
-    axes = figure.subplots(1, len(BATCHES), sharey=True, squeeze=False)[0]
-    others = [one for one in EXPORTERS if one != "headkit"]
-    for ax, batch in zip(axes, map(str, BATCHES), strict=True):
-        for number, one in enumerate(others):
-            places, values, errors = [], [], []
-            for place, row in enumerate(found.values()):
-                ratio = row["batches"][batch]["ratios"].get(one)
-                if ratio is not None:
-                    places.append(place + 0.15 * (number - 1.5))
-                    values.append(1 / ratio["value"])
-                    errors.append(
-                        (
-                            1 / ratio["value"] - 1 / ratio["high"],
-                            1 / ratio["low"] - 1 / ratio["value"],
-                        )
-                    )
-            ax.errorbar(
-                values,
-                places,
-                xerr=list(zip(*errors, strict=True)),
-                fmt=MARKERS[number],
-                color=PALETTE[number],
-                ms=5,
-                lw=0.9,
-                label=one,
-            )
-        ax.axvline(1, color="#52606d", lw=0.9, ls="--")
-        ax.set_yticks(range(len(found)), list(found), fontsize=8)
-        ax.set_xlabel(f"time relative to headkit's file, batch {batch}")
-        ax.grid(color=GRID, linewidth=0.6, axis="x")
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].invert_yaxis()
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
-    return figure
-
-
-def _growth_plot(result: Mapping[str, Any]) -> Any:
-    """A panel per cost, both axes logarithmic, with the slope."""
-    from matplotlib.figure import Figure
-
-    panels = [(section, cost) for section in result.values() for cost in section["slopes"]]
-    columns = 3
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(11, 2.9 * lines), layout="constrained", dpi=150)
-    axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    for ax, (section, cost) in zip(axes, panels, strict=False):
-        by, slope = section["by"], section["slopes"][cost]
-        sizes = [row[by] for row in section["rows"]]
-        values = [row[cost] for row in section["rows"]]
-        ax.plot(sizes, values, color=PALETTE[0], marker="o", ms=4, lw=1.2)
-        ax.set_xscale("log")
-        if min(values) > 0:
-            ax.set_yscale("log")
-            if max(values) < _FLAT * min(values):  # else noise would fill the panel
-                ax.set_ylim(min(values) / _FLAT, max(values) * _FLAT)
-        ax.set_xlabel(by)
-        ax.set_ylabel(cost.replace("_", " "))
-        ax.set_title("" if slope is None else f"slope {slope:z.2f}", fontsize=9)
-        ax.grid(color=GRID, linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-    for ax in axes[len(panels) :]:
-        ax.remove()
-    return figure
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

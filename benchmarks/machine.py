@@ -9,7 +9,10 @@ from pathlib import Path
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 """Of x86 processors, as Linux names them, on which the speed of a precision hangs."""
-PACKAGES = ("headkit", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "timm", "torch")
+PACKAGES = (
+    *("headkit", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "timm", "torch"),
+    *("openvino", "timmx", "onnxslim"),
+)
 
 
 def machine() -> dict[str, object]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from .runtimes import Contender
+from .runtimes import Contender, absent
 
 SIDES = {"cpu": (1024, 2048), "cuda": (8192,)}
 REPEATS = 8
@@ -22,12 +23,12 @@ def peak_gmacs(contender: Contender) -> float | None:
         contender: its precision, device and number of threads count.
 
     Returns:
-        The best of all repetitions; none for a precision in which torch has no such product.
+        The best of all repetitions; none where torch has no such product.
     """
     import torch
 
     types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    if contender.precision not in types:
+    if contender.precision not in types or absent(replace(contender, runtime="torch")):
         return None
     torch.set_num_threads(contender.threads)
     best = 0.0

@@ -1,17 +1,16 @@
 """Export the same models as others do, and measure what comes out.
 
 ``python -m headkit.benchmarks.peers`` writes ``benchmarks/results/peers.json``; names of sections
-behind it (``latency``, ``exports``) measure only those and keep the rest of the file. ``exports``
-keeps a line for each architecture and exporter in ``peers_exports.jsonl`` and goes on where it was
-stopped. ``--result`` names another file: ``peers_epyc.json`` holds ``latency`` on a second
-processor. Needs ``headkit[peers]``.
+behind it (an architecture, for the latency of its files, or ``exports``, for the score) measure
+only those and keep the rest of the file. ``exports`` keeps a line for each architecture and
+exporter in ``peers_exports.jsonl`` and goes on where it was stopped. ``--result`` names another
+file: ``peers_epyc.json`` holds latencies on a second processor. Needs ``headkit[peers]``.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from torch import nn
 from ..adapters.adapt import adapt
 from ..adapters.backbone import freeze, load_backbone
 from ..adapters.classifier import locate
-from ..adapters.errors import ExportError, first_line
+from ..adapters.errors import ContractError, ExportError, first_line
 from ..adapters.quirks import ENCODERS
 from ..export.exporter import export
 from ..export.onnxfile import num_bytes
@@ -37,7 +36,6 @@ from ..export.session import open_session
 from ..export.verify import TOLERANCE, random_images
 from . import coverage
 from .contract import wake
-from .machine import package_version
 from .process import in_process, report
 from .runtimes import cores
 from .sections import run_sections
@@ -181,10 +179,16 @@ def one(exporter: str, name: str, path: Path) -> dict[str, Any]:
 
 
 def _in_process(exporter: str, name: str, path: Path) -> dict[str, Any]:
-    """Export in a process of its own: what one of them leaves behind does not meet the next."""
+    """Export in a process of its own: what one of them leaves behind does not meet the next.
+
+    Raises:
+        ExportError: the weights are unfit to tell exporters apart, which is no fault of theirs.
+    """
     try:
         return in_process(__spec__.name, "one", exporter, name, str(path))
     except ExportError as error:
+        if ContractError.__name__ in str(error):
+            raise
         return {"error": str(error).replace(f"{path.parent}/", "")}
 
 
@@ -217,12 +221,13 @@ def exports(folder: Path) -> dict[str, Any]:
 
 
 def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what came of each exporter's exports, and what those cost that all of them made.
+    """Return what came of each exporter's exports, and how large the files are that all made.
+
+    Seconds are left out: rows may come from several sittings on different machines.
 
     Returns:
         ``architectures`` and how many of them are ``common``, that is, that every exporter made a
-        file of; by exporter the names by ``verdicts``, and over the common ones the median of
-        ``export_seconds`` and all ``bytes``.
+        file of; by exporter the names by ``verdicts``, and all ``bytes`` of the common ones.
     """
     names = sorted({row["architecture"] for row in rows})
     failed = {row["architecture"] for row in rows if "error" in row}
@@ -232,13 +237,8 @@ def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         verdicts: dict[str, list[str]] = {}
         for row in own:
             verdicts.setdefault(verdict(row), []).append(row["architecture"])
-        common = [row for row in own if row["architecture"] not in failed]
-        seconds = [row["export_seconds"] for row in common]
-        exporters[exporter] = {
-            "verdicts": verdicts,
-            "export_seconds": round(statistics.median(seconds), 2) if seconds else None,
-            "bytes": sum(row["bytes"] for row in common),
-        }
+        common = sum(row["bytes"] for row in own if row["architecture"] not in failed)
+        exporters[exporter] = {"verdicts": verdicts, "bytes": common}
     made = len(names) - len(failed)
     return {"architectures": len(names), "common": made, "exporters": exporters}
 
@@ -249,20 +249,17 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def latency(folder: Path) -> dict[str, Any]:
-    """Time, size and inference latency of the exported files, in one run per architecture."""
-    found = {}
-    for name in ARCHITECTURES:
-        rows, paths = {}, {}
-        for number, exporter in enumerate(EXPORTERS):
-            path = folder / f"{number}.onnx"
-            row = _in_process(exporter, name, path)
-            rows[exporter] = {**row, "verdict": verdict(row)}
-            if rows[exporter]["verdict"] == "agrees":
-                paths[exporter] = path
-        found[name] = {"exporters": rows, "batches": _race(name, paths)}
-        print(name, json.dumps(found[name]["batches"]), flush=True)
-    return {"threads": cores(), "sittings": SITTINGS, "architectures": found}
+def latency(name: str, folder: Path) -> dict[str, Any]:
+    """Time, size and inference latency of the files that are exported of an architecture."""
+    rows, paths = {}, {}
+    for number, exporter in enumerate(EXPORTERS):
+        path = folder / f"{number}.onnx"
+        row = _in_process(exporter, name, path)
+        rows[exporter] = {**row, "verdict": verdict(row)}
+        if rows[exporter]["verdict"] == "agrees":
+            paths[exporter] = path
+    batches = _race(name, paths)
+    return {"threads": cores(), "sittings": SITTINGS, "exporters": rows, "batches": batches}
 
 
 def _race(name: str, paths: dict[str, Path]) -> dict[str, Any]:
@@ -276,11 +273,9 @@ def _race(name: str, paths: dict[str, Path]) -> dict[str, Any]:
         run = race(contenders, sittings=sittings, rounds=rounds)
         timings = run.timings
         peers = [exporter for exporter in paths if exporter != "headkit"]
-        fastest = min(peers, key=lambda exporter: timings[exporter].median_ms)
         found[str(batch)] = {
             "rounds": sittings * rounds,
             "latency_ms": {exporter: timing.to_json() for exporter, timing in timings.items()},
-            "fastest_peer": fastest,
             "ratios": {peer: run.ratio("headkit", peer).to_json() for peer in peers},
         }
     return found
@@ -298,12 +293,10 @@ def _ready(path: Path, x: Any) -> Call:
     return lambda: session.run(None, {given: x})
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions of the peers."""
-    return {name: package_version(name) for name in ("timm", "timmx", "torch", "onnxslim")}
-
-
-SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {"latency": latency, "exports": exports}
+SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    **{name: partial(latency, name) for name in ARCHITECTURES},
+    "exports": exports,
+}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 from ..adapters.files import write_atomically
 from . import (
     benchmarks_page,
+    benchmarks_plots,
     coverage,
     coverage_page,
     fitting_page,
@@ -161,7 +162,7 @@ def main() -> None:
         print(path.relative_to(ROOT))
     write_atomically(COVERAGE, coverage_page.page(coverage.load(coverage.RESULTS)).encode())
     print(COVERAGE.relative_to(ROOT))
-    for path in benchmarks_page.draw(RESULTS, PLOTS):
+    for path in benchmarks_plots.draw(RESULTS, PLOTS):
         print(path.relative_to(ROOT))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.errors import DependencyMissing, ExportError, first_line
+from .labels import label
 from .subject import Array, Subject
 from .timing import Call, Milliseconds
 
@@ -34,7 +35,7 @@ class Contender:
     threads: int
 
     def __str__(self) -> str:
-        return f"{self.runtime} {self.precision}{'' if self.device == 'cpu' else f' {self.device}'}"
+        return label(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -229,7 +230,7 @@ def _openvino(subject: Subject, contender: Contender, batch: int) -> Running:
     try:
         core = openvino_core()
         if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise ExportError("this processor has no bfloat16")
+            raise ExportError("OpenVINO has no kernels of bfloat16 for this processor")
         graph = core.read_model(path)
         graph.reshape([batch, *subject.input_size])
         options = {
@@ -278,6 +279,10 @@ def absent(contender: Contender) -> str:
     runtime = RUNTIMES[contender.runtime]
     if find_spec(runtime.module) is None:
         return str(DependencyMissing.of(contender.runtime, runtime.package))
+    if runtime.module == "torch" and (contender.precision, contender.device) == ("bf16", "cpu"):
+        return (
+            "" if _multiplies_bfloat16() else "torch has no kernels of bfloat16 for this processor"
+        )
     if contender.device == "cuda":
         import torch
 
@@ -294,8 +299,17 @@ def absent(contender: Contender) -> str:
     return ""
 
 
+def _multiplies_bfloat16() -> bool:
+    """Tell whether torch has kernels for it here: its loops take a hundred times as long."""
+    import torch
+
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def contenders(
-    runtimes: tuple[str, ...], precisions: tuple[str, ...], devices: tuple[str, ...], threads: int
+    runtimes: Sequence[str], precisions: Sequence[str], devices: Sequence[str], threads: int
 ) -> list[Contender]:
     """Return the combinations of these that exist."""
     return [
@@ -305,6 +319,28 @@ def contenders(
         for precision in RUNTIMES[name].precisions.get(device, ())
         if precision in precisions
     ]
+
+
+def lacking(
+    runtimes: Sequence[str],
+    precisions: Sequence[str] | None,
+    devices: Sequence[str] | None,
+    threads: int,
+) -> list[Contender]:
+    """Return the combinations of what was asked for by name that do not exist."""
+    return [
+        Contender(name, precision, device, threads)
+        for name in runtimes
+        for device in devices or DEVICES
+        for precision in precisions or _precisions_of(name)
+        if precision not in RUNTIMES[name].precisions.get(device, ())
+        and (precisions or (devices and device not in RUNTIMES[name].precisions))
+    ]
+
+
+def _precisions_of(name: str) -> list[str]:
+    own = RUNTIMES[name].precisions.values()
+    return [precision for precision in PRECISIONS if any(precision in some for some in own)]
 
 
 def cores() -> int:

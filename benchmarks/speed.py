@@ -9,6 +9,7 @@ that a change of precision is seen in its accuracy. Needs ``headkit[bench]``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import safetensors.torch
 from ..adapters.fit import fit
 from .bench import bench
 from .peers import ARCHITECTURES, random_model
-from .runtimes import RUNTIMES
+from .runtimes import DEVICES, PRECISIONS, RUNTIMES, absent, contenders, cores
 from .samples import ARCHITECTURE, write_digits, write_weights
 from .sections import run_sections
 
@@ -42,6 +43,10 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     path = head.save(folder / "digits.safetensors")
     runtimes = [one for one in RUNTIMES if one != "torch.compile" or name in COMPILED]
     result = bench([path], weights=weights, images=unseen, runtimes=runtimes)
+    for one in contenders(("torch.compile",), PRECISIONS, DEVICES, cores()):
+        if one.runtime not in runtimes:
+            why = absent(one) or f"compiling takes minutes, hence only {' and '.join(COMPILED)}"
+            result["absent"].append({**asdict(one), "reason": why})
     for row in (*result["rows"], *result["absent"]):
         row["model"] = name
     return {key: value for key, value in result.items() if key != "machine"}

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..adapters.errors import DataError, ExportError
 from ..registry.named import head_of_word
+from .macs import count_gmacs
 
 if TYPE_CHECKING:
     from ..export.calibration import Images
@@ -134,13 +135,7 @@ class TorchSubject(Subject):
 
     @cached_property
     def gmacs(self) -> float | None:  # noqa: D102
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
-
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            self._model(torch.zeros(1, *self.input_size))
-        return round(counter.get_total_flops() / 2e9, 4)
+        return count_gmacs(self.module().to("meta"), self.input_size)
 
     def module(self) -> Any:  # noqa: D102
         return copy.deepcopy(self._model).eval()

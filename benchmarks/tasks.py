@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .process import in_process, report
+from .runtimes import cores
 from .sections import run_sections
 
 RESULT = Path(__file__).parent / "results" / "tasks.json"
@@ -55,7 +56,7 @@ def serving(folder: Path) -> dict[str, Any]:
             "swappable": num_bytes(swappable) + head_bytes,
         }
         found[str(tasks)] = _rounds(folder, asked, size, "sessions")
-    return {"architecture": BACKBONE, "classes": CLASSES, "tasks": found}
+    return {"architecture": BACKBONE, "classes": CLASSES, "threads": cores(), "tasks": found}
 
 
 def checkpoints(folder: Path) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def checkpoints(folder: Path) -> dict[str, Any]:
             "heads": whole.stat().st_size + sum(path.stat().st_size for path in heads),
         }
         found[str(tasks)] = _rounds(folder, asked, size, "state_dicts")
-    return {"architecture": BACKBONE, "classes": CLASSES, "tasks": found}
+    return {"architecture": BACKBONE, "classes": CLASSES, "threads": cores(), "tasks": found}
 
 
 SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -157,11 +158,11 @@ def _named(folder: Path, path: Path, count: int, suffix: str) -> list[Path]:
 
 
 def _sessions(paths: list[str]) -> Iterator[int]:
-    import onnxruntime as ort
+    from ..export.session import open_session
 
     x = _image()
     for path in paths:
-        session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = open_session(path, cores())
         yield int(session.run(None, {"pixel_values": x})[0].argmax())
         _KEPT.append(session)
 
@@ -169,7 +170,7 @@ def _sessions(paths: list[str]) -> Iterator[int]:
 def _multi(paths: list[str]) -> Iterator[int]:
     from ..export.predictor import Predictor
 
-    predictor = Predictor(paths[0])
+    predictor = Predictor(paths[0], threads=cores())
     _KEPT.append(predictor)
     for logits in predictor.session.run(None, {"pixel_values": _image()}):
         yield int(logits.argmax())
@@ -179,7 +180,7 @@ def _swappable(paths: list[str]) -> Iterator[int]:
     from ..export.predictor import Predictor
 
     heads = {Path(path).stem: path for path in paths[1:]}
-    predictor = Predictor(paths[0], heads)
+    predictor = Predictor(paths[0], heads, threads=cores())
     _KEPT.append(predictor)
     x = _image()
     for name in heads:
@@ -191,10 +192,12 @@ def _state_dicts(paths: list[str]) -> Iterator[int]:
     import torch
     from safetensors.torch import load_file
 
+    torch.set_num_threads(cores())
     x = torch.from_numpy(_image())
     for path in paths:
-        model = timm.create_model(BACKBONE, num_classes=CLASSES).eval()
-        model.load_state_dict(load_file(path))
+        with torch.device("meta"):  # no random weights, only to be overwritten
+            model = timm.create_model(BACKBONE, num_classes=CLASSES).eval()
+        model.load_state_dict(load_file(path), assign=True)
         with torch.inference_mode():
             yield int(model(x).argmax())
         _KEPT.append(model)
@@ -208,6 +211,7 @@ def _heads(paths: list[str]) -> Iterator[int]:
     from ..adapters.head import Head
     from ..adapters.split import classify, features
 
+    torch.set_num_threads(cores())
     model = load_backbone(BACKBONE, paths[0], num_classes=CLASSES)
     _KEPT.append(model)
     with torch.inference_mode():

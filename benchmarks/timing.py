@@ -114,7 +114,8 @@ class Race:
 
         The interval of the median comes from order statistics (the sign test inverted): it assumes
         nothing of the distribution. Rounds of one sitting share where things lie in memory, hence
-        it is widened to the medians of all sittings and by ``RESOLUTION``.
+        it is widened to the medians of all sittings and by ``RESOLUTION``. Where sittings differ,
+        that holds with ``CONFIDENCE`` for eight of them or more; of three, one in four may miss.
         """
         sittings = [
             [a / b for a, b in zip(taken[one], taken[other], strict=True)] for taken in self.rounds
@@ -131,8 +132,8 @@ class Race:
 def race(
     contenders: Mapping[str, Callable[[], Call]],
     *,
-    sittings: int = 3,
-    rounds: int = 8,
+    sittings: int = 8,
+    rounds: int = 3,
     block_ms: float = 50.0,
     warmup: int = 3,
     seed: int = 0,
@@ -146,7 +147,8 @@ def race(
 
     Args:
         contenders: by name, what makes ready (loads a model) and returns what is timed.
-        sittings: how often all of them are made ready anew: memory lies elsewhere each time.
+        sittings: how often all of them are made ready anew: memory lies elsewhere each time. With
+            fewer than eight the interval of a ratio is too narrow where that matters.
         rounds: in each sitting.
         block_ms: milliseconds per turn.
         warmup: calls before the first round.

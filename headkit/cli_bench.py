@@ -30,8 +30,11 @@ def bench(
         Path | None,
         typer.Option(help="Folder of images to calibrate on, and to compare predictions on."),
     ] = None,
-    sittings: Annotated[int, typer.Option(help="How often all are loaded anew.")] = 3,
-    rounds: Annotated[int, typer.Option(help="Turns of each in a sitting.")] = 8,
+    sittings: Annotated[
+        int,
+        typer.Option(help="How often all are loaded anew; with fewer, intervals are too narrow."),
+    ] = 8,
+    rounds: Annotated[int, typer.Option(help="Turns of each in a sitting.")] = 3,
     cold_starts: Annotated[
         int, typer.Option(help="Processes started for each; 0 leaves cold starts out.")
     ] = 3,
@@ -70,6 +73,8 @@ def print_bench(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from .benchmarks.labels import unmeasured
+
     columns: tuple[str, ...]
     columns = ("model", "batch", "runtime", "ms", "p95", "spread", "time ratio", "images/s")
     columns += ("of peak", "same class", "first prediction", "peak memory", "files")
@@ -80,9 +85,9 @@ def print_bench(result: dict[str, Any]) -> None:
         table.add_row(*_cells(row))
     # Wider than the terminal, lines wrap or scroll; Rich would cut cells off.
     Console(width=400).print(table)
-    for row in result["absent"]:
-        what = f"{row['runtime']} {row['precision']} {row['device']}"
-        print(f"{row['model']}: not measured: {what}: {row['reason']}")
+    models = {row["model"] for row in (*result["rows"], *result["absent"])}
+    for line in unmeasured(result["absent"], models):
+        print(line)
     compared = result["images"]
     print(
         f"time ratio: to the first line of the model and batch size, with the interval it lies in; "
@@ -91,7 +96,7 @@ def print_bench(result: dict[str, Any]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    from .benchmarks.bench_plot import label
+    from .benchmarks.labels import label
 
     ratio = row["ratio"]
     share, first = row["share_of_peak"], row["first_prediction_s"]

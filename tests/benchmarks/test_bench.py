@@ -6,8 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from headkit.benchmarks import runtimes
 from headkit.benchmarks.bench import TIMM_COLUMNS
-from headkit.benchmarks.runtimes import RUNTIMES
+from headkit.benchmarks.bench_plot import MARKERS, PALETTE, styles
+from headkit.benchmarks.labels import unmeasured
+from headkit.benchmarks.peak import peak_gmacs
+from headkit.benchmarks.runtimes import RUNTIMES, Contender, absent, lacking
 from headkit.benchmarks.subject import subjects
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,7 +20,15 @@ import headkit
 
 from ..conftest import SMALL, lively_backbone
 
-ON_CPU: dict[str, Any] = {"devices": ["cpu"], "sittings": 1, "rounds": 2}
+ON_CPU: dict[str, Any] = {"devices": ["cpu"], "sittings": 1, "rounds": 3}
+BF16 = [] if absent(Contender("torch", "bf16", "cpu", 1)) else [("torch", "bf16")]
+"""What there is of it on the processor that the tests run on."""
+CPU_FLAGS = Path("/proc/cpuinfo")
+
+
+def rows_of(result: dict[str, Any], runtime: str, precision: str) -> list[dict[str, Any]]:
+    kind = (runtime, precision)
+    return [row for row in result["rows"] if (row["runtime"], row["precision"]) == kind]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +49,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
 def test_rows_have_what_an_engineer_asks_for(measured: tuple[dict[str, Any], Path]) -> None:
     result, _ = measured
     rows = result["rows"]
-    kinds = {("torch", "fp32"), ("torch", "bf16"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")}
+    kinds = {("torch", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8"), *BF16}
     assert {(r["runtime"], r["precision"], r["infer_batch_size"]) for r in rows} == {
         (*kind, batch) for kind in kinds for batch in (1, 4)
     }
@@ -60,13 +72,18 @@ def test_rows_have_what_an_engineer_asks_for(measured: tuple[dict[str, Any], Pat
             assert 0 < row["share_of_peak"] < 5  # other work on the machine lowers the peak
             assert row["same_class"] == 1
             assert row["logit_difference"] < 1e-4
-    first = [row for row in rows if (row["runtime"], row["precision"]) == ("torch", "fp32")]
+    first = rows_of(result, "torch", "fp32")
     assert all(row["ratio"]["value"] == 1 for row in first)
+    for row, plain in zip(first, rows_of(result, "onnxruntime", "fp32"), strict=True):
+        assert plain["ratio_to_onnxruntime"]["value"] == 1
+        both = row["ratio_to_onnxruntime"]["value"] * plain["ratio"]["value"]
+        assert both == pytest.approx(1, rel=5e-3)  # of an odd number of rounds, to four digits
     by_kind = {(row["runtime"], row["precision"]): row for row in rows}
     onnx, eager = by_kind["onnxruntime", "fp32"], by_kind["torch", "fp32"]
     assert onnx["first_prediction_s"] < eager["first_prediction_s"]
     assert onnx["peak_bytes"] < eager["peak_bytes"]
-    assert 1e-4 < by_kind["torch", "bf16"]["logit_difference"] < 0.2
+    for kind in BF16:
+        assert 1e-4 < by_kind[kind]["logit_difference"] < 0.2
 
 
 def test_results_are_files_that_timms_tools_read(measured: tuple[dict[str, Any], Path]) -> None:
@@ -85,7 +102,7 @@ def test_results_are_files_that_timms_tools_read(measured: tuple[dict[str, Any],
 def test_an_onnx_file_is_measured_as_it_is(tmp_path: Path) -> None:
     path = headkit.export(lively_backbone(), tmp_path / "model.onnx", preprocess=True).path
     result = headkit.bench([path], batches=[2], cold_starts=0, **ON_CPU)
-    (row,) = [row for row in result["rows"] if row["runtime"] == "onnxruntime"]
+    (row,) = rows_of(result, "onnxruntime", "fp32")
     assert row["model"] == str(path)
     assert row["infer_img_size"] == 160
     assert row["infer_gmacs"] is None
@@ -114,9 +131,9 @@ def test_a_head_file_is_measured_on_its_backbone(
     )
     assert {(row["runtime"], row["precision"]) for row in result["rows"]} == {
         ("torch", "fp32"),
-        ("torch", "bf16"),
         ("onnxruntime", "fp32"),
         ("onnxruntime", "int8"),
+        *BF16,
     }
     assert all(row["load_s"] > 0 for row in result["rows"])
     assert result["images"] == {"number": 16, "random": True}
@@ -149,9 +166,86 @@ def test_what_is_not_there_is_named_with_the_reason(tmp_path: Path) -> None:
         [path], runtimes=["onnxruntime", "tensorrt"], batches=[1], cold_starts=0, devices=None
     )
     assert [row["device"] for row in result["rows"]] == ["cpu"]
-    assert [row["runtime"] for row in result["absent"]] == ["onnxruntime", "tensorrt"]
+    missing = {(row["runtime"], row["precision"], row["device"]) for row in result["absent"]}
+    on_gpu = {(one, p, "cuda") for one in ("onnxruntime", "tensorrt") for p in ("fp32", "fp16")}
+    assert missing == {("onnxruntime", "int8", "cpu"), *on_gpu}
+    assert unmeasured(result["absent"], [str(path)]) == [
+        f"Not measured: onnxruntime int8: {path} is an ONNX file: it is measured as it is",
+        "Not measured: onnxruntime fp32 cuda, onnxruntime fp16 cuda, tensorrt fp32 cuda, "
+        "tensorrt fp16 cuda: there is no GPU that torch can use",
+    ]
     with pytest.raises(headkit.ExportError, match="there is no GPU that torch can use"):
         headkit.bench([path], runtimes=["tensorrt"], devices=["cuda"])
+
+
+def test_a_model_is_named_where_others_could_be_measured() -> None:
+    def row(model: str, runtime: str, reason: str) -> dict[str, str]:
+        missing = {"runtime": runtime, "precision": "bf16", "device": "cpu"}
+        return {"model": model, **missing, "reason": reason}
+
+    rows = [
+        row("one", "torch", "no"),
+        row("other", "torch", "no"),
+        row("one", "openvino", "no"),
+        row("other", "openvino", "too large"),
+    ]
+    assert unmeasured(rows, ["one", "other"]) == [
+        "Not measured: torch bf16: no",
+        "Not measured: openvino bf16 of one: no",
+        "Not measured: openvino bf16 of other: too large",
+    ]
+
+
+def test_what_a_runtime_does_not_have_is_named_if_it_was_asked_for() -> None:
+    def named(precisions: list[str] | None, devices: list[str] | None) -> list[str]:
+        found = lacking(["onnxruntime", "openvino"], precisions, devices, 1)
+        return [f"{one.runtime} {one.precision} {one.device}" for one in found]
+
+    assert named(None, None) == []
+    assert named(None, ["cpu"]) == []
+    assert named(None, ["cuda"]) == ["openvino fp32 cuda", "openvino bf16 cuda"]
+    assert named(["bf16"], ["cpu"]) == ["onnxruntime bf16 cpu"]
+
+
+def test_bfloat16_is_left_out_where_torch_would_multiply_it_by_loops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtimes, "_multiplies_bfloat16", lambda: False)
+    result = headkit.bench(
+        [SMALL],
+        runtimes=["torch"],
+        batches=[1],
+        cold_starts=0,
+        precisions=["fp32", "bf16"],
+        **ON_CPU,
+    )
+    assert {row["precision"] for row in result["rows"]} == {"fp32"}
+    (row,) = result["absent"]
+    assert row["reason"] == "torch has no kernels of bfloat16 for this processor"
+    assert result["peak_gmacs_per_s"]["bf16 cpu"] is None
+    assert peak_gmacs(Contender("openvino", "bf16", "cpu", 1)) is None
+
+
+def test_bfloat16_is_measured_where_the_processor_has_instructions_for_it() -> None:
+    flags = CPU_FLAGS.read_text().split() if CPU_FLAGS.exists() else []
+    if not {"avx512_bf16", "amx_bf16"} & set(flags):
+        pytest.skip("the processor has none")
+    assert BF16
+
+
+def test_multiply_adds_of_a_transformer_are_those_of_the_formula(tmp_path: Path) -> None:
+    (subject,) = subjects(["vit_tiny_patch16_224"], tmp_path)
+    patches, width, depth, classes = 14 * 14, 192, 12, 1000
+    tokens = patches + 1
+    linear = tokens * 12 * width**2
+    attention = 2 * tokens**2 * width
+    total = patches * width * 3 * 16**2 + depth * (linear + attention) + width * classes
+    assert subject.gmacs == pytest.approx(total / 1e9, abs=1e-4)
+
+
+def test_no_two_contenders_look_alike() -> None:
+    found = styles(str(number) for number in range(len(PALETTE) * len(MARKERS)))
+    assert len({tuple(style.values()) for style in found.values()}) == len(found)
 
 
 @pytest.mark.parametrize(

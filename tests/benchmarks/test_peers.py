@@ -2,7 +2,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headkit.benchmarks.growth import slope
+from headkit.benchmarks.benchmarks_page import _latency_cells, _outcome
+from headkit.benchmarks.growth import _grown, slope
 from headkit.benchmarks.machine import package_version
 from headkit.benchmarks.peers import EXPORTERS, one, score, verdict
 
@@ -33,27 +34,27 @@ def test_verdicts(row: dict[str, Any], expected: str) -> None:
     assert verdict(row) == expected
 
 
-def test_score_counts_cost_where_all_exporters_made_a_file() -> None:
-    def made(architecture: str, exporter: str, seconds: float, difference: float) -> dict[str, Any]:
-        row = {"architecture": architecture, "exporter": exporter, "export_seconds": seconds}
-        return row | {"bytes": int(10 * seconds), "difference": {"1": difference}, "errors": {}}
+def test_score_counts_bytes_where_all_exporters_made_a_file() -> None:
+    def made(architecture: str, exporter: str, num_bytes: int, difference: float) -> dict[str, Any]:
+        row = {"architecture": architecture, "exporter": exporter, "bytes": num_bytes}
+        return row | {"difference": {"1": difference}, "errors": {}}
 
     found = score(
         [
-            made("a", "ours", 1.0, 0.0),
-            made("b", "ours", 3.0, 0.0),
-            made("c", "ours", 9.0, 0.0),
-            made("a", "theirs", 2.0, 0.0),
-            made("b", "theirs", 4.0, 1.0),
+            made("a", "ours", 10, 0.0),
+            made("b", "ours", 30, 0.0),
+            made("c", "ours", 90, 0.0),
+            made("a", "theirs", 20, 0.0),
+            made("b", "theirs", 40, 1.0),
             {"architecture": "c", "exporter": "theirs", "error": "no"},
         ]
     )
     assert found["architectures"] == 3
     assert found["common"] == 2
     ours, theirs = found["exporters"]["ours"], found["exporters"]["theirs"]
-    assert ours == {"verdicts": {"agrees": ["a", "b", "c"]}, "export_seconds": 2.0, "bytes": 40}
+    assert ours == {"verdicts": {"agrees": ["a", "b", "c"]}, "bytes": 40}
     assert theirs["verdicts"] == {"agrees": ["a"], "other logits": ["b"], "no file": ["c"]}
-    assert (theirs["export_seconds"], theirs["bytes"]) == (3.0, 60)
+    assert theirs["bytes"] == 60
 
 
 def test_slope_is_the_power_by_which_cost_grows() -> None:
@@ -61,3 +62,36 @@ def test_slope_is_the_power_by_which_cost_grows() -> None:
     assert slope(sizes, [3.0 * size**1.5 for size in sizes]) == pytest.approx(1.5)
     assert slope(sizes, [7, 7, 7]) == 0
     assert slope(sizes, [0, 7, 7]) is None
+
+
+def test_slopes_are_those_of_the_last_tenfold() -> None:
+    rows = [{"size": size, "ms": cost} for size, cost in ((1, 9), (10, 1), (30, 3), (100, 10))]
+    assert _grown(rows, "size", ["ms"])["slopes"] == {"ms": 1.0}
+    rows[1]["ms"] = 9
+    assert _grown(rows[:2], "size", ["ms"])["slopes"] == {"ms": 0.0}
+
+
+def peer(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
+
+
+def test_page_shows_the_exporter_that_headkit_compares_worst_with() -> None:
+    timing = {"median_ms": 2.0}
+    ratios = {
+        "torch.onnx.export": peer(0.90, 0.88, 0.92),
+        "timm onnx_export": peer(1.05, 1.03, 1.07),
+        "timmx": peer(0.95, 0.93, 0.97),
+    }
+    found = {"latency_ms": dict.fromkeys(ratios, timing) | {"headkit": timing}, "ratios": ratios}
+    cells = _latency_cells("model", found)
+    assert cells[-1] == "1.050 (1.030 to 1.070), timm onnx_export"
+    assert _outcome("1", {"model": found}) == [
+        "At batch 1 headkit's file is faster than each of the others, told apart, for none; "
+        "slower than at least one, told apart, for `model` than timm onnx_export (1.050)."
+    ]
+    ratios["timm onnx_export"] = peer(0.99, 0.97, 1.01)
+    (sentence,) = _outcome("1", {"model": found})
+    assert "told apart, for none; slower" in sentence
+    ratios["timm onnx_export"] = peer(0.95, 0.93, 0.97)
+    (sentence,) = _outcome("1", {"model": found})
+    assert "told apart, for `model`; slower" in sentence

@@ -1,0 +1,35 @@
+"""What contenders are called in tables and plots, and what is said of those that could not run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+ONNXRUNTIME = "onnxruntime fp32"
+"""What the other runtimes and precisions are set against."""
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """Return runtime, precision and device of a row; the CPU goes without saying."""
+    device = "" if row["device"] == "cpu" else f" {row['device']}"
+    return f"{row['runtime']} {row['precision']}{device}"
+
+
+def unmeasured(absent: Iterable[Mapping[str, Any]], models: Collection[str]) -> list[str]:
+    """Return a line for each reason why something was not measured.
+
+    Args:
+        absent: rows of ``bench``.
+        models: all that were asked for; those that a line is about are named if they are not all.
+    """
+    found: dict[tuple[str, str], set[str]] = {}
+    for row in absent:
+        found.setdefault((row["reason"], label(row)), set()).add(row["model"])
+    grouped: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (reason, name), of_models in found.items():
+        grouped.setdefault((reason, tuple(sorted(of_models))), []).append(name)
+    lines = []
+    for (reason, concerned), names in grouped.items():
+        of = "" if set(concerned) == set(models) else f" of {', '.join(concerned)}"
+        lines.append(f"Not measured: {', '.join(names)}{of}: {reason}")
+    return lines
