@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,18 +21,12 @@ from ..adapters.quirks import ENCODERS
 from ..adapters.split import TOLERANCE, classify, features
 from ..adapters.twin import all_tensors
 from ..export.exporter import export
-from ..export.verify import random_images
+from .lively import asleep, calm, relative_difference, stir, wake
 from .macs import count_gmacs
 
 Row = dict[str, Any]
 
 _CLASSES = 7
-_SPREAD = 1e-3
-"""Ten times the tolerance of an export: below it the logits of two images count as the same."""
-_ROUNDING = 3e-6
-"""A thirtieth of that tolerance: above it float32 itself is no reference."""
-_STRENGTHS = (0.25, 0.5, 0.75, 1.0, 0.125, 0.375, 0.625, 0.875)
-"""How much of what enters a BatchNorm it is scaled by, in the order in which ``wake`` tries."""
 _SMALL_INPUT = 128
 _SMALL_FIXED_INPUTS = (112, 224)
 """Multiples of the patches of 14, 16 and 32 pixels that architectures of a fixed size have."""
@@ -114,14 +105,14 @@ def numeric(name: str) -> Row:
     """
     model, x, entered, options = _at_smallest_input(name)
     with torch.no_grad():
-        woken = _asleep(classify(model, entered))
+        woken = asleep(classify(model, entered))
     if woken:
-        _wake(model, x)
+        calm(model, x)
         with torch.no_grad():
             entered = features(model, x)
     with torch.no_grad():
         logits = model(x)
-        difference = _difference(classify(model, entered), logits)
+        difference = relative_difference(classify(model, entered), logits)
     _expect(difference <= TOLERANCE, f"classify(features(x)) differs by {difference:.1e}")
     _expect(bool(logits.isfinite().all()), "logits are not finite")
     _expect(bool((logits[0] != logits[1]).any()), "two images get the same logits")
@@ -194,37 +185,6 @@ def exported(name: str) -> Row:
     }
 
 
-def wake(model: nn.Module) -> tuple[float, float]:
-    """Give random weights under which no branch is without effect, in place.
-
-    Args:
-        model: frozen, with a classifier.
-
-    Returns:
-        How far the logits of two images lie apart, and those of float32 from those of float64, both
-        relative to the largest logit.
-
-    Raises:
-        ContractError: the logits hardly depend on the image, or so much that rounding decides them.
-    """
-    _stir(model)
-    enliven(model)
-    size = get_model_input_config(model)["input_size"]
-    x = random_images(4, size, torch.Generator().manual_seed(2))
-    tried = []
-    for strength in (0.0, *(_STRENGTHS if _norms(model) else ())):
-        if strength:
-            _wake(model, x, strength)
-        spread, rounding = _signal(model, x)
-        if rounding <= _ROUNDING:
-            return spread, rounding
-        tried.append(f"{strength:g}: {spread:.1e} and {rounding:.1e}")
-    raise ContractError(
-        f"no strength of BatchNorm lets images differ by {_SPREAD:g} and float32 be off by at most "
-        f"{_ROUNDING:g}; tried {', '.join(tried)}"
-    )
-
-
 CHECKS: dict[str, Callable[[str], Row]] = {
     "structure": structure,
     "numeric": numeric,
@@ -240,86 +200,6 @@ def _on_meta(name: str, **kwargs: Any) -> nn.Module:
 def _fresh(name: str, **kwargs: Any) -> nn.Module:
     torch.manual_seed(0)
     return cast(nn.Module, timm.create_model(name, pretrained=False, **kwargs)).eval()
-
-
-@torch.no_grad()
-def _stir(model: nn.Module) -> None:
-    """Give every tensor of the head values that matter: some start as zeros or ones."""
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in classifier_tensors(model).items():
-        if tensor.is_floating_point():
-            noise = torch.randn(tensor.shape, generator=generator)
-            tensor.copy_(1 + 0.2 * noise.abs() if name.endswith("running_var") else 0.1 * noise)
-            if name.endswith("weight") and tensor.ndim == 1:
-                tensor.add_(1)
-
-
-@torch.no_grad()
-def enliven(model: nn.Module) -> None:
-    """Give random values to what starts as a constant: zero gammas, scales of 1e-6, biases."""
-    generator = torch.Generator().manual_seed(3)
-    head = set(locate(model).tensors)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if name in head:
-            continue
-        if parameter.abs().max() < 1e-3:
-            parameter.copy_(0.2 * noise)
-        elif parameter.ndim < 2 or parameter.max() == parameter.min():
-            parameter.mul_(1 + 0.2 * noise)
-    for name, buffer in model.named_buffers():
-        noise = torch.randn(buffer.shape, generator=generator)
-        if name.endswith("running_mean") and name not in head:
-            buffer.add_(0.1 * noise)
-        elif name.endswith("running_var") and name not in head:
-            buffer.mul_(1 + 0.2 * noise.abs())
-
-
-@torch.no_grad()
-def _signal(model: nn.Module, x: Tensor) -> tuple[float, float]:
-    """Return how far the logits of two images, and of two precisions, lie apart.
-
-    Both relative to the largest logit. Random weights can let nothing through, or be chaotic.
-    Where the images are not told apart, float64, which takes long, is not asked: infinity.
-    """
-    logits = model(x)
-    spread = _difference(logits[0], logits[1])
-    if not _SPREAD <= spread < math.inf:
-        return spread, math.inf
-    return spread, _difference(logits.double(), copy.deepcopy(model).double()(x.double()))
-
-
-def _asleep(logits: Tensor) -> bool:
-    """Tell whether random weights let nothing of an image through."""
-    return torch.equal(logits[0], logits[1])
-
-
-@torch.no_grad()
-def _wake(model: nn.Module, x: Tensor, strength: float = 1.0) -> None:
-    """Let each BatchNorm, one after the other, scale what it gets to a mean square of one.
-
-    Signals of images then survive as in a network with He initialization (arXiv:1502.01852). Their
-    means are not subtracted: that makes deep random networks chaotic, so that float32 itself is
-    off. Some other mean is. The less ``strength``, the fainter and the less chaotic.
-    """
-    generator = torch.Generator().manual_seed(4)
-
-    def scale(norm: Any, args: tuple[Tensor, ...]) -> None:
-        squares = args[0].transpose(0, 1).flatten(1).square().mean(1)
-        # A channel that happens to be silent in this batch would shout in the next.
-        squares = squares.clamp(min=0.1 * squares.mean().item())
-        norm.running_var.copy_(squares**strength)
-        noise = torch.randn(squares.shape, generator=generator)
-        norm.running_mean.copy_(0.1 * squares.sqrt() * noise)
-
-    with ExitStack() as stack:
-        for norm in _norms(model):
-            stack.callback(norm.register_forward_pre_hook(scale).remove)
-        model(x)
-
-
-def _norms(model: nn.Module) -> list[nn.Module]:
-    return [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
 
 
 def _backbone_state(model: nn.Module) -> dict[str, Tensor]:
@@ -351,7 +231,7 @@ def _at_smallest_input(name: str) -> tuple[nn.Module, Tensor, Any, dict[str, Any
             model = _fresh(name, **options)
             replace(model, _CLASSES)
             freeze(model)
-            _stir(model)
+            stir(model)
             with torch.no_grad():
                 return model, x, features(model, x), options
         except Exception:
@@ -377,11 +257,6 @@ def _train(model: nn.Module, x: Tensor) -> None:
 
 def _branches(entered: Any) -> tuple[Tensor, ...]:
     return (entered,) if isinstance(entered, Tensor) else tuple(entered)
-
-
-def _difference(found: Tensor, expected: Tensor) -> float:
-    difference = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
-    return difference if math.isfinite(difference) else math.inf
 
 
 def _shapes(model: nn.Module) -> dict[str, list[int]]:

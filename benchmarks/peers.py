@@ -35,7 +35,7 @@ from ..export.onnxfile import num_bytes
 from ..export.session import open_session
 from ..export.verify import TOLERANCE, random_images
 from . import coverage
-from .contract import wake
+from .lively import wake
 from .process import in_process, report
 from .runtimes import cores
 from .sections import run_sections

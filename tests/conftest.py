@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from headkit.benchmarks.contract import enliven
+from headkit.benchmarks.lively import enliven
 from headkit.benchmarks.samples import write_weights
 from PIL import Image
 

@@ -131,20 +131,3 @@ def test_command_line(run: Any, tmp_path: Path) -> None:
     status, _, err = run("coverage", "--structure", "--only", "nothing*", "--out", out)
     assert status == 2
     assert "no architecture" in err
-
-
-@pytest.mark.parametrize(("needed", "tries"), [(0.25, 1), (0.75, 3), (0.625, 7)])
-def test_wake_tries_strengths_between_where_the_coarse_ones_fail(
-    needed: float, tries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried = [0.0]
-    monkeypatch.setattr(contract, "_wake", lambda _model, _x, strength: tried.append(strength))
-    monkeypatch.setattr(contract, "_signal", lambda *_: (0.1, 0.0 if tried[-1] == needed else 1e-3))
-    assert contract.wake(timm.create_model("test_resnet")) == (0.1, 0.0)
-    assert len(tried) == 1 + tries
-
-
-def test_wake_refuses_weights_under_which_rounding_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "_signal", lambda *_: (0.1, 1e-3))
-    with pytest.raises(headkit.ContractError, match="float32 be off by at most 3e-06; tried 0: "):
-        contract.wake(timm.create_model("test_resnet"))
