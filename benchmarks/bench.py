@@ -141,7 +141,7 @@ def bench(
         raise ValueError(
             f"{', '.join(runtimes)} has no {', '.join(all_precisions)} on {', '.join(all_devices)}"
         )
-    none = lacking(runtimes, precisions, devices, threads or cores())
+    unknown = lacking(runtimes, precisions, devices, threads or cores())
     report = progress or (lambda *_: None)
     rows, missing = list[dict[str, Any]](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
@@ -155,7 +155,7 @@ def bench(
             missing += bench_one.absent
             missing += [
                 _absence(subject, one, f"{one.runtime} has no {one.precision} on {one.device}")
-                for one in none
+                for one in unknown
             ]
             report("models", number + 1, len(found))
     result = {

@@ -49,7 +49,7 @@ def batch(folder: Path) -> dict[str, Any]:
     model = load_backbone(BACKBONE, pretrained=False)
     path = export(model, folder / "model.onnx").path
     contenders = {str(size): partial(_ready, path, _pixels(size)) for size in BATCHES}
-    timings = race(contenders, sittings=2).timings
+    timings = race(contenders).timings
     rows = [{"batch": size, "call_ms": timings[str(size)].median_ms} for size in BATCHES]
     return {"architecture": BACKBONE, **_grown(rows, "batch", ["call_ms"])}
 
@@ -75,7 +75,7 @@ def heads(folder: Path) -> dict[str, Any]:
     for count in HEADS:
         predictor = _predictor(path, files[:count])
         calls[str(count)] = partial(_turns, predictor, files[:count])
-    timings = race(calls, sittings=2, block_ms=100).timings
+    timings = race(calls).timings
     rows = list[dict[str, Any]]()
     costs = ("load_seconds", "memory_bytes")
     for count in HEADS:
@@ -111,7 +111,7 @@ def classes(folder: Path) -> dict[str, Any]:
         path = export(model, folder / f"{count}.onnx").path
         contenders[str(count)] = partial(_ready, path, _pixels(1))
         rows.append({"classes": count, "head_file_bytes": head.stat().st_size})
-    timings = race(contenders, sittings=2).timings
+    timings = race(contenders).timings
     for row in rows:
         row["call_ms"] = timings[str(row["classes"])].median_ms
     return {"architecture": BACKBONE, **_grown(rows, "classes", ["head_file_bytes", "call_ms"])}
