@@ -84,15 +84,15 @@ def fastest_reduced(section: Mapping[str, Any], batch: int) -> Mapping[str, Any]
     """Return the row of the fastest runtime on the CPU in a precision below float32, if any."""
     reduced = [
         row
-        for row in comparable(section)
-        if row["precision"] != "fp32" and row["infer_batch_size"] == batch
+        for row in section["rows"]
+        if comparable(row) and row["precision"] != "fp32" and row["infer_batch_size"] == batch
     ]
     return min(reduced, key=lambda row: row["ratio_to_onnxruntime"]["value"], default=None)
 
 
-def comparable(section: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the rows that stand beside ONNX Runtime in float32: those of the CPU."""
-    return [r for r in section["rows"] if r["device"] == "cpu" and r["ratio_to_onnxruntime"]]
+def comparable(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row stands beside ONNX Runtime in float32, which is one of the CPU."""
+    return row["device"] == "cpu" and row["ratio_to_onnxruntime"] is not None
 
 
 def speedup(row: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -115,7 +115,7 @@ def _speedup_cells(section: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[
 
 
 def _speedup_text(row: Mapping[str, Any]) -> str:
-    if row["device"] != "cpu" or not row["ratio_to_onnxruntime"]:
+    if not comparable(row):
         return ""
     value, low, high = speedup(row)
     return "1" if label(row) == ONNXRUNTIME else f"{value:.2f} ({low:.2f} to {high:.2f})"

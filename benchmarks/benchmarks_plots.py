@@ -56,8 +56,8 @@ def _peers(result: Mapping[str, Any]) -> Any:
 
 def _speed(result: Mapping[str, Any]) -> Any:
     """Speedup over ONNX Runtime in float32, by architecture and batch size."""
-    measured = [row for section in result.values() for row in comparable(section)]
-    rows = [row for row in measured if label(row) != ONNXRUNTIME]
+    measured = [row for section in result.values() for row in section["rows"]]
+    rows = [row for row in measured if comparable(row) and label(row) != ONNXRUNTIME]
     others = list(dict.fromkeys(label(row) for row in rows))
 
     def points(batch: int) -> Iterator[Point]:
