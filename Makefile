@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PACKAGES := adapters registry export benchmarks
 
 .PHONY: demo test lint coverage bench bench-full docs clean
 
@@ -17,11 +16,11 @@ demo: $(INSTALLED)  ## digits as PNG files -> head -> verified ONNX -> predictio
 test: $(INSTALLED)  ## all tests
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED) build/types  ## format, lint and types
+lint: $(INSTALLED)  ## format, lint, order of imports, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	MYPYPATH=build/types $(BIN)/mypy -p headkit
-	MYPYPATH=build/types $(BIN)/mypy tests
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy -p headkit -p tests
 
 coverage: $(INSTALLED)  ## the adapter layer's contract: all architectures, and numbers for the smallest of each family
 	mkdir -p build
@@ -34,16 +33,11 @@ bench: $(INSTALLED)  ## two architectures on all runtimes: a table, bench.csv an
 
 bench-full: $(INSTALLED)  ## all that docs/benchmarks.md shows, measured anew (hours)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench,peers]"
-	for what in speed peers tasks growth; do $(BIN)/python -m headkit.benchmarks.$$what || exit 1; done
-	$(BIN)/python -m headkit.benchmarks.report
+	for what in speed peers tasks growth; do $(BIN)/python -m headkit.benchmarks.studies.$$what || exit 1; done
+	$(BIN)/python -m headkit.benchmarks.pages.render
 
 docs: $(INSTALLED)  ## write the committed measurements into README and docs
-	$(BIN)/python -m headkit.benchmarks.report
-
-# mypy reads packages by path; this tree of links shows it the layout that is installed.
-build/types: $(wildcard headkit/*) Makefile
-	rm -rf $@ && mkdir -p $@/headkit
-	ln -s $(addprefix $(CURDIR)/,$(wildcard headkit/*.py headkit/py.typed) $(PACKAGES)) $@/headkit/
+	$(BIN)/python -m headkit.benchmarks.pages.render
 
 clean:
 	rm -rf .venv build demo *.egg-info

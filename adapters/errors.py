@@ -23,7 +23,7 @@ class UnknownArchitecture(HeadkitError):
     """The name is no timm entry point, or the tag is none of its pretrained weights."""
 
     @classmethod
-    def named(cls, name: str, known: Iterable[str]) -> UnknownArchitecture:
+    def with_nearest(cls, name: str, known: Iterable[str]) -> UnknownArchitecture:
         """Build the error with the names of ``known`` that come nearest to ``name``."""
         nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(nearest)}" if nearest else "`headkit models` lists all names"
@@ -74,7 +74,7 @@ class DependencyMissing(HeadkitError):
     """An optional package is needed; the message carries the line that installs it."""
 
     @classmethod
-    def of(cls, what: str, packages: str) -> DependencyMissing:
+    def for_feature(cls, what: str, packages: str) -> DependencyMissing:
         """Build the error for ``what`` with the pip line that installs ``packages``."""
         return cls(f"{what} needs {packages}: pip install {packages}")
 
@@ -84,4 +84,4 @@ class DependencyMissing(HeadkitError):
         try:
             import_module(module)
         except ImportError as missing:
-            raise cls.of(what, packages) from missing
+            raise cls.for_feature(what, packages) from missing

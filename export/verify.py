@@ -13,14 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ..adapters.adapt import attach
-from ..adapters.errors import ExportError, ParityError, first_line
-from ..adapters.head import Head
-from ..adapters.split import classify, features
-from .forms import Heads
-from .metadata import ModelInfo, logits_name, probabilities_name
-from .preprocess import Preprocess
-from .session import open_session
+from headkit.adapters.backbone.forward import classify, features
+from headkit.adapters.errors import ExportError, ParityError, first_line
+from headkit.adapters.heads.attach import attach
+from headkit.adapters.heads.head import Head
+from headkit.export.graph.forms import Heads
+from headkit.export.graph.metadata import ModelInfo, logits_name, probabilities_name
+from headkit.export.preprocess.pillow import Preprocess
+from headkit.export.runtimes.onnxruntime import open_session
 
 VERIFIED_BATCHES = (1, 3, 8)
 TOLERANCE = 1e-4

@@ -5,16 +5,20 @@ Everything loads on first use: ``import headkit`` alone imports neither torch no
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from .adapters.located import RESOLVERS
+from .adapters.heads.reference import RESOLVERS
 
 if TYPE_CHECKING:
-    from .adapters.adapt import adapt, attach, head_of, save_head
-    from .adapters.backbone import fingerprint, freeze, load_backbone, load_backbone_of
-    from .adapters.errors import (
+    from headkit.adapters.backbone.fingerprint import fingerprint
+    from headkit.adapters.backbone.forward import classify, features
+    from headkit.adapters.backbone.freeze import freeze
+    from headkit.adapters.backbone.load import load_backbone
+    from headkit.adapters.errors import (
         BackboneMismatch,
         ContractError,
         DataError,
@@ -29,21 +33,27 @@ if TYPE_CHECKING:
         UnknownArchitecture,
         WeightsError,
     )
-    from .adapters.head import Head
-    from .adapters.split import classify, features
-    from .benchmarks.bench import bench
-    from .benchmarks.compare import compare
-    from .describe import info
-    from .export.exporter import export
-    from .export.graft import graft
-    from .export.predictor import Predictor
-    from .fitting import fit
-    from .registry.catalogue import models
-    from .registry.store import HeadStore
+    from headkit.adapters.heads.attach import adapt, attach, head_of, save_head
+    from headkit.adapters.heads.backbone_of_head import load_backbone_of
+    from headkit.adapters.heads.head import Head
+    from headkit.benchmarks.bench.bench import bench
+    from headkit.benchmarks.compare.compare import compare
+    from headkit.export.exporter import export
+    from headkit.export.graph.graft import graft
+    from headkit.export.predict.predictor import Predictor
+    from headkit.registry.catalogue import models
+    from headkit.registry.store.store import HeadStore
 
-_HOME = {
-    "adapters.adapt": ("adapt", "attach", "head_of", "save_head"),
-    "adapters.backbone": ("fingerprint", "freeze", "load_backbone", "load_backbone_of"),
+    from .fit import fit
+    from .info import info
+
+_NAMES_BY_MODULE = {
+    "adapters.heads.attach": ("adapt", "attach", "head_of", "save_head"),
+    "adapters.heads.backbone_of_head": ("load_backbone_of",),
+    "adapters.backbone.fingerprint": ("fingerprint",),
+    "adapters.backbone.freeze": ("freeze",),
+    "adapters.backbone.load": ("load_backbone",),
+    "adapters.backbone.forward": ("classify", "features"),
     "adapters.errors": (
         "BackboneMismatch",
         "ContractError",
@@ -59,19 +69,17 @@ _HOME = {
         "UnknownArchitecture",
         "WeightsError",
     ),
-    "adapters.head": ("Head",),
-    "adapters.split": ("classify", "features"),
-    "export.graft": ("graft",),
-    "export.predictor": ("Predictor",),
-    "benchmarks.bench": ("bench",),
-    "benchmarks.compare": ("compare",),
-    "describe": ("info",),
-    "fitting": ("fit",),
+    "adapters.heads.head": ("Head",),
+    "benchmarks.bench.bench": ("bench",),
+    "benchmarks.compare.compare": ("compare",),
+    "export.graph.graft": ("graft",),
+    "export.predict.predictor": ("Predictor",),
+    "fit": ("fit",),
+    "info": ("info",),
     "registry.catalogue": ("models",),
-    "registry.store": ("HeadStore",),
+    "registry.store.store": ("HeadStore",),
 }
-# `export` is a function and a package: the package is callable, see export/__init__.py.
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
     "BackboneMismatch",
@@ -111,11 +119,27 @@ __all__ = [
 
 
 def _resolve(reference: str) -> Path | None:
-    found: Path | None = import_module(".registry.store", __name__).located(reference)
+    found: Path | None = import_module(".registry.store.store", __name__).located(reference)
     return found
 
 
 RESOLVERS.append(_resolve)
+
+
+class _Face(ModuleType):
+    """The package ``headkit``, in which ``fit`` and ``info`` are always the functions.
+
+    Python binds a submodule to its package when it is imported first. ``headkit.fit`` would then
+    be the module or the function, depending on what was imported before.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and name in _MODULE_OF:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
 
 
 def __getattr__(name: str) -> object:

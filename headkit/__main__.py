@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .adapters.errors import DependencyMissing, HeadkitError
+from headkit.adapters.errors import DependencyMissing, HeadkitError
 
 
 def main() -> None:
@@ -12,11 +12,11 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     try:
         try:
-            from .cli import app
+            from headkit.cli.app import app
         except ImportError as missing:
             if missing.name not in ("typer", "rich"):
                 raise
-            raise DependencyMissing.of("the command line", "typer rich") from missing
+            raise DependencyMissing.for_feature("the command line", "typer rich") from missing
         app()
     except (HeadkitError, ValueError) as error:
         if debug:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .adapters.files import write_atomically
-from .benchmarks.samples import ARCHITECTURE, write_digits, write_weights
+from headkit.adapters.files import write_atomically
+from headkit.benchmarks.samples import ARCHITECTURE, write_digits, write_weights
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,9 +36,8 @@ def run(
     from timm.data import create_transform
 
     import headkit
-
-    from .benchmarks.machine import machine
-    from .benchmarks.timing import alternate
+    from headkit.benchmarks.bench.machine import machine
+    from headkit.benchmarks.bench.timing import alternate
 
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)

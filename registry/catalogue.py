@@ -1,6 +1,6 @@
 """Search timm's architectures from data shipped with headkit, without importing timm.
 
-``headkit coverage --catalogue FILE`` makes that data from the coverage record.
+``python -m headkit.benchmarks.studies.catalogue`` makes that data from the coverage record.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
 
-from ..adapters.errors import UnknownArchitecture
+from headkit.adapters.errors import UnknownArchitecture
 
 logger = logging.getLogger("headkit")
 
@@ -261,7 +261,7 @@ def architecture(name: str) -> Architecture:
     known = _known()
     name, _, tag = name.partition(".")
     if name not in known:
-        raise UnknownArchitecture.named(name, known)
+        raise UnknownArchitecture.with_nearest(name, known)
     row = known[name]
     if not tag:
         return row

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from headkit.benchmarks.lively import enliven
-from headkit.benchmarks.samples import write_weights
 from PIL import Image
 
 import headkit
 from headkit.__main__ import main
+from headkit.benchmarks.coverage.random_weights import enliven
+from headkit.benchmarks.samples import write_weights
 
 SMALL = "test_resnet"
 """A timm architecture of 0.5 M parameters with BatchNorm, input 160 x 160."""

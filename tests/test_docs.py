@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from headkit.benchmarks import coverage, coverage_page, report
+
+from headkit.benchmarks.coverage import record as coverage
+from headkit.benchmarks.pages import coverage as coverage_page
+from headkit.benchmarks.pages import render as report
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [

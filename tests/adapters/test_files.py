@@ -2,9 +2,9 @@ import os
 from pathlib import Path
 
 import pytest
-from headkit.adapters.files import atomic_path, write_atomically
 
 import headkit
+from headkit.adapters.files import atomic_path, write_atomically
 
 
 def test_failure_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import headkit
-
-from ..conftest import lively_backbone
+from tests.conftest import lively_backbone
 
 PROBE = """
 import json, sys

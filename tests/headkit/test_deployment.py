@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import headkit
-
-from ..conftest import random_backbone
+from tests.conftest import random_backbone
 
 ROOT = Path(__file__).parents[2]
 

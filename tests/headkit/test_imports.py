@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import headkit
-
-from ..adapters.test_head import head
+from tests.adapters.heads.test_head import head
 
 PROBE = """
 import json, sys

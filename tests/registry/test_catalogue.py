@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import timm
-from headkit.benchmarks import catalogue as data
-from headkit.benchmarks import coverage
-from headkit.registry import catalogue
 
 import headkit
+from headkit.benchmarks.coverage import record as coverage
+from headkit.benchmarks.studies import catalogue as data
+from headkit.registry import catalogue
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -128,10 +128,9 @@ def test_the_command_line_searches(run: Run) -> None:
     assert "tags.a1_in1k.top1: 80." in out
 
 
-def test_the_catalogue_is_written_from_a_record(tmp_path: Path, run: Run) -> None:
+def test_the_catalogue_is_written_from_a_record(tmp_path: Path) -> None:
     record, out = tmp_path / "record.jsonl", tmp_path / "architectures.json"
     coverage.save(record, coverage.load(coverage.RESULTS))
-    status, _, err = run("coverage", "--only", "test_vit", "--out", record, "--catalogue", out)
-    assert status == 0, err
+    data.write(coverage.load(record), out)
     committed = (Path(catalogue.__file__).parent / catalogue.FILE).read_text(encoding="utf-8")
     assert out.read_text(encoding="utf-8") == committed

@@ -1,0 +1,1 @@
+"""Frozen backbones: load, freeze, identify, find the classifier, split ``model(x)`` in two."""

@@ -1,0 +1,36 @@
+"""timm's configuration of a model: which architecture it is, and its eval preprocessing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm.data
+from timm.models import get_model_input_config
+from torch import nn
+
+from headkit.adapters.errors import ContractError
+
+_PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+
+
+def timm_cfg(model: nn.Module) -> dict[str, Any]:
+    """Return timm's ``pretrained_cfg`` of a model.
+
+    Raises:
+        ContractError: the model did not come from timm.
+    """
+    cfg = getattr(model, "pretrained_cfg", None)
+    if not isinstance(cfg, dict) or "architecture" not in cfg:
+        raise ContractError(
+            f"{type(model).__name__} has no pretrained_cfg: make it with timm.create_model"
+        )
+    return cfg
+
+
+def preprocessing(model: nn.Module) -> dict[str, Any]:
+    """Return the eval preprocessing of a model in timm's words, as JSON values."""
+    cfg = timm.data.resolve_input_data_config(
+        model, args={"input_size": get_model_input_config(model)["input_size"]}
+    )
+    values = {key: cfg[key] for key in _PREPROCESSING}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

@@ -1,0 +1,1 @@
+"""Labelled images: folders, CSV files and timm's readers."""

@@ -1,0 +1,84 @@
+"""Choose images to keep back for validation, so that every label is on both sides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from headkit.adapters.heads.head import Task
+
+from .dataset import Targets
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def holdout(targets: Targets, task: Task, share: float, seed: int) -> Mask:
+    """Choose about ``share`` of the images for validation.
+
+    A label with one image stays in training whole; any other keeps one image there at least, and
+    in multiclass gives one at least. Which ones is settled by ``seed``.
+
+    Args:
+        targets: int ``[N]`` for multiclass, else ``[N, outputs]``; see ``ImageDataset``.
+        task: multiclass is stratified by class, multilabel by iterative stratification
+            (Sechidis, Tsoumakas and Vlahavas 2011), regression at random.
+        share: between 0 and 1.
+        seed: of NumPy's default generator.
+
+    Returns:
+        ``[N]``, true where the image is for validation.
+    """
+    generator = np.random.default_rng(seed)
+    if task == "multilabel":
+        return _iterative(targets > 0.5, share, generator)
+    held = np.zeros(len(targets), dtype=np.bool_)
+    strata = targets if task == "multiclass" else np.zeros(len(targets), np.int64)
+    for label in np.unique(strata):
+        members = np.flatnonzero(strata == label)
+        if len(members) > 1:
+            held[generator.permutation(members)[: _number(len(members), share)]] = True
+    return held
+
+
+def _number(images: int, share: float) -> int:
+    return min(max(round(images * share), 1), images - 1)
+
+
+def _iterative(has: Mask, share: float, generator: np.random.Generator) -> Mask:
+    """Hold out images of ``has`` ``[N, labels]``, those of the rarest label first."""
+    images = len(has)
+    held = np.zeros(images, dtype=np.bool_)
+    # The labels of image i are by_image[starts[i] : starts[i + 1]].
+    of_image, by_image = np.nonzero(has)
+    starts = np.searchsorted(of_image, np.arange(images + 1))
+    shuffled = generator.permutation(images)
+    left = has.sum(0)
+    keepable = left - 1  # how many more of a label may leave training
+    # What each side still wants: of each label, and of images at all.
+    wanted = np.array([_number(n, share) if n > 1 else 0 for n in left.tolist()], dtype=np.float64)
+    wanted_train = left - wanted
+    want = float(share * images)
+    want_train = images - want
+    waiting = np.ones(images, dtype=np.bool_)
+    pending = set(np.flatnonzero(left).tolist())
+    while pending:
+        rarest = min(pending, key=lambda label: (left[label], label))
+        pending.remove(rarest)
+        for image in shuffled[has[shuffled, rarest] & waiting[shuffled]].tolist():
+            own = by_image[starts[image] : starts[image + 1]]
+            difference = wanted[rarest] - wanted_train[rarest] or want - want_train
+            if difference > 0 and keepable[own].min() > 0:
+                held[image] = True
+                keepable[own] -= 1
+                wanted[own] -= 1
+                want -= 1
+            else:
+                wanted_train[own] -= 1
+                want_train -= 1
+            left[own] -= 1
+            waiting[image] = False
+        pending -= {label for label in pending if not left[label]}
+    rest = shuffled[waiting[shuffled]]
+    held[rest[: max(round(want), 0)]] = True
+    return held

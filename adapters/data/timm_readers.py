@@ -1,0 +1,235 @@
+"""Open data sets through timm's readers: Hugging Face, TensorFlow Datasets and WebDataset."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from timm.data import create_dataset
+from timm.data.readers import create_reader
+
+from headkit.adapters.errors import DataError, DependencyMissing, HeadkitError, first_line
+
+from .dataset import ImageDataset, enumerated, refuse_one, refuse_unknown
+from .folder import natural_key
+
+logger = logging.getLogger("headkit")
+
+READERS = {
+    "hfds": "datasets",
+    "hfids": "datasets",
+    "tfds": "tensorflow_datasets",
+    "wds": "webdataset",
+}
+"""Prefixes of timm's readers, and the module that each needs."""
+CLASSES_FILE = "classes.txt"
+"""Beside the shards of a WebDataset: a class name per line, as in timm's class maps."""
+SHARD_IMAGES = "jpg;jpeg;png;webp"
+"""Extensions of images in shards; timm's own list lacks ``jpeg``."""
+
+
+def reader_of(data: str | Path) -> str:
+    """Return the prefix of ``data`` that names a reader, or nothing if it is a path."""
+    prefix, slash, _ = str(data).partition("/")
+    return prefix if slash and prefix in READERS and not Path(data).exists() else ""
+
+
+def open_reader(data: str, split: str, known: tuple[str, ...] | None = None) -> ImageDataset:
+    """Open ``PREFIX/NAME``, or ``PREFIX/NAME@SPLIT`` for another split than ``split``.
+
+    - ``hfds/NAME``: a data set of the Hugging Face Hub or, with ``hfds/FOLDER``, one on disk that
+      ``datasets.load_dataset`` opens. Classes are those of the column ``label``, else of the only
+      one of type ``ClassLabel``; likewise ``image``.
+    - ``hfids/NAME``: the same, streamed.
+    - ``tfds/NAME``: prepared by TensorFlow Datasets before.
+    - ``wds/FOLDER``: tar shards of ``KEY.jpg`` (``jpeg``, ``png``, ``webp``) with ``KEY.cls``, the
+      class index. The splits are in ``FOLDER/_info.json``; or name the shards:
+      ``wds/FOLDER@train-{0000..0009}.tar``. Class names: ``label_names`` in ``_info.json``, or a
+      line each in ``FOLDER/classes.txt``.
+
+    Args:
+        data: see above.
+        split: if ``data`` names none.
+        known: the classes of the training data, if this is validation data.
+
+    Raises:
+        DataError: timm cannot open it, it does not hold one class index per image, or a class is
+            not known.
+        DependencyMissing: the reader's package is not installed.
+    """
+    prefix, _, rest = data.partition("/")
+    # A folder's name may hold the sign itself.
+    if not Path(rest).exists() and "@" in rest:
+        rest, _, split = rest.rpartition("@")
+    name = f"{prefix}/{rest}"
+    if find_spec(READERS[prefix]) is None:
+        raise DependencyMissing.for_feature(f"reading {name}", READERS[prefix].replace("_", "-"))
+    where = f"{name} (split {split})"
+    try:
+        if prefix == "hfds":
+            return _open_hfds(rest, split, where, known)
+        if prefix == "hfids":
+            names, options = _streamed_columns(rest, split, where)
+        elif prefix == "tfds":
+            names, options = _names(create_dataset(name, split=split).reader.class_to_idx), {}
+        else:
+            names, options = _shards(rest, split, where)
+        options |= {"split": split, "class_map": _matched(names, known, where)}
+        stream = _create_stream(name, options)
+    except HeadkitError:
+        raise
+    except Exception as error:
+        # The readers' packages raise whatever their own packages do.
+        raise DataError(f"timm cannot open {where}: {first_line(error)}") from error
+    return ImageDataset(where, "multiclass", names if known is None else known, stream=stream)
+
+
+def _names(class_to_idx: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(str(name) for name in sorted(class_to_idx, key=class_to_idx.__getitem__))
+
+
+def _matched(
+    names: tuple[str, ...], known: tuple[str, ...] | None, where: str
+) -> dict[int, int] | None:
+    """Return the map from the class indices of validation data to those of training data."""
+    if known is None:
+        if names:
+            refuse_one(where, names)
+        return None
+    if bool(names) != bool(known):
+        lacking = "the training data has" if names else f"{where} has"
+        raise DataError(f"{lacking} no class names, so the classes of both cannot be matched")
+    refuse_unknown(where, names, known)
+    if names == known:
+        return None
+    index = {name: number for number, name in enumerate(known)}
+    return {number: index[name] for number, name in enumerate(names)}
+
+
+def _create_stream(name: str, options: dict[str, Any]) -> Any:
+    try:
+        return create_dataset(name, **options)
+    except ValueError as error:
+        if "length is unknown" not in str(error):
+            raise
+    # hfids asks for the number of images, which only training in epochs needs.
+    stream = create_dataset(name, num_samples=1, **options)
+    stream.reader.num_samples = 0
+    return stream
+
+
+def _open_hfds(name: str, split: str, where: str, known: tuple[str, ...] | None) -> ImageDataset:
+    # timm opens columns that are not there, and fails at the first image.
+    data_set: Any = import_module("datasets").load_dataset(name, split=split)
+    image, label = _columns(data_set.features, where)
+    names = _class_names(data_set.features[label], where)
+    values = data_set.unique(label)
+    _refuse_unlabelled(values, len(names), where)
+    by_value = {value: names[value] if names else str(value) for value in values}
+    if known is None:
+        found = sorted(by_value, key=None if names else lambda value: natural_key(by_value[value]))
+        labels = tuple(by_value[value] for value in found)
+        refuse_one(where, labels)
+        if len(labels) < len(names):
+            empty = [name for name in names if name not in labels]
+            logger.warning(
+                "%s has classes without an image, left out: %s", where, enumerated(empty)
+            )
+    else:
+        refuse_unknown(where, by_value.values(), known)
+        labels = known
+    index = {text: number for number, text in enumerate(labels)}
+    reader = create_reader(
+        f"hfds/{name}",
+        split=split,
+        input_key=image,
+        target_key=label,
+        class_map={value: index[text] for value, text in by_value.items()},
+    )
+    return ImageDataset(where, "multiclass", labels, reader=reader)
+
+
+def _streamed_columns(name: str, split: str, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    data_set: Any = import_module("datasets").load_dataset(name, split=split, streaming=True)
+    if data_set.features is None:  # known only from the images themselves
+        return (), {}
+    image, label = _columns(data_set.features, where)
+    feature = data_set.features[label]
+    names = _class_names(feature, where)
+    if not names and "int" not in str(getattr(feature, "dtype", "")):
+        raise DataError(f"the labels of {where} are text, which hfds/{name} can read")
+    return names, {"input_key": image, "target_key": label}
+
+
+def _columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:
+    def column(usual: str, kind: str) -> str | None:
+        if usual in features:
+            return usual
+        of_kind = [name for name, feature in features.items() if type(feature).__name__ == kind]
+        return of_kind[0] if len(of_kind) == 1 else None
+
+    image, label = column("image", "Image"), column("label", "ClassLabel")
+    if image is None or label is None:
+        raise DataError(
+            f"{where} has the columns {', '.join(features)}; expected image and label, or one "
+            "column of images and one of class labels"
+        )
+    return image, label
+
+
+def _class_names(feature: Any, where: str) -> tuple[str, ...]:
+    kind = type(feature).__name__
+    if kind not in ("ClassLabel", "Value") or "float" in str(feature.dtype):
+        raise DataError(
+            f"the labels of {where} are of type {kind} {getattr(feature, 'dtype', '')}".rstrip()
+            + ", expected one class per image; other tasks are read from a CSV"
+        )
+    return tuple(feature.names) if kind == "ClassLabel" else ()
+
+
+def _refuse_unlabelled(values: Sequence[Any], classes: int, where: str) -> None:
+    for value in values:
+        if value is None or value == -1 or (classes and not 0 <= value < classes):
+            raise DataError(f"{where} has images without a label ({value})")
+
+
+def _shards(root: str, split: str, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+    options = {"root": root, "input_key": SHARD_IMAGES}
+    try:
+        stream = create_dataset("wds/", split=split, **options)
+    except RuntimeError as error:
+        raise DataError(
+            f"timm cannot open {where}: {first_line(error)}; expected the split in "
+            f"{root}/_info.json, or shards as in wds/{root}@train-{{0000..0009}}.tar"
+        ) from error
+    reader = stream.reader
+    if "://" not in root and not root.startswith("pipe:"):
+        missing = [
+            shard for shard in reader.split_info.filenames if not Path(root, shard).is_file()
+        ]
+        if missing:
+            raise DataError(f"{where} lacks the shard {enumerated(missing, 3)} in {root}")
+    names = reader.info.get("label_names") or _lines(Path(root, CLASSES_FILE))
+    # timm passes over what it cannot read with no more than a line in its log. This stream is used
+    # for nothing else: it would give all shards to each worker.
+    target = next((target for _, target in islice(stream, 1)), None)
+    if target is None:
+        raise DataError(
+            f"no image of {where} can be read; expected KEY.jpg, KEY.png or KEY.webp in each "
+            "shard, with the class index in KEY.cls"
+        )
+    if names and target >= len(names):
+        raise DataError(f"{where} has the class index {target}, but only {len(names)} class names")
+    return tuple(map(str, names)), options
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        return []

@@ -1,0 +1,1 @@
+"""Features of a frozen backbone: decode images, run the backbone, keep the result in a cache."""

@@ -1,0 +1,61 @@
+"""Extract features on a Ray cluster, into the same cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from headkit.adapters.errors import DependencyMissing
+
+from .extract import SHARD_BATCHES, Job, fill_locally
+
+
+def check_ray() -> None:
+    """Raise ``DependencyMissing`` if Ray is not installed."""
+    DependencyMissing.check("ray.data", "the engine 'ray'", "headkit[ray]")
+
+
+class _Shards:
+    """An actor of Ray Data: starts the engine once, then extracts one shard after the other."""
+
+    def __init__(self, job: Job) -> None:
+        run = job.start()
+        self._job = replace(job, start=lambda: run, workers=0)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        paths = list(row["paths"])
+        fill_locally(self._job, paths, lambda _: None)
+        return {"done": len(paths)}
+
+
+def fill_with_ray(job: Job, paths: Sequence[str], progress: Callable[[int], None]) -> None:
+    """Extract files with Ray Data (Ray 2), one shard at a time on every core of the cluster.
+
+    Joins the cluster that ``RAY_ADDRESS`` names, or starts one on this machine. All its machines
+    have to see the images and the cache under the same paths. Shards hold the images that they
+    would hold without Ray, so that a run goes on where another was stopped, with Ray or without.
+    """
+    check_ray()
+    import ray
+    import ray.data
+
+    job.start()  # converts the backbone once for all, or fails here
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, include_dashboard=False)
+    size = job.batch_size * SHARD_BATCHES
+    absolute = [str(Path(path).absolute()) for path in paths]
+    shards = [{"paths": absolute[start : start + size]} for start in range(0, len(paths), size)]
+    cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    extracted = ray.data.from_items(shards, override_num_blocks=len(shards)).map(
+        _Shards,
+        fn_constructor_args=(job,),
+        compute=ray.data.ActorPoolStrategy(size=min(cores, len(shards))),
+        num_cpus=1,
+    )
+    done = 0
+    for row in extracted.iter_rows():
+        done += row["done"]
+        progress(done)

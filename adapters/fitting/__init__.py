@@ -1,0 +1,1 @@
+"""Fit a head on features, calibrate it, measure it and report it."""

@@ -1,0 +1,217 @@
+"""Heads in and out of any timm model."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import timm.data
+import torch
+from timm.models import get_model_args
+from torch import Tensor, nn
+
+from headkit.adapters.backbone.classifier import (
+    classifier_tensors,
+    find_classifier,
+    name_of,
+    num_features,
+)
+from headkit.adapters.backbone.fingerprint import backbone_info
+from headkit.adapters.backbone.freeze import freeze
+from headkit.adapters.backbone.load import load_backbone
+from headkit.adapters.backbone.module_copy import copy_structure
+from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
+from headkit.adapters.errors import BackboneMismatch, ContractError
+
+from .head import Head, Task
+from .kinds import Kind, default_kind, install, kind_of
+
+
+def adapt(
+    architecture_or_model: str | nn.Module,
+    num_classes: int,
+    kind: Kind | None = None,
+    *,
+    weights: str | Path | None = None,
+    remap: bool = False,
+    **timm_kwargs: Any,
+) -> nn.Module:
+    """Put a new, untrained classifier onto a frozen backbone.
+
+    The result is a plain timm model that any training loop can train: only its classifier learns,
+    also after ``model.train()``.
+
+    Args:
+        architecture_or_model: timm entry point, or a timm model, which is changed in place.
+        num_classes: length of the new logits.
+        kind: ``own`` for the architecture's own classifier, ``linear``, ``mlp`` or ``cosine``.
+            Without it ``own``, or ``linear`` where the own one has hidden layers.
+        weights: see ``load_backbone``.
+        remap: see ``load_backbone``.
+        **timm_kwargs: see ``load_backbone``.
+
+    Raises:
+        UnknownArchitecture, WeightsError: see ``load_backbone``.
+        ContractError: the model has no classifier that can be replaced.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+    if isinstance(architecture_or_model, str):
+        model = load_backbone(architecture_or_model, weights, remap=remap, **timm_kwargs)
+    else:
+        model = architecture_or_model
+    install(model, kind or default_kind(model), num_classes)
+    return freeze(model)
+
+
+def head_of(
+    model: nn.Module,
+    label_names: Sequence[str] | None = None,
+    *,
+    task: Task = "multiclass",
+    metrics: Mapping[str, Any] | None = None,
+    temperature: float = 1.0,
+    notes: str = "",
+) -> Head:
+    """Take the head out of a trained timm model, however it was trained.
+
+    Args:
+        model: a timm model with a classifier.
+        label_names: one name per class.
+        task: what the logits mean.
+        metrics: what was measured, to be kept with the head.
+        temperature: logits are divided by it before softmax or sigmoid.
+        notes: free text.
+
+    Raises:
+        ContractError: the model has no classifier.
+        HeadFormatError: for example another number of label names than of classes.
+    """
+    tensors = classifier_tensors(model)
+    if not tensors:
+        raise ContractError(
+            f"{name_of(model)} has no classifier now: adapt it to a number of classes first"
+        )
+    model_args = get_model_args(model)
+    model_args.pop("num_classes", None)
+    return Head(
+        tensors={name: _array(value) for name, value in tensors.items()},
+        architecture=timm_cfg(model)["architecture"],
+        num_classes=find_classifier(model).num_classes,
+        num_features=num_features(model),
+        backbone=backbone_info(model),
+        pretrained_cfg=preprocessing(model),
+        kind=kind_of(model),
+        global_pool=model_args.get("global_pool", "") or "",
+        label_names=None if label_names is None else tuple(map(str, label_names)),
+        model_args=model_args,
+        task=task,
+        temperature=temperature,
+        metrics=dict(metrics or {}),
+        versions=_versions(),
+        notes=notes,
+    )
+
+
+def save_head(
+    model: nn.Module, path: str | Path, label_names: Sequence[str] | None = None, **described: Any
+) -> Head:
+    """Save the head of a trained timm model to ``path``; see ``head_of`` for the arguments.
+
+    Raises:
+        OutputError: the path cannot be written; what lies there is untouched.
+        ContractError, HeadFormatError: see ``head_of``.
+    """
+    head = head_of(model, label_names, **described)
+    head.save(path)
+    return head
+
+
+def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) -> nn.Module:
+    """Put ``head`` onto ``model``, which is changed in place, frozen, in eval mode, and returned.
+
+    Args:
+        model: the backbone that the head was trained on, with any classifier or none.
+        head: a head, or the path of a head file.
+        force: attach to another backbone of the same architecture, or to one with another pooling,
+            too. Logits will differ.
+
+    Raises:
+        BackboneMismatch: the model is another architecture, has other weights or another pooling
+            (unless ``force``), or its classifier has other tensors. The model is then as it was.
+        HeadFormatError: the file is no head file.
+    """
+    if not isinstance(head, Head):
+        head = Head.load(head)
+    architecture = timm_cfg(model)["architecture"]
+    if architecture != head.architecture:
+        raise BackboneMismatch(
+            f"this head was trained on {head.architecture}, the backbone is {architecture}"
+        )
+    width = num_features(model)
+    if width != head.num_features:
+        raise BackboneMismatch(
+            f"this head takes {head.num_features} features, the backbone gives {width}"
+        )
+    pooled = get_model_args(model).get("global_pool", "") or ""
+    if not force and pooled != head.global_pool:
+        raise BackboneMismatch(
+            f"this head was trained with global_pool {head.global_pool!r}, the backbone has "
+            f"{pooled!r}: create it with global_pool={head.global_pool!r}, or pass force=True "
+            "(--force)"
+        )
+    if not force:
+        found = backbone_info(model)
+        if found.fingerprint != head.backbone.fingerprint:
+            raise BackboneMismatch(
+                "this head was trained on "
+                f"{_describe(head.backbone.tag, head.backbone.source)} with fingerprint "
+                f"{head.backbone.fingerprint[:12]}, the backbone is "
+                f"{_describe(found.tag, found.source)} with fingerprint {found.fingerprint[:12]}: "
+                "load the weights that the head was trained on, or pass force=True (--force)"
+            )
+    tensors = safetensors.torch.load(safetensors.numpy.save(dict(head.tensors)))
+    kind = cast(Kind, head.kind)
+    probe = copy_structure(model, share_tensors=False)
+    install(probe, kind, head.num_classes, tensors)
+    expected = {name: list(value.shape) for name, value in classifier_tensors(probe).items()}
+    found_shapes = {name: list(value.shape) for name, value in tensors.items()}
+    if expected != found_shapes:
+        raise BackboneMismatch(
+            f"the head's tensors are {found_shapes}, "
+            f"the classifier of {architecture} has {expected}"
+        )
+    install(model, kind, head.num_classes, tensors)
+    model.load_state_dict(tensors, strict=False)
+    return freeze(model)
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    tensor = tensor.detach().cpu().clone()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def _describe(tag: str, source: str) -> str:
+    return f"{tag or 'weights without a tag'} ({source})"
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = version("headkit")
+    except PackageNotFoundError:
+        own = "unknown"
+    return {
+        "headkit": own,
+        "python": platform.python_version(),
+        "timm": timm.__version__,
+        "torch": torch.__version__,
+    }

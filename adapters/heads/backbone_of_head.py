@@ -1,0 +1,50 @@
+"""Load the backbone that a head was trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from headkit.adapters.backbone.load import load_backbone
+from headkit.adapters.errors import WeightsError
+
+from .head import Head
+
+
+def load_backbone_of(
+    head: Head,
+    weights: str | Path | None = None,
+    *,
+    remap: bool = False,
+    folder: Path | None = None,
+) -> nn.Module:
+    """Load the backbone that ``head`` was trained on.
+
+    Args:
+        head: names the architecture, its arguments and where its weights came from.
+        weights: see ``load_backbone``. Without it: the Hub, or, when the head says that the weights
+            came from a file, the file of that name in ``folder`` or in the current folder.
+        remap: see ``load_backbone``.
+        folder: where the head file lies.
+
+    Raises:
+        UnknownArchitecture, WeightsError: see ``load_backbone``.
+    """
+    kind, _, name = head.backbone.source.partition(":")
+    if weights is None and kind == "file":
+        places = [place for place in (folder, Path()) if place is not None]
+        weights = next((p / name for p in places if (p / name).is_file()), None)
+        if weights is None:
+            raise WeightsError(
+                f"this head's backbone came from the file {name}, which is not in "
+                f"{' or in '.join(str(place.absolute()) for place in places)}: "
+                "name it with weights=FILE (--weights FILE)"
+            )
+    if weights is None and kind in ("random", "unknown"):
+        raise WeightsError(
+            f"where this head's backbone came from is {head.backbone.source!r}: "
+            "name its file with weights=FILE (--weights FILE) or pass the backbone itself"
+        )
+    name = f"{head.architecture}.{head.backbone.tag}" if head.backbone.tag else head.architecture
+    return load_backbone(name, weights, remap=remap, **head.model_args)

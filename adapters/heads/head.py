@@ -1,0 +1,221 @@
+"""The head: trained tensors of a classifier with all that is needed to put them back.
+
+Reads and writes head files (docs/head-file.md) without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from headkit.adapters.backbone.info import BackboneInfo
+from headkit.adapters.errors import HeadFormatError
+from headkit.adapters.files import write_atomically
+
+from .reference import head_path
+from .schema import check_described
+
+FORMAT = "headkit"
+VERSION = "1"
+MAX_OVERHEAD = 4096
+"""Bytes that a head file may take beyond its tensors and what it holds per class."""
+PER_CLASS = "recall"
+"""The metric that has a value per class."""
+
+Task = Literal["multiclass", "multilabel", "regression"]
+
+
+def _now() -> datetime:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Trained tensors of a classifier, with labels and all that is needed to put them back.
+
+    Attributes:
+        tensors: arrays under the model's own ``state_dict`` names.
+        architecture: timm entry point.
+        num_classes: length of the logits.
+        num_features: width of what enters the classifier.
+        backbone: the backbone that the head was trained on.
+        pretrained_cfg: preprocessing in timm's words: ``input_size`` (channels, height, width),
+            ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``.
+        global_pool: timm's name of the pooling before the classifier; empty if there is none.
+        kind: ``own`` for the architecture's own classifier, ``linear``, ``mlp`` or ``cosine``.
+        label_names: one name per class, or none.
+        model_args: timm's arguments to build the architecture again, class count left out.
+        task: what the logits mean.
+        temperature: logits are divided by it before softmax or sigmoid.
+        metrics: what was measured on validation data.
+        created: UTC time, ISO 8601; of ``SOURCE_DATE_EPOCH`` where that is set, so that builds can
+            be reproduced (reproducible-builds.org).
+        versions: of the libraries that made the head.
+        notes: free text.
+    """
+
+    tensors: Mapping[str, np.ndarray[Any, Any]]
+    architecture: str
+    num_classes: int
+    num_features: int
+    backbone: BackboneInfo
+    pretrained_cfg: Mapping[str, Any]
+    global_pool: str = ""
+    kind: str = "own"
+    label_names: tuple[str, ...] | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    task: Task = "multiclass"
+    temperature: float = 1.0
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    created: str = field(default_factory=lambda: _now().isoformat(timespec="seconds"))
+    versions: Mapping[str, str] = field(default_factory=dict)
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse a head that contradicts itself.
+
+        Raises:
+            HeadFormatError: what is wrong, and what was expected.
+        """
+        if not self.tensors:
+            raise HeadFormatError("a head needs at least one tensor, found none")
+        if self.num_classes < 1:
+            raise HeadFormatError(f"num_classes is {self.num_classes}, expected at least 1")
+        if self.label_names is not None and len(self.label_names) != self.num_classes:
+            raise HeadFormatError(
+                f"{len(self.label_names)} label names for {self.num_classes} classes"
+            )
+        if self.task not in get_args(Task):
+            raise HeadFormatError(f"task is {self.task!r}, expected one of {get_args(Task)}")
+        if not 0 < self.temperature < float("inf"):
+            raise HeadFormatError(f"temperature is {self.temperature}, expected a positive number")
+        for name, tensor in self.tensors.items():
+            if not np.isfinite(np.asarray(tensor, dtype=np.float64)).all():
+                raise HeadFormatError(f"tensor {name} holds values that are not finite")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors alone."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the head file, 64 hexadecimal digits: the head's identity."""
+        return hashlib.sha256(self.serialize()).hexdigest()
+
+    def with_changes(self, **changes: Any) -> Head:
+        """Return a copy with other values, for example ``label_names`` or ``notes``."""
+        return replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the tensors as JSON values: the ``head`` entry of a head file."""
+        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
+        described["backbone"] = asdict(self.backbone)
+        if self.label_names is None:
+            del described["label_names"]
+        return described
+
+    @classmethod
+    def from_json(cls, tensors: Mapping[str, np.ndarray[Any, Any]], described: object) -> Head:
+        """Build a head from its tensors and its ``head`` entry. Keys not known here are ignored.
+
+        Raises:
+            HeadFormatError: a key is missing or its value is of another type.
+        """
+        values = check_described(described)
+        values["backbone"] = BackboneInfo(**values["backbone"])
+        if values.get("label_names") is not None:
+            values["label_names"] = tuple(values["label_names"])
+        return cls(tensors=tensors, **values)
+
+    def serialize(self) -> bytes:
+        """Return the content of the head file; equal heads give equal bytes.
+
+        Raises:
+            HeadFormatError: what is no tensor, label name or recall takes more than 4 KiB.
+        """
+        content = self._encode()
+        alone = {k: v for k, v in self.metrics.items() if k != PER_CLASS}
+        overhead = len(replace(self, label_names=None, metrics=alone)._encode()) - self.num_bytes
+        if overhead > MAX_OVERHEAD:
+            raise HeadFormatError(
+                f"the head's description takes {overhead} bytes beside tensors, label names and "
+                f"recall, at most {MAX_OVERHEAD} are allowed: shorten its notes or metrics"
+            )
+        return content
+
+    def _encode(self) -> bytes:
+        try:
+            described = json.dumps(
+                self.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+            )
+        except TypeError as error:
+            raise HeadFormatError(
+                f"a value of the head cannot be written as JSON: {error}"
+            ) from error
+        metadata = {"format": FORMAT, "version": VERSION, "head": described}
+        try:
+            return _canonical(safetensors.numpy.save(dict(self.tensors), metadata))
+        except UnicodeEncodeError as error:
+            raise HeadFormatError(f"a text of the head is not valid Unicode: {error}") from error
+
+    def save(self, path: str | Path) -> Path:
+        """Write the head file whole or not at all. Returns the path.
+
+        Raises:
+            OutputError: the path cannot be written; what lies there is untouched.
+            HeadFormatError: see ``serialize``.
+        """
+        return write_atomically(path, self.serialize())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Head:
+        """Read a head file, trusting nothing in it.
+
+        Args:
+            path: of the file, or a reference to a store such as ``flowers@prod``.
+
+        Raises:
+            HeadFormatError: the file is missing, truncated, damaged, or no head file of version 1.
+            RegistryError: the reference names nothing.
+        """
+        path = head_path(path)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise HeadFormatError(
+                        f"its format is {metadata.get('format')!r}, expected {FORMAT!r}: "
+                        "these are tensors, but not a head that headkit wrote"
+                    )
+                if metadata.get("version") != VERSION:
+                    raise HeadFormatError(
+                        f"its version is {metadata.get('version')!r}, this headkit reads "
+                        f"{VERSION!r}; install a newer headkit"
+                    )
+                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            return cls.from_json(tensors, json.loads(metadata.get("head", "")))
+        except (HeadFormatError, SafetensorError, OSError, ValueError, RecursionError) as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+            raise HeadFormatError(f"cannot read head {path}: {reason}") from error
+
+
+def _canonical(content: bytes) -> bytes:
+    """Order the header: safetensors writes ``__metadata__`` in an order that changes."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]

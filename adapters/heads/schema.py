@@ -1,0 +1,91 @@
+"""The JSON that describes a head: which keys it has, and of which types. Reads nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from headkit.adapters.errors import HeadFormatError
+
+
+def check_described(described: object, where: str = "head") -> dict[str, Any]:
+    """Return the known keys of the ``head`` entry of a head file. Others are ignored.
+
+    Raises:
+        HeadFormatError: a key is missing or its value is of another type.
+    """
+    values = _checked(described, _HEAD_TYPES, where)
+    values["backbone"] = _checked(values["backbone"], _BACKBONE_TYPES, f"{where}.backbone")
+    cfg = _checked(values["pretrained_cfg"], _PREPROCESSING_TYPES, f"{where}.pretrained_cfg")
+    for key in ("input_size", "mean", "std"):
+        if not cfg[key] or not all(isinstance(number, int | float) for number in cfg[key]):
+            raise HeadFormatError(f"{where}.pretrained_cfg.{key} is {cfg[key]}, expected numbers")
+    if len(cfg["input_size"]) != 3:
+        raise HeadFormatError(
+            f"{where}.pretrained_cfg.input_size is {cfg['input_size']}, expected three numbers"
+        )
+    names = values.get("label_names")
+    if names is not None and not all(isinstance(name, str) for name in names):
+        raise HeadFormatError(f"{where}.label_names holds something that is no string")
+    return values
+
+
+_HEAD_TYPES: dict[str, tuple[type, ...]] = {
+    "architecture": (str,),
+    "num_classes": (int,),
+    "num_features": (int,),
+    "backbone": (dict,),
+    "pretrained_cfg": (dict,),
+    "global_pool": (str,),
+    "kind": (str,),
+    "label_names": (list, type(None)),
+    "model_args": (dict,),
+    "task": (str,),
+    "temperature": (float, int),
+    "metrics": (dict,),
+    "created": (str,),
+    "versions": (dict,),
+    "notes": (str,),
+}
+_BACKBONE_TYPES: dict[str, tuple[type, ...]] = {
+    "tag": (str,),
+    "source": (str,),
+    "parameters": (int,),
+    "fingerprint": (str,),
+}
+_PREPROCESSING_TYPES: dict[str, tuple[type, ...]] = {
+    "input_size": (list, tuple),
+    "mean": (list, tuple),
+    "std": (list, tuple),
+    "interpolation": (str,),
+    "crop_pct": (float, int),
+    "crop_mode": (str,),
+}
+_REQUIRED = {
+    "architecture",
+    "num_classes",
+    "num_features",
+    "backbone",
+    "pretrained_cfg",
+    *_BACKBONE_TYPES,
+    *_PREPROCESSING_TYPES,
+}
+
+
+def _checked(
+    described: object, types: Mapping[str, tuple[type, ...]], where: str
+) -> dict[str, Any]:
+    if not isinstance(described, dict):
+        raise HeadFormatError(f"{where} is {type(described).__name__}, expected an object")
+    values: dict[str, Any] = {}
+    for key, expected in types.items():
+        if key not in described:
+            if key in _REQUIRED:
+                raise HeadFormatError(f"{where}.{key} is missing")
+            continue
+        value = described[key]
+        if not isinstance(value, expected) or isinstance(value, bool):
+            names = " or ".join(t.__name__ for t in expected)
+            raise HeadFormatError(f"{where}.{key} is {type(value).__name__}, expected {names}")
+        values[key] = value
+    return values

@@ -1,0 +1,1 @@
+"""``headkit bench``: latency, throughput, memory and size of models on each runtime."""

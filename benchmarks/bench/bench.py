@@ -1,0 +1,343 @@
+"""Measure latency, throughput, memory and size of models on the runtimes that are present."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headkit.adapters.errors import ExportError, OutputError, first_line
+from headkit.adapters.files import write_atomically
+
+from .cold_start import Cold, cold_start
+from .display_names import ONNXRUNTIME
+from .machine import machine
+from .model_under_test import SAMPLE, Array, Subject, subjects
+from .peak import peak_gmacs
+from .plots import check_plots, draw
+from .runtimes import (
+    DEVICES,
+    PRECISIONS,
+    RUNTIMES,
+    Contender,
+    Running,
+    absent,
+    contenders,
+    cores,
+    lacking,
+)
+from .timing import Call, Race, race
+
+SITTINGS, ROUNDS, COLD_STARTS = 8, 3, 3
+
+TIMM_COLUMNS = (
+    "model",
+    "infer_samples_per_sec",
+    "infer_step_time",
+    "infer_batch_size",
+    "infer_img_size",
+    "infer_gmacs",
+    "param_count",
+)
+"""Columns of timm's own benchmark results, in its units: milliseconds and millions."""
+
+RATIOS = ("ratio", "ratio_to_onnxruntime")
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    """How the logits of a contender compare with those of the first one.
+
+    Attributes:
+        same_class: share of the images.
+        logit_difference: median over the images of the largest difference, relative to the largest
+            logit of that image.
+        accuracy: on them; none where their classes are not known.
+    """
+
+    same_class: float
+    logit_difference: float
+    accuracy: float | None
+
+
+def bench(
+    targets: Iterable[str | Path],
+    *,
+    runtimes: Sequence[str] | None = None,
+    precisions: Sequence[str] | None = None,
+    devices: Sequence[str] | None = None,
+    batches: Sequence[int] = (1, 16),
+    threads: int | None = None,
+    weights: str | Path | None = None,
+    images: str | Path | None = None,
+    out: str | Path | None = None,
+    sittings: int = SITTINGS,
+    rounds: int = ROUNDS,
+    cold_starts: int = COLD_STARTS,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure models on several runtimes, all of a model in one run, in turns.
+
+    Args:
+        targets: architectures (with random weights, on which speed does not depend), head files,
+            or ONNX files with a dynamic batch.
+        runtimes: keys of ``RUNTIMES``; all without it.
+        precisions: ``fp32``, ``fp16``, ``bf16``, ``int8``; all without it.
+        devices: ``cpu``, ``cuda``; all without it.
+        batches: images per call.
+        threads: of the CPU; one per core without it.
+        weights: file of the head files' backbone; without it see ``load_backbone_of``.
+        images: a folder of images to calibrate int8 and fp16 on, and to compare the runtimes'
+            predictions on; random images without it.
+        out: a folder for ``bench.json``, ``bench.csv``, ``latency.png`` and ``throughput.png``.
+        sittings: see ``race``.
+        rounds: see ``race``.
+        cold_starts: processes that are started for each; 0 leaves cold starts out.
+        progress: told about the models that are done.
+
+    Returns:
+        What is in ``bench.json``: ``machine``, ``images`` (how many predictions were compared on,
+        and whether they are the user's), ``peak_gmacs_per_s`` (of a large matrix product, by
+        precision and device), ``rows`` and ``absent`` (what was asked for and could not run, with
+        the reason). A row has timm's columns (``TIMM_COLUMNS``), ``runtime``, ``precision``,
+        ``device``, ``threads``, ``p05_ms``, ``p95_ms``, ``spread``, ``ratio`` (the time relative to
+        the first runtime's of that model and batch size: median, and the ends of its interval),
+        ``ratio_to_onnxruntime`` (the same to ONNX Runtime in float32 on the CPU, where that was
+        measured), ``share_of_peak``, ``copy_ms`` (on a GPU), ``same_class``, ``logit_difference``
+        and ``accuracy`` (where images lie in folders named after the classes), and of the process
+        that starts cold ``first_prediction_s``, ``load_s``, ``peak_bytes``, ``device_bytes`` and
+        ``file_bytes``.
+
+    Raises:
+        ValueError: a runtime, precision, device or batch size is none.
+        DependencyMissing: plots are asked for and matplotlib is not installed.
+        ExportError: nothing can run a model, or an ONNX file cannot be used.
+        UnknownArchitecture, HeadFormatError, WeightsError, DataError: see ``subjects``.
+    """
+    runtimes = _known("runtime", runtimes, RUNTIMES)
+    all_precisions = _known("precision", precisions, PRECISIONS)
+    all_devices = _known("device", devices, DEVICES)
+    for name, number in (("batches", min(batches, default=0)), ("rounds", rounds)):
+        if number < 1:
+            raise ValueError(f"{name} is {number}, expected at least 1")
+    if sittings < 1 or cold_starts < 0 or (threads is not None and threads < 1):
+        raise ValueError("sittings and threads are at least 1, cold_starts at least 0")
+    if out is not None:
+        check_plots()
+        _make(Path(out))
+    asked = contenders(runtimes, all_precisions, all_devices, threads or cores())
+    if not asked:
+        raise ValueError(
+            f"{', '.join(runtimes)} has no {', '.join(all_precisions)} on {', '.join(all_devices)}"
+        )
+    unknown = lacking(runtimes, precisions, devices, threads or cores())
+    report = progress or (lambda *_: None)
+    rows, missing = list[dict[str, Any]](), list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
+        found = subjects(targets, Path(folder), weights, images)
+        compared = len(found[0].samples()) if found else 0
+        peaks = _peaks(asked)
+        report("models", 0, len(found))
+        for number, subject in enumerate(found):
+            bench_one = _Bench(subject, sittings, rounds, cold_starts, peaks)
+            rows += bench_one.measure(asked, batches)
+            missing += bench_one.absent
+            missing += [
+                _absence(subject, one, f"{one.runtime} has no {one.precision} on {one.device}")
+                for one in unknown
+            ]
+            report("models", number + 1, len(found))
+    result = {
+        "machine": machine(),
+        "images": {"number": compared, "random": images is None},
+        "peak_gmacs_per_s": {name: None if p is None else round(p, 1) for name, p in peaks.items()},
+        "rows": rows,
+        "absent": missing,
+    }
+    if out is not None:
+        _write(result, Path(out))
+    return result
+
+
+class _Bench:
+    """One subject on all contenders."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        sittings: int,
+        rounds: int,
+        cold_starts: int,
+        peaks: dict[str, float | None],
+    ) -> None:
+        self.subject, self.peaks = subject, peaks
+        self.sittings, self.rounds, self.cold_starts = sittings, rounds, cold_starts
+        self.absent = list[dict[str, Any]]()
+        self._compiled = dict[tuple[Contender, int], Running]()
+
+    def measure(self, asked: Sequence[Contender], batches: Sequence[int]) -> list[dict[str, Any]]:
+        agreements = self._agreements(asked)
+        if not agreements:
+            reasons = "; ".join(sorted({row["reason"] for row in self.absent}))
+            raise ExportError(f"nothing can run {self.subject.name}: {reasons}")
+        cold = {}
+        if self.cold_starts:
+            cold = cold_start(self.subject, list(agreements), self.cold_starts)
+        rows = []
+        for batch in batches:
+            x = self.subject.images(batch)
+            run = race(
+                {str(one): partial(self._ready, one, x) for one in agreements},
+                sittings=self.sittings,
+                rounds=self.rounds,
+            )
+            reference = str(next(iter(agreements)))
+            for one, agreement in agreements.items():
+                rows.append(
+                    {
+                        **self._row(one, batch, run, reference),
+                        "copy_ms": self._copy_ms(one, x),
+                        **asdict(agreement),
+                        **_cold(cold.get(one)),
+                    }
+                )
+            self._compiled.clear()
+        return rows
+
+    def _agreements(self, asked: Sequence[Contender]) -> dict[Contender, _Agreement]:
+        """Return which contenders run, and how their logits compare with those of the first."""
+        found = dict[Contender, _Agreement]()
+        samples, targets = self.subject.samples(), self.subject.targets()
+        expected: Array | None = None
+        for one in asked:
+            reason = absent(one)
+            if not reason:
+                try:
+                    running = RUNTIMES[one.runtime].load(self.subject, one, SAMPLE)
+                    logits = np.concatenate(
+                        [running.run(some) for some in np.split(samples, len(samples) // SAMPLE)]
+                    )
+                except Exception as error:  # each runtime has errors of its own
+                    reason = first_line(error)
+            if reason:
+                self.absent.append(_absence(self.subject, one, reason))
+                continue
+            expected = logits if expected is None else expected
+            found[one] = _agreement(logits, expected, targets)
+        return found
+
+    def _ready(self, one: Contender, x: Array) -> Call:
+        return self._running(one, len(x)).bind(x)
+
+    def _running(self, one: Contender, batch: int) -> Running:
+        """Load; what torch compiled is kept over the sittings, as compiling takes minutes."""
+        if one.runtime != "torch.compile":
+            return RUNTIMES[one.runtime].load(self.subject, one, batch)
+        if (one, batch) not in self._compiled:
+            self._compiled[one, batch] = RUNTIMES[one.runtime].load(self.subject, one, batch)
+        return self._compiled[one, batch]
+
+    def _copy_ms(self, one: Contender, x: Array) -> float | None:
+        if one.device == "cpu":
+            return None
+        copy_ms = self._running(one, len(x)).copy_ms
+        gc.collect()
+        return None if copy_ms is None else round(copy_ms(x), 4)
+
+    def _row(self, one: Contender, batch: int, run: Race, reference: str) -> dict[str, Any]:
+        timing, subject = run.timings[str(one)], self.subject
+        per_second = 1000 * batch / timing.median_ms
+        peak, gmacs = self.peaks[_kind(one)], subject.gmacs
+        share = None if peak is None or gmacs is None else round(gmacs * per_second / peak, 4)
+        return {
+            "model": subject.name,
+            "infer_samples_per_sec": round(per_second, 2),
+            "infer_step_time": timing.median_ms,
+            "infer_batch_size": batch,
+            "infer_img_size": max(subject.input_size),
+            "infer_gmacs": gmacs,
+            "param_count": round(subject.parameters / 1e6, 2),
+            **asdict(one),
+            "p05_ms": timing.p05_ms,
+            "p95_ms": timing.p95_ms,
+            "spread": round(timing.spread, 3),
+            "ratio": run.ratio(str(one), reference).to_json(),
+            "ratio_to_onnxruntime": (
+                run.ratio(str(one), ONNXRUNTIME).to_json() if ONNXRUNTIME in run.calls else None
+            ),
+            "share_of_peak": share,
+        }
+
+
+def _absence(subject: Subject, one: Contender, reason: str) -> dict[str, Any]:
+    return {"model": subject.name, **asdict(one), "reason": reason}
+
+
+def _agreement(logits: Array, expected: Array, targets: Array | None) -> _Agreement:
+    differences = np.abs(logits - expected).max(1) / np.abs(expected).max(1)
+    same = (logits.argmax(1) == expected.argmax(1)).mean()
+    accuracy = None if targets is None else float((logits.argmax(1) == targets).mean())
+    return _Agreement(
+        round(float(same), 4),
+        float(f"{np.median(differences):.3g}"),
+        None if accuracy is None else round(accuracy, 4),
+    )
+
+
+def _cold(found: Cold | None) -> dict[str, Any]:
+    return dict.fromkeys(Cold.__dataclass_fields__) if found is None else asdict(found)
+
+
+def _kind(one: Contender) -> str:
+    return f"{one.precision} {one.device}"
+
+
+def _peaks(asked: Sequence[Contender]) -> dict[str, float | None]:
+    return {kind: peak_gmacs(one) for kind, one in {_kind(one): one for one in asked}.items()}
+
+
+def _known(what: str, given: Sequence[str] | None, known: Iterable[str]) -> tuple[str, ...]:
+    known = tuple(known)
+    for name in given or ():
+        if name not in known:
+            raise ValueError(f"{what} is {name!r}, expected one of {', '.join(known)}")
+    return tuple(given or known)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
+def _write(result: dict[str, Any], folder: Path) -> None:
+    content = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / "bench.json", content.encode())
+    write_atomically(folder / "bench.csv", to_csv(result["rows"]).encode())
+    draw(result, folder)
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as CSV, timm's columns first; ratios without their intervals."""
+    if not rows:
+        return ""
+    columns = [*TIMM_COLUMNS, *(name for name in rows[0] if name not in TIMM_COLUMNS)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        ratios = {name: row[name] and row[name]["value"] for name in RATIOS}
+        writer.writerow({**row, **ratios})
+    return text.getvalue()

@@ -1,0 +1,1 @@
+"""``headkit compare``: one head per backbone, accuracy against latency."""

@@ -1,0 +1,1 @@
+"""``headkit coverage``: check the contract for every architecture and keep the record."""

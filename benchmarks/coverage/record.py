@@ -1,0 +1,259 @@
+"""Run the contract on many architectures, in worker processes, and keep the outcome as JSON lines.
+
+One line per architecture and check. A worker that crashes, hangs or runs out of memory costs one
+line. A run that was stopped goes on: what passed with the same timm version stays.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from headkit.adapters.errors import UnknownArchitecture, first_line
+from headkit.adapters.files import write_atomically
+
+from .contract import CHECKS, Row
+
+RESULTS = Path(__file__).parents[1] / "results" / "coverage.jsonl"
+"""The committed record."""
+
+Progress = Callable[[str, int, int | None], None]
+Key = tuple[str, str]
+"""Architecture and check."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run gave.
+
+    Attributes:
+        rows: of all architectures that were asked for, by architecture and check.
+        seconds: of this run.
+        peak_bytes: largest sum of the workers' peak resident memory, with this process.
+    """
+
+    rows: dict[Key, Row]
+    seconds: float
+    peak_bytes: int
+
+    def failed(self, check: str) -> list[Row]:
+        """Return the rows of ``check`` that did not pass."""
+        return [row for (_, name), row in self.rows.items() if name == check and not row["passed"]]
+
+    def passed(self, check: str) -> list[Row]:
+        """Return the rows of ``check`` that passed."""
+        return [row for (_, name), row in self.rows.items() if name == check and row["passed"]]
+
+
+def coverage(
+    checks: Sequence[str],
+    path: Path,
+    *,
+    names: Iterable[str] | None = None,
+    max_params: int | None = None,
+    workers: int = 2,
+    timeout: float = 600,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """Run ``checks`` on architectures and keep the rows in ``path``.
+
+    Args:
+        checks: names from ``contract.CHECKS``, run in this order.
+        path: JSON lines; rows are added to those that are there.
+        names: architectures; all that timm has without it.
+        max_params: leave out those with more parameters (classifier left out) for every check but
+            ``structure``, whose rows have to be there.
+        workers: processes, each with one thread.
+        timeout: seconds for one row.
+        fresh: make rows again that passed; others are always made again.
+        progress: told about the rows that were made.
+    """
+    started = time.perf_counter()
+    wanted = sorted(timm.list_models()) if names is None else sorted(set(names))
+    rows = {} if fresh and names is None else load(path)
+    peak = _own_peak()
+    for check in checks:
+        todo = [
+            name
+            for name in wanted
+            if (fresh or not rows.get((name, check), {}).get("passed"))
+            and _small(rows, name, check, max_params)
+        ]
+        todo.sort(key=lambda name: rows.get((name, "structure"), {}).get("parameters", 0))
+        with path.open("a", encoding="utf-8") as log:
+            for done, (row, worker_peak) in enumerate(_run(check, todo, workers, timeout), 1):
+                rows[row["name"], check] = row
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                peak = max(peak, worker_peak + _own_peak())
+                if progress is not None:
+                    progress(check, done, len(todo))
+    save(path, rows)
+    asked = {key: row for key, row in rows.items() if key[0] in set(wanted)}
+    return Summary(asked, time.perf_counter() - started, peak)
+
+
+def load(path: Path) -> dict[Key, Row]:
+    """Read the rows of the installed timm version; a line cut short by a kill is left out."""
+    rows: dict[Key, Row] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if row["timm"] == timm.__version__:
+                rows[row["name"], row["check"]] = row
+    return rows
+
+
+def save(path: Path, rows: dict[Key, Row]) -> None:
+    """Write the rows in order of name and check, one line each."""
+    lines = [json.dumps(rows[key]) for key in sorted(rows)]
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def smallest_of_each_family(rows: dict[Key, Row]) -> list[str]:
+    """Return, for each family, the architecture with the fewest parameters."""
+    smallest: dict[str, Row] = {}
+    for row in rows.values():
+        if row["check"] == "structure" and row["passed"]:
+            best = smallest.get(row["family"])
+            order = (row["parameters"], row["name"])
+            if best is None or order < (best["parameters"], best["name"]):
+                smallest[row["family"]] = row
+    return sorted(row["name"] for row in smallest.values())
+
+
+def matching(globs: str, rows: dict[Key, Row] | None = None) -> list[str]:
+    """Return the architectures that match one of ``globs``, which commas part.
+
+    Args:
+        globs: such as ``resnet*,vit_*``.
+        rows: take only the smallest of each family, by the ``structure`` rows here.
+
+    Raises:
+        UnknownArchitecture: nothing matches.
+    """
+    known = sorted(timm.list_models()) if rows is None else smallest_of_each_family(rows)
+    found = [name for name in known if any(fnmatchcase(name, g) for g in globs.split(","))]
+    if not found:
+        raise UnknownArchitecture.with_nearest(globs, known)
+    return found
+
+
+def _small(rows: dict[Key, Row], name: str, check: str, max_params: int | None) -> bool:
+    if check == "structure" or max_params is None:
+        return True
+    known = rows.get((name, "structure"))
+    return bool(known and known["passed"] and known["parameters"] <= max_params)
+
+
+def _run(
+    check: str, names: Sequence[str], workers: int, timeout: float
+) -> Iterable[tuple[Row, int]]:
+    """Yield each row as it comes, with the sum of the workers' peak memory in bytes."""
+    context = multiprocessing.get_context("spawn")
+    waiting = list(reversed(names))
+    pool = [_Worker(context) for _ in range(min(workers, len(names)))]
+    peaks = [0] * len(pool)
+    try:
+        while True:
+            for worker in pool:
+                if worker.name is None and waiting:
+                    worker.give(check, waiting.pop())
+            busy = {worker.connection: worker for worker in pool if worker.name is not None}
+            if not busy:
+                return
+            ready = wait(list(busy), timeout=1)
+            for worker in list(busy.values()):
+                if worker.connection in ready or worker.overdue(timeout):
+                    outcome, peak = worker.take(timeout)
+                    number = pool.index(worker)
+                    peaks[number] = max(peaks[number], peak)
+                    if not worker.process.is_alive():
+                        pool[number] = _Worker(context)
+                    yield outcome, sum(peaks)
+    finally:
+        for worker in pool:
+            worker.process.kill()
+
+
+class _Worker:
+    """One process that makes rows; another takes its place when it dies."""
+
+    def __init__(self, context: Any) -> None:
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.name: str | None = None
+        self.check = ""
+        self.since = 0.0
+
+    def give(self, check: str, name: str) -> None:
+        self.check, self.name, self.since = check, name, time.perf_counter()
+        with suppress(OSError):  # a worker that died meanwhile is noticed by take()
+            self.connection.send((check, name))
+
+    def overdue(self, timeout: float) -> bool:
+        return time.perf_counter() - self.since > timeout
+
+    def take(self, timeout: float) -> tuple[Row, int]:
+        name, peak = self.name, 0
+        assert name is not None  # noqa: S101 - only busy workers are asked
+        seconds = time.perf_counter() - self.since
+        try:
+            if not self.connection.poll():
+                self.process.kill()
+                outcome: Row = {"passed": False, "error": f"took longer than {timeout:.0f} s"}
+            else:
+                outcome, peak = self.connection.recv()
+        except (EOFError, OSError):  # the other end is gone
+            self.process.join()
+            code = self.process.exitcode
+            what = f"signal {-code}" if code and code < 0 else f"status {code}"
+            outcome = {"passed": False, "error": f"the process ended with {what}"}
+        self.process.join(0 if self.process.is_alive() else None)
+        self.name = None
+        return {**_identity(name, self.check), **outcome, "seconds": round(seconds, 2)}, peak
+
+
+def _serve(connection: Connection) -> None:
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what torch and timm made on import would be looked through again and again
+    gc.disable()  # collected after each row
+    while True:
+        check, name = connection.recv()
+        try:
+            outcome: Row = {"passed": True, **CHECKS[check](name)}
+        except Exception as error:
+            outcome = {"passed": False, "error": f"{type(error).__name__}: {first_line(error)}"}
+        gc.collect()
+        connection.send((outcome, _own_peak()))
+
+
+def _identity(name: str, check: str) -> Row:
+    from timm.models._registry import _model_to_module
+
+    family = _model_to_module[name]
+    return {"name": name, "check": check, "family": family, "timm": timm.__version__}
+
+
+def _own_peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

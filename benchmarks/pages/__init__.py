@@ -1,0 +1,1 @@
+"""Write the committed measurements into README and docs. Not part of the wheel."""

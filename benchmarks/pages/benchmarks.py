@@ -1,0 +1,341 @@
+"""Render what ``speed``, ``peers``, ``tasks`` and ``growth`` measured as Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from headkit.benchmarks.bench.display_names import ONNXRUNTIME, label, unmeasured
+from headkit.benchmarks.bench.process import TIMEOUT_S
+from headkit.benchmarks.studies.peers import BATCHES, EXPORTERS, verdict
+
+TASK_TITLES = {
+    "sessions": "a full ONNX model per task",
+    "multi": "one model with all heads",
+    "swappable": "one swappable model, head files",
+    "state_dicts": "a full `state_dict` per task",
+    "heads": "one backbone, head files",
+}
+VERDICTS = ("agrees", "other logits", "fixed batch", "does not run", "no file")
+
+
+def speed(result: Mapping[str, Any]) -> str:
+    """Return tables: what reduced precision gains, milliseconds by runtime, and what those cost."""
+    rows = [row for section in result.values() for row in section["rows"]]
+    batches = sorted({row["infer_batch_size"] for row in rows})
+    lines = [
+        "![Speedup over ONNX Runtime in float32](benchmarks/speed.png)",
+        "",
+        "The fastest runtime of each architecture in a precision below float32, and what it costs "
+        "on digits that the head has not seen:",
+        "",
+        *_table(
+            (
+                *("architecture", "batch", "runtime", "speedup over ONNX Runtime fp32"),
+                *("same class", "accuracy", "of ONNX Runtime fp32"),
+            ),
+            (
+                _speedup_cells(section, row)
+                for section in result.values()
+                for batch in batches
+                if (row := fastest_reduced(section, batch))
+            ),
+        ),
+        "",
+    ]
+    for batch in batches:
+        own = [row for row in rows if row["infer_batch_size"] == batch]
+        head = ("architecture", "GMACs", "runtime", "ms", "p95", "images/s")
+        lines += [
+            f"Batch {batch}:",
+            "",
+            *_table((*head, "speedup over ONNX Runtime fp32"), map(_speed_cells, own)),
+            "",
+        ]
+    absent = [row for section in result.values() for row in section["absent"]]
+    lines += [
+        "What a runtime or a precision changes, on digits that the head has not seen, and what a "
+        "process of its own takes for one image:",
+        "",
+        *_table(
+            (
+                "architecture",
+                "runtime",
+                "same class",
+                "accuracy",
+                "logits differ by",
+                "of peak",
+                "first prediction",
+                "peak memory",
+                "files",
+            ),
+            (_cost_cells(row) for row in rows if row["infer_batch_size"] == 1),
+        ),
+        "",
+        *(f"- {line}" for line in unmeasured(absent, result)),
+        "",
+        *_peaks(result),
+    ]
+    return "\n".join([*lines, *machines(result)])
+
+
+def fastest_reduced(section: Mapping[str, Any], batch: int) -> Mapping[str, Any] | None:
+    """Return the row of the fastest runtime on the CPU in a precision below float32, if any."""
+    reduced = [
+        row
+        for row in section["rows"]
+        if comparable(row) and row["precision"] != "fp32" and row["infer_batch_size"] == batch
+    ]
+    return min(reduced, key=lambda row: row["ratio_to_onnxruntime"]["value"], default=None)
+
+
+def comparable(row: Mapping[str, Any]) -> bool:
+    """Tell whether a row stands beside ONNX Runtime in float32, which is one of the CPU."""
+    return row["device"] == "cpu" and row["ratio_to_onnxruntime"] is not None
+
+
+def speedup(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Return how many times as fast as ONNX Runtime in float32 a row is, and its interval."""
+    ratio = row["ratio_to_onnxruntime"]
+    return 1 / ratio["value"], 1 / ratio["high"], 1 / ratio["low"]
+
+
+def _speedup_cells(section: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
+    plain = next(one for one in section["rows"] if label(one) == ONNXRUNTIME)
+    return (
+        row["model"],
+        str(row["infer_batch_size"]),
+        label(row),
+        _speedup_text(row),
+        f"{row['same_class']:.1%}",
+        f"{row['accuracy']:.1%}",
+        f"{plain['accuracy']:.1%}",
+    )
+
+
+def _speedup_text(row: Mapping[str, Any]) -> str:
+    if not comparable(row):
+        return ""
+    value, low, high = speedup(row)
+    return "1" if label(row) == ONNXRUNTIME else f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _speed_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        row["model"],
+        f"{row['infer_gmacs']:.2f}",
+        label(row),
+        f"{row['infer_step_time']:.2f}",
+        f"{row['p95_ms']:.2f}",
+        f"{row['infer_samples_per_sec']:.0f}",
+        _speedup_text(row),
+    )
+
+
+def _peaks(result: Mapping[str, Any]) -> list[str]:
+    """Say what the machine reached at most, which was measured before each architecture."""
+    found: dict[str, list[float]] = {}
+    for section in result.values():
+        for kind, peak in section["peak_gmacs_per_s"].items():
+            if peak is not None:
+                found.setdefault(kind, []).append(peak)
+    listed = (f"{kind} {min(some):,.0f} to {max(some):,.0f}" for kind, some in found.items())
+    return [
+        "Peak, measured before each architecture, in billions of multiply-adds per second: "
+        f"{', '.join(listed)}.",
+        "",
+    ]
+
+
+def _cost_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    share, accuracy = row["share_of_peak"], row["accuracy"]
+    return (
+        row["model"],
+        label(row),
+        f"{row['same_class']:.1%}",
+        "" if accuracy is None else f"{accuracy:.1%}",
+        f"{row['logit_difference']:.1e}",
+        "" if share is None else f"{share:.0%}",
+        f"{row['first_prediction_s']:.2f} s",
+        f"{row['peak_bytes'] / 1e6:.0f} MB",
+        f"{row['file_bytes'] / 1e6:.1f} MB",
+    )
+
+
+def peers(result: Mapping[str, Any], plot: str = "peers") -> str:
+    """Return the plot and the tables: latency of the files, export time and size, and the score."""
+    measured = latencies(result)
+    lines = [f"![headkit's time relative to each exporter's](benchmarks/{plot}.png)", ""]
+    for batch in map(str, BATCHES):
+        found = {name: section["batches"][batch] for name, section in measured.items()}
+        lines += [
+            f"Milliseconds per call at batch {batch}, and headkit's time relative to the best of "
+            "the others (below 1: headkit is faster than each of them):",
+            "",
+            *_table(
+                ("architecture", *EXPORTERS, "headkit / best other"),
+                (_latency_cells(name, one) for name, one in found.items()),
+            ),
+            "",
+            *_outcome(batch, found),
+            "",
+        ]
+    lines += [
+        "Seconds to export, and megabytes of the file:",
+        "",
+        *_table(
+            ("architecture", *EXPORTERS),
+            (
+                (name, *(_export_cell(section["exporters"][one]) for one in EXPORTERS))
+                for name, section in measured.items()
+            ),
+        ),
+        "",
+    ]
+    if "exports" in result:
+        lines += [*_exports(result["exports"]), ""]
+    return "\n".join([*lines, *machines(result)])
+
+
+def latencies(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections that hold the latency of an architecture's files."""
+    return {name: section for name, section in result.items() if name != "exports"}
+
+
+def _latency_cells(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+    timings, ratios = found["latency_ms"], found["ratios"]
+    best = max(ratios, key=lambda one: ratios[one]["value"])  # of the others
+    ratio = ratios[best]
+    return (
+        name,
+        *(f"{timings[one]['median_ms']:.2f}" if one in timings else "-" for one in EXPORTERS),
+        f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f}), {best}",
+    )
+
+
+def _outcome(batch: str, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say where headkit's file is told apart from those of the others."""
+    faster = [
+        f"`{name}`"
+        for name, one in found.items()
+        if all(ratio["high"] < 1 for ratio in one["ratios"].values())
+    ]
+    slower = [
+        f"`{name}` than {peer} ({ratio['value']:.3f})"
+        for name, one in found.items()
+        for peer, ratio in one["ratios"].items()
+        if ratio["low"] > 1
+    ]
+    return [
+        f"At batch {batch} headkit's file is faster than each of the others, told apart, for "
+        f"{', '.join(faster) or 'none'}; slower than at least one, told apart, for "
+        f"{', '.join(slower) or 'none'}."
+    ]
+
+
+def _exports(score: Mapping[str, Any]) -> list[str]:
+    rows, missed = [], []
+    for exporter, found in score["exporters"].items():
+        verdicts = found["verdicts"]
+        rows.append(
+            (
+                exporter,
+                *(str(len(verdicts.get(kind, ()))) for kind in VERDICTS),
+                f"{found['bytes'] / 1e6:,.1f} MB",
+            )
+        )
+        missed += [
+            f"- {exporter}, {kind}: {', '.join(f'`{name}`' for name in sorted(verdicts[kind]))}"
+            for kind in VERDICTS[1:]
+            if kind in verdicts
+        ]
+    return [
+        f"The smallest architecture of each of {score['architectures']} families, traced with two "
+        "images, run with one, three and eight; an exporter has "
+        f"{TIMEOUT_S // 60} minutes for each. The files' size is that of the {score['common']} of "
+        "which every exporter makes one:",
+        "",
+        *_table(("exporter", *VERDICTS, "files"), rows),
+        "",
+        *missed,
+    ]
+
+
+def _export_cell(row: Mapping[str, Any]) -> str:
+    if "error" in row:
+        return verdict(row)
+    return f"{row['export_seconds']:.1f} s, {row['bytes'] / 1e6:.1f} MB"
+
+
+def tasks(result: Mapping[str, Any]) -> str:
+    """Return the tables: full models against heads, for 1, 10 and 100 tasks."""
+    rows = []
+    for section in ("serving", "checkpoints"):
+        for count, found in result[section]["tasks"].items():
+            for name, row in found["measured"].items():
+                ratio = found["ratios"].get(name)
+                rows.append(
+                    (
+                        count,
+                        TASK_TITLES[name],
+                        *(
+                            f"{shown}{_less(ratio[key]) if ratio else ''}"
+                            for key, shown in (
+                                ("bytes", f"{row['bytes'] / 1e6:,.0f} MB"),
+                                ("seconds", f"{row['seconds']:.2f} s"),
+                                ("resident_bytes", f"{row['resident_bytes'] / 1e6:,.0f} MB"),
+                            )
+                        ),
+                    )
+                )
+    head = ("tasks", "how", "files", "until all have answered", "resident memory")
+    plot = "![Files, time and memory against tasks](benchmarks/tasks.png)"
+    return "\n".join([*_table(head, rows), "", plot, "", *machines(result)])
+
+
+def _less(ratio: float) -> str:
+    """Say how many times less; nothing where that is not so."""
+    return f" ({ratio:.{1 if ratio < 10 else 0}f} x less)" if ratio >= 1.05 else ""
+
+
+def growth(result: Mapping[str, Any]) -> str:
+    """Return a table of slopes: cost grows as size to that power, over the last tenfold."""
+    rows = []
+    for section in result.values():
+        first, last = section["rows"][0], section["rows"][-1]
+        for cost, slope in section["slopes"].items():
+            rows.append(
+                (
+                    section["by"],
+                    f"{first[section['by']]:,} to {last[section['by']]:,}",
+                    cost.replace("_", " "),
+                    f"{first[cost]:,}",
+                    f"{last[cost]:,}",
+                    "" if slope is None else f"{slope:z.2f}",
+                )
+            )
+    head = ("grows", "range", "cost", "at the start", "at the end", "slope")
+    plot = "![Cost against size](benchmarks/growth.png)"
+    return "\n".join([*_table(head, rows), "", plot, "", *machines(result)])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        f"| {' | '.join(['---'] * len(head))} |",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def machines(result: Mapping[str, Any]) -> list[str]:
+    """Say what all this was measured with; a line for each machine or set of versions."""
+    found = {json.dumps(s["machine"]): s["machine"] for s in result.values() if "machine" in s}
+    lines = []
+    for machine in found.values():
+        packages = machine["packages"]
+        lines.append(
+            f"Measured with torch {packages['torch']}, timm {packages['timm']} and onnxruntime "
+            f"{packages['onnxruntime']} on {machine['cores']} cores of {machine['processor']}."
+        )
+    return lines

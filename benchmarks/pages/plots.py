@@ -1,0 +1,163 @@
+"""Draw what ``speed``, ``peers``, ``tasks`` and ``growth`` measured, for the page of benchmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from headkit.benchmarks.bench.display_names import ONNXRUNTIME, label
+from headkit.benchmarks.bench.plots import INK, LEGEND, handles, quiet, save, styles
+from headkit.benchmarks.studies.peers import BATCHES, EXPORTERS
+
+from .benchmarks import TASK_TITLES, comparable, latencies, speedup
+
+_FLAT = 3
+"""A panel shows at least this ratio above and below: else noise would fill it."""
+
+_WIDE = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20)
+_NARROW = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4)
+"""Ticks of a logarithmic axis, for a range over and under ``_FLAT``."""
+
+Point = tuple[str, str, float, float, float]
+"""Architecture, contender, and a value with the ends of its interval."""
+
+
+def draw(results: Path, folder: Path) -> list[Path]:
+    """Draw the plots of the page from the results that are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plots: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+        "peers": _peers,
+        "peers_epyc": _peers,
+        "speed": _speed,
+        "tasks": _tasks,
+        "growth": _growth,
+    }
+    made = []
+    for name, plot in plots.items():
+        path = results / f"{name}.json"
+        if path.exists():
+            made.append(save(plot(json.loads(path.read_text())), folder / f"{name}.png"))
+    return made
+
+
+def _peers(result: Mapping[str, Any]) -> Any:
+    """Time of headkit's file relative to each exporter's, by architecture and batch size."""
+
+    def points(batch: int) -> Iterator[Point]:
+        for name, section in latencies(result).items():
+            for peer, ratio in section["batches"][str(batch)]["ratios"].items():
+                yield name, peer, ratio["value"], ratio["low"], ratio["high"]
+
+    peers = [one for one in EXPORTERS if one != "headkit"]
+    title = "headkit's time relative to the other's"
+    return _dots({f"{title}, batch {batch}": list(points(batch)) for batch in BATCHES}, peers)
+
+
+def _speed(result: Mapping[str, Any]) -> Any:
+    """Speedup over ONNX Runtime in float32, by architecture and batch size."""
+    measured = [row for section in result.values() for row in section["rows"]]
+    rows = [row for row in measured if comparable(row) and label(row) != ONNXRUNTIME]
+    others = list(dict.fromkeys(label(row) for row in rows))
+
+    def points(batch: int) -> Iterator[Point]:
+        for row in rows:
+            if row["infer_batch_size"] == batch:
+                yield row["model"], label(row), *speedup(row)
+
+    title = "speedup over ONNX Runtime in float32"
+    batches = sorted({row["infer_batch_size"] for row in rows})
+    return _dots({f"{title}, batch {batch}": list(points(batch)) for batch in batches}, others)
+
+
+def _dots(panels: Mapping[str, list[Point]], contenders: list[str]) -> Any:
+    """Panels of one scale: values with their intervals, by architecture and contender."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(point[0] for points in panels.values() for point in points))
+    height = 1.4 + (0.22 + 0.09 * len(contenders)) * len(names)
+    figure = Figure(figsize=(11, height), layout="constrained", dpi=150)
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    found = styles(contenders)
+    step = 0.8 / len(contenders)
+    for ax, (title, points) in zip(axes, panels.items(), strict=True):
+        for name, contender, value, low, high in points:
+            place = names.index(name) + step * (
+                contenders.index(contender) - (len(contenders) - 1) / 2
+            )
+            whiskers = [[value - low], [high - value]]
+            ax.errorbar(
+                value, place, xerr=whiskers, **found[contender], ls="", ms=5, elinewidth=0.9
+            )
+        for border in range(1, len(names)):
+            ax.axhline(border - 0.5, color="#cbd2d9", lw=0.5)
+        ax.axvline(1, color=INK, lw=0.9, ls="--")
+        ax.set_xscale("log")
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.set_ylim(-0.5, len(names) - 0.5)
+        ax.set_xlabel(title)
+        quiet(ax, "x")
+    low, high = axes[0].get_xlim()
+    ticks = [tick for tick in (_WIDE if high > _FLAT * low else _NARROW) if low <= tick <= high]
+    axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes[0].set_xticks([], minor=True)
+    axes[0].invert_yaxis()
+    figure.legend(handles=handles(found), **LEGEND)
+    return figure
+
+
+def _tasks(result: Mapping[str, Any]) -> Any:
+    """A panel per cost, both axes logarithmic: a line per way to serve all tasks."""
+    from matplotlib.figure import Figure
+
+    costs = {
+        "bytes": ("megabytes of files", 1e6),
+        "seconds": ("seconds until all have answered", 1),
+        "resident_bytes": ("megabytes of resident memory", 1e6),
+    }
+    figure = Figure(figsize=(11, 4), layout="constrained", dpi=150)
+    axes = figure.subplots(1, len(costs))
+    found = styles(TASK_TITLES)
+    for ax, (cost, (title, unit)) in zip(axes, costs.items(), strict=True):
+        for section in result.values():
+            for name in next(iter(section["tasks"].values()))["measured"]:
+                values = [one["measured"][name][cost] / unit for one in section["tasks"].values()]
+                ax.plot(list(map(int, section["tasks"])), values, **found[name], ms=5, lw=1.2)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel("tasks")
+        ax.set_ylabel(title)
+        quiet(ax, "both")
+    named = {TASK_TITLES[name].replace("`", ""): style for name, style in found.items()}
+    figure.legend(handles=handles(named), **LEGEND)
+    return figure
+
+
+def _growth(result: Mapping[str, Any]) -> Any:
+    """A panel per cost, both axes logarithmic, with the slope."""
+    from matplotlib.figure import Figure
+
+    panels = [(section, cost) for section in result.values() for cost in section["slopes"]]
+    columns = 3
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(11, 2.9 * lines), layout="constrained", dpi=150)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    (style,) = styles(["cost"]).values()
+    for ax, (section, cost) in zip(axes, panels, strict=False):
+        by, slope = section["by"], section["slopes"][cost]
+        sizes = [row[by] for row in section["rows"]]
+        values = [row[cost] for row in section["rows"]]
+        ax.plot(sizes, values, **style, ms=4, lw=1.2)
+        ax.set_xscale("log")
+        if min(values) > 0:
+            ax.set_yscale("log")
+            if max(values) < _FLAT * min(values):
+                ax.set_ylim(min(values) / _FLAT, max(values) * _FLAT)
+        ax.set_xlabel(by)
+        ax.set_ylabel(cost.replace("_", " "))
+        ax.set_title("" if slope is None else f"slope {slope:z.2f}", fontsize=9)
+        quiet(ax, "both")
+    for ax in axes[len(panels) :]:
+        ax.remove()
+    return figure

@@ -1,0 +1,168 @@
+"""Write the committed measurements into README and docs.
+
+Run it with ``python -m headkit.benchmarks.pages.render``.
+
+A document holds blocks between ``<!-- generated: NAME -->`` and ``<!-- end -->``; each is replaced
+by what ``BLOCKS[NAME]`` makes of ``benchmarks/results/NAME.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from headkit.adapters.files import write_atomically
+from headkit.benchmarks.coverage import record
+from headkit.benchmarks.studies import freezing
+
+from . import benchmarks, coverage, fitting, plots, registry
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/fitting.md",
+    "docs/onnx.md",
+    "docs/registry.md",
+    "docs/replacing-a-head.md",
+)
+PLOTS = ROOT / "docs" / "benchmarks"
+
+COVERAGE = ROOT / "docs" / "coverage.md"
+
+_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def demo(result: Mapping[str, Any]) -> str:
+    """Render the figures of ``headkit demo``."""
+    share = result["model_bytes"] / result["head_bytes"]
+    worst = max(result["difference"].values())
+    lines = [
+        "| what | measured |",
+        "| --- | --- |",
+        f"| validation accuracy | {result['accuracy']:.4f} on {result['num_val']} images |",
+        f"| whole demo | {result['total_seconds']:.0f} s on {result['machine']['cores']} cores |",
+        f"| head file | {result['head_bytes']:,} bytes; the model: {result['model_bytes']:,} "
+        f"({share:.0f} times as much) |",
+        f"| ONNX against torch | {worst:.1e} of the largest logit at batch sizes "
+        f"{', '.join(result['difference'])} |",
+    ]
+    for batch, timings in result["latency_ms"].items():
+        eager, onnx = timings["torch_eager"]["median_ms"], timings["onnxruntime"]["median_ms"]
+        lines.append(
+            f"| latency at batch {batch}, median | torch eager {eager:.1f} ms, "
+            f"ONNX Runtime {onnx:.1f} ms ({eager / onnx:.1f} times) |"
+        )
+    packages = result["machine"]["packages"]
+    lines.append("")
+    lines.append(
+        f"Measured with torch {packages['torch']}, timm {packages['timm']} and onnxruntime "
+        f"{packages['onnxruntime']} on {result['machine']['cores']} cores of "
+        f"{result['machine']['processor']}."
+    )
+    return "\n".join(lines)
+
+
+def deployment(result: Mapping[str, Any]) -> str:
+    """Render the figures of ``python -m headkit.benchmarks.studies.deployment``."""
+    graft, multi, switch = result["graft"], result["multi"], result["switch"]
+    memory, pixels = result["memory"], result["pixels"]
+    more = memory["bytes_with_all"] - memory["bytes_with_one"]
+    lines = [
+        "| what | measured |",
+        "| --- | --- |",
+        f"| graft a head into {graft['architecture']} | {graft['seconds']['graft']:.3f} s, export "
+        f"again {graft['seconds']['export']:.1f} s: {graft['ratio']:.0f} times faster; logits "
+        f"{'equal bit for bit' if graft['logits_bit_equal'] else 'NOT equal'} |",
+        f"| {multi['heads']} heads in one multi model, {multi['architecture']}, batch "
+        f"{multi['batch']} | {multi['ratio']:.3f} times the time of one head |",
+        f"| another head at each call of a swappable session, batch 1 | "
+        f"{switch['arrays']['ratio']:.3f} times the same head at each call; with adapter files "
+        f"{switch['adapter_files']['ratio']:.3f} |",
+        f"| {memory['heads']:,} heads in a session instead of one | {more / 1e6:.0f} MB more; "
+        f"their files take {memory['head_files_bytes'] / 1e6:.0f} MB and load in "
+        f"{memory['load_seconds']:.1f} s |",
+        f"| {pixels['images']:,} images through `--preprocess` and through timm's transform and "
+        f"torch, {pixels['architecture']} | the same class on {pixels['same_class']:.2%}; pixels "
+        f"differ by {pixels['mean_pixel_difference']:.1e} of their range on average, at most "
+        f"{pixels['largest_pixel_difference']:.1e} |",
+        "",
+        f"| precision, {result['precision']['architecture']} on digits | MB | ms, batch 1 | ms, "
+        "batch 16 | same class | accuracy |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in result["precision"]["precisions"].items():
+        cost = row["cost"]
+        first = result["precision"]["precisions"]["int8"]["cost"]["accuracy_before"]
+        same, accuracy = (
+            ("", first) if cost is None else (f"{cost['agreement']:.2%}", cost["accuracy_after"])
+        )
+        lines.append(
+            f"| {name} | {row['bytes'] / 1e6:.1f} | {row['latency_ms_batch_1']['median_ms']:.1f} "
+            f"| {row['latency_ms_batch_16']['median_ms']:.1f} | {same} | {accuracy:.4f} |"
+        )
+    machines = {json.dumps(section["machine"]): section["machine"] for section in result.values()}
+    lines.append("")
+    for number, machine in enumerate(machines.values()):
+        packages = machine["packages"]
+        lines.append(
+            f"{'Medians of alternating runs' if not number else 'Some'} with torch "
+            f"{packages['torch']}, timm {packages['timm']} and onnxruntime "
+            f"{packages['onnxruntime']} on {machine['cores']} cores of {machine['processor']}."
+        )
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "demo": demo,
+    "fitting": fitting.table,
+    "deployment": deployment,
+    "freezing": freezing.table,
+    "peers": benchmarks.peers,
+    "peers_epyc": partial(benchmarks.peers, plot="peers_epyc"),
+    "speed": benchmarks.speed,
+    "tasks": benchmarks.tasks,
+    "growth": benchmarks.growth,
+    "publishing": registry.publishing,
+    "serving": registry.serving,
+}
+
+
+def render(text: str) -> str:
+    """Return a document with its generated blocks made anew.
+
+    Raises:
+        KeyError: a block's name is not known.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        name = found[2]
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            command = f"python -m headkit.benchmarks.studies.{name}"
+            return f"{found[1]}Not measured yet: `{command}`.\n{found[3]}"
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return f"{found[1]}{BLOCKS[name](result)}\n{found[3]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def main() -> None:
+    """Render all documents."""
+    for name in DOCUMENTS:
+        path = ROOT / name
+        write_atomically(path, render(path.read_text(encoding="utf-8")).encode())
+        print(path.relative_to(ROOT))
+    write_atomically(COVERAGE, coverage.page(record.load(record.RESULTS)).encode())
+    print(COVERAGE.relative_to(ROOT))
+    for path in plots.draw(RESULTS, PLOTS):
+        print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

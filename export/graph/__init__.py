@@ -1,0 +1,1 @@
+"""ONNX graphs: convert the backbone, add heads, graft other heads, read and write files."""

@@ -1,0 +1,325 @@
+"""Run an exported model: images in, labels and scores out. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
+from PIL import Image
+
+from headkit.adapters.errors import DataError, ExportError, first_line
+from headkit.export.graph.metadata import HeadInfo, ModelInfo
+from headkit.export.preprocess.pillow import Preprocess
+from headkit.export.runtimes.onnxruntime import PROVIDERS, open_session
+
+from .adapter_files import SUFFIX, Adapter, read_adapter, swapped
+
+if TYPE_CHECKING:  # running a model needs no safetensors
+    from headkit.adapters.heads.head import Head
+
+ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
+Array = np.ndarray[Any, Any]
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""Of the files that are images when a folder is given."""
+
+
+class Prediction(TypedDict):
+    """One class of one image: its label name, and its probability (a value for regression)."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A head that the session can be run with: where its logits come out, and how it goes in."""
+
+    info: HeadInfo
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    adapter: Adapter | None = None
+
+    @property
+    def options(self) -> Any:
+        return None if self.adapter is None else self.adapter.options
+
+
+class Predictor:
+    """An exported model, ready to classify images.
+
+    Args:
+        onnx_path: a file that ``headkit export`` or ``headkit graft`` wrote.
+        heads: of a swappable model, further ones by name: heads, head files, or ONNX Runtime's
+            ``.onnx_adapter`` files (which carry no label names). A head costs its own bytes, and
+            switching between heads costs nothing.
+        provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``.
+        threads: of ONNX Runtime; without it one per core.
+        force: take heads of another backbone of the same architecture too.
+
+    Attributes:
+        info: backbone, heads, preprocessing and versions of the model.
+
+    Raises:
+        ExportError: the file is missing, damaged, or was not exported by headkit.
+        DependencyMissing: the provider is not installed.
+        BackboneMismatch: one of ``heads`` was trained on another backbone.
+
+    Example:
+        >>> predictor = Predictor("digits.onnx")  # doctest: +SKIP
+        >>> predictor(["seven.png"], top_k=1)  # doctest: +SKIP
+        [[{'label': '7', 'score': 0.99}]]
+    """
+
+    def __init__(
+        self,
+        onnx_path: str | Path,
+        heads: Mapping[str, Head | str | Path] | None = None,
+        provider: str = "cpu",
+        *,
+        threads: int | None = None,
+        force: bool = False,
+    ) -> None:
+        self.session = open_session(onnx_path, threads, provider)
+        props = self.session.get_modelmeta().custom_metadata_map
+        self.info = ModelInfo.from_props(props, str(onnx_path))
+        self._device = PROVIDERS[provider].device
+        self._heads = {head.name: _Ready(head) for head in self.info.heads}
+        if heads and self.info.form != "swappable":
+            raise ExportError(
+                f"a {self.info.form} model has its heads in it: graft another into the file, or "
+                "export it with form='swappable'"
+            )
+        for name, head in (heads or {}).items():
+            self._heads[name] = self._add(name, head, force=force)
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        """What is applied to each image, by Pillow or in the graph.
+
+        Raises:
+            ValueError: the model takes other than three channels.
+        """
+        return Preprocess.from_cfg(self.info.backbone["pretrained_cfg"])
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of all heads; the one that a merged or swappable model came with is ``""``."""
+        return list(self._heads)
+
+    def __call__(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        head: str | None = None,
+        top_k: int = 5,
+        batch_size: int = 16,
+    ) -> list[list[Prediction]]:
+        """Classify images.
+
+        Args:
+            images: paths, Pillow images or uint8 arrays ``[height, width, 3]``, one or many; or a
+                folder, of which all images are taken in the order of their names.
+            head: which one, where there are several; the one in the file without it.
+            top_k: predictions per image, at most one per class.
+            batch_size: images per run.
+
+        Returns:
+            For each image its ``top_k`` predictions, the best first.
+
+        Raises:
+            DataError: an image cannot be read, or a folder has none.
+            ExportError: there is no such head.
+        """
+        return self.predict(images, [self._name(head)], top_k=top_k, batch_size=batch_size)[
+            self._name(head)
+        ]
+
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        heads: Sequence[str] | None = None,
+        *,
+        top_k: int = 5,
+        batch_size: int = 16,
+    ) -> dict[str, list[list[Prediction]]]:
+        """Classify images by several heads; a multi model pays for one backbone pass.
+
+        Args:
+            images: see ``__call__``.
+            heads: names; all without it.
+            top_k: see ``__call__``.
+            batch_size: see ``__call__``.
+
+        Returns:
+            By head, what ``__call__`` returns.
+        """
+        for what, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{what} is {value}, expected at least 1")
+        chosen: list[str | None] = list(heads or self.heads) or [None]
+        asked = dict.fromkeys(self._name(name) for name in chosen)
+        ready = [self._heads[name] for name in asked]
+        results: dict[str, list[list[Prediction]]] = {one.info.name: [] for one in ready}
+        for batch in self._batches(list_images(images), batch_size):
+            for one, logits in zip(ready, self._run(batch, ready), strict=True):
+                rows = scores(one.info.described, logits)
+                results[one.info.name] += [top(one.info, row, top_k) for row in rows]
+        return results
+
+    def logits(self, pixel_values: Array, head: str | None = None) -> Array:
+        """Run the model on one batch.
+
+        Args:
+            pixel_values: float32 ``[batch, 3, height, width]``, normalized; uint8
+                ``[batch, height, width, 3]`` for a model with preprocessing.
+            head: see ``__call__``.
+
+        Returns:
+            float32 ``[batch, num_classes]``.
+        """
+        return self._run(pixel_values, [self._heads[self._name(head)]])[0]
+
+    def _add(self, name: str, head: Head | str | Path, *, force: bool) -> _Ready:
+        inputs = {value.name: value.shape for value in self.session.get_overridable_initializers()}
+        if isinstance(head, str | Path):
+            if Path(head).suffix == SUFFIX:
+                adapter = read_adapter(self.info, inputs, name, Path(head), force=force)
+                return _Ready(adapter.info, adapter=adapter)
+            from headkit.adapters.heads.head import Head
+
+            head = Head.load(head)
+        self.info.check_backbone(head, force=force)
+        return _Ready(HeadInfo.from_head(head, name), swapped(self.info, inputs, head))
+
+    def _name(self, head: str | None) -> str:
+        if not self._heads:
+            raise ExportError(f"a {self.info.form} model has no heads: there are no logits")
+        if head is None and (len(self._heads) == 1 or "" in self._heads):
+            return next(iter(self._heads))
+        if head is None or head not in self._heads:
+            asked = "name one head" if head is None else f"there is no head {head!r}"
+            raise ExportError(f"{asked}; this model has {', '.join(filter(None, self._heads))}")
+        return head
+
+    def _batches(self, images: list[ImageLike], batch_size: int) -> Iterator[Array]:
+        if not self.info.preprocess:
+            for some in batched(images, batch_size):
+                yield np.stack([self.preprocess(open_image(image)) for image in some])
+            return
+        # One tensor holds images of one size: neighbours of the same size go together.
+        arrays = (np.asarray(open_image(image)) for image in images)
+        for _, same in groupby(arrays, key=np.shape):
+            for some_arrays in batched(same, batch_size):
+                yield np.stack(some_arrays)
+
+    def _run(self, batch: Array, heads: Sequence[_Ready]) -> list[Array]:
+        feed = {"image" if self.info.preprocess else "pixel_values": batch}
+        if self.info.form != "swappable":
+            return self._outputs([one.info.output for one in heads], feed)
+        return [self._outputs(["logits"], {**feed, **one.arrays}, one.options)[0] for one in heads]
+
+    def _outputs(
+        self, names: Sequence[str], feed: Mapping[str, Array], options: Any = None
+    ) -> list[Array]:
+        try:
+            if self._device == "cpu":
+                return [np.asarray(found) for found in self.session.run(names, feed, options)]
+            return self._bound(names, feed, options)
+        except Exception as error:  # onnxruntime's own classes share no root below Exception
+            raise ExportError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+
+    def _bound(self, names: Sequence[str], feed: Mapping[str, Array], options: Any) -> list[Array]:
+        """Run with inputs and outputs on the device: one copy in, one copy out."""
+        from onnxruntime import OrtValue
+
+        binding = self.session.io_binding()
+        for name, array in feed.items():
+            value = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+            binding.bind_ortvalue_input(name, value)
+        for name in names:
+            binding.bind_output(name, self._device)
+        self.session.run_with_iobinding(binding, options)
+        return [np.asarray(found) for found in binding.copy_outputs_to_cpu()]
+
+
+def scores(described: Mapping[str, Any], logits: Array) -> Array:
+    """Turn logits ``[batch, num_classes]`` into probabilities, by a head's task and temperature."""
+    task = described.get("task", "multiclass")
+    if task == "regression":
+        return logits
+    scaled = logits.astype(np.float64) / described.get("temperature", 1.0)
+    if task == "multilabel":
+        return np.asarray(0.5 * (1 + np.tanh(scaled / 2)))  # the sigmoid, without overflow
+    powers = np.exp(scaled - scaled.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
+    """Return what ``Predictor.__call__`` takes as a list; a folder as its images, by name.
+
+    Raises:
+        DataError: a folder holds no images.
+    """
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        files = sorted(Path(images).rglob("*"))
+        found: list[ImageLike] = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+        if not found:
+            raise DataError(f"there is no image in the folder {images}")
+        return found
+    if isinstance(images, str | Path | Image.Image | np.ndarray):
+        return [images]
+    return list(images)
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        # Pillow cuts at 255 what has more than 8 bits: most of such an image would turn white.
+        raise DataError(f"{name} has more than 8 bits per channel: convert it to 8 bits first")
+    return image.convert("RGB")
+
+
+def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield ``values`` in lists of ``size``, the last one shorter."""
+    values = iter(values)
+    while some := list(islice(values, size)):
+        yield some
+
+
+def top(info: HeadInfo, row: Sequence[float], top_k: int) -> list[Prediction]:
+    """Return the best classes of one row of scores, the best first."""
+    order = np.argsort(-np.asarray(row), kind="stable")[:top_k]
+    names = info.label_names
+    return [Prediction(label=names[i], score=float(row[i])) for i in order]
+
+
+def open_image(image: ImageLike) -> Image.Image:
+    """Return an image in RGB.
+
+    Raises:
+        DataError: it cannot be read, has more than 8 bits per channel, or is no uint8 array
+            ``[height, width, 3]``.
+    """
+    if isinstance(image, Image.Image):
+        return _rgb(image, "the image")
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise DataError(
+                f"an image array is {image.dtype} {list(image.shape)}, "
+                "expected uint8 [height, width, 3]"
+            )
+        return Image.fromarray(image)
+    try:
+        with Image.open(image) as opened:
+            return _rgb(opened, str(image))
+    except DataError:
+        raise
+    except Exception as error:  # whatever Pillow raises on damaged bytes
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise DataError(f"cannot read image {image}: {reason}") from error

@@ -1,0 +1,1 @@
+"""timm's eval preprocessing without torch: with Pillow, and as an ONNX graph."""

@@ -1,0 +1,1 @@
+"""Serve the heads of a store over HTTP."""

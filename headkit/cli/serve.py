@@ -1,0 +1,82 @@
+"""The command that serves the heads of a store over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .terminal import Remap, Weights
+
+
+def serve(
+    root: Annotated[str, typer.Argument(help="Store: a directory or URL.")],
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="ONNX file of the form backbone; or an architecture, which is exported first and "
+            "needs torch."
+        ),
+    ],
+    weights: Weights = None,
+    remap: Remap = False,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for any that is free.")] = 8000,
+    provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or openvino.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")] = None,
+    max_batch: Annotated[int, typer.Option(help="Images per run of the backbone.")] = 16,
+    refresh: Annotated[float, typer.Option(help="Seconds until the store is read again.")] = 1.0,
+    max_upload_mb: Annotated[float, typer.Option(help="Of a request.")] = 20,
+    max_megapixels: Annotated[float, typer.Option(help="Of an image.")] = 50,
+    timeout: Annotated[float, typer.Option(help="Seconds from request to answer.")] = 30,
+    max_waiting: Annotated[int, typer.Option(help="Images that wait for the backbone.")] = 1000,
+) -> None:
+    """Serve all heads of a store on one backbone over HTTP. Needs headkit[serve]."""
+    from headkit.adapters.errors import DependencyMissing
+
+    for module in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
+        DependencyMissing.check(module, "serving", "'headkit[serve]'")
+    for name, value in (("max-batch", max_batch), ("refresh", refresh), ("timeout", timeout)):
+        if value <= 0:
+            raise ValueError(f"{name} is {value}, expected more than 0")
+    import uvicorn
+
+    from headkit.export.serving.http import application
+    from headkit.export.serving.service import Limits, Service
+    from headkit.registry.store.store import HeadStore
+
+    store = HeadStore(root)
+    store.list()  # that there is none is told before the model is loaded
+    path = Path(backbone) if backbone.endswith(".onnx") else _exported(backbone, weights, remap)
+    service = Service(
+        store,
+        path,
+        provider=provider,
+        threads=threads,
+        max_batch=max_batch,
+        refresh_seconds=refresh,
+        limits=Limits(
+            upload_bytes=int(max_upload_mb * 2**20),
+            pixels=int(max_megapixels * 1e6),
+            seconds=timeout,
+            waiting=max_waiting,
+        ),
+    )
+    uvicorn.run(application(service), host=host, port=port, log_level="info", access_log=False)
+
+
+def _exported(architecture: str, weights: Path | None, remap: bool) -> Path:
+    """The backbone as an ONNX file in the cache, exported unless it is there."""
+    from headkit.adapters.backbone.fingerprint import backbone_info
+    from headkit.adapters.backbone.load import load_backbone
+    from headkit.adapters.files import cache_folder
+    from headkit.export.exporter import export
+
+    model = load_backbone(architecture, weights, remap=remap)
+    folder = cache_folder() / "backbones"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{architecture}-{backbone_info(model).fingerprint[:16]}.onnx"
+    if not path.is_file():
+        export(model, path, "backbone")
+    return path

@@ -1,0 +1,75 @@
+"""What is known of an architecture, a head file or an exported model, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def info(name: str | Path) -> dict[str, Any]:
+    """Describe an architecture, a head file or an exported model.
+
+    Args:
+        name: of an architecture; of a head file (``.safetensors``), or a reference to a store; of
+            an exported model (``.onnx``).
+
+    Returns:
+        JSON values. ``what`` says which of the three it is.
+
+    Raises:
+        UnknownArchitecture, HeadFormatError, RegistryError, ExportError: by what ``name`` looks
+            like.
+    """
+    suffix = Path(name).suffix
+    if suffix == ".onnx":
+        return _model(Path(name))
+    from headkit.registry.catalogue import architecture, sources, timm_version
+    from headkit.registry.resolve import head_of_word
+
+    path = head_of_word(name)
+    if path is not None:
+        return _head(path)
+
+    row = architecture(str(name)).to_json()
+    row["tags"] = {tag.pop("name"): tag for tag in row["tags"]}
+    return {"what": "architecture", **row, "sources": sources(), "timm": timm_version()}
+
+
+def _head(path: Path) -> dict[str, Any]:
+    from headkit.adapters.heads.head import Head
+
+    head = Head.load(path)
+    return {
+        "what": "head",
+        "bytes": path.stat().st_size,
+        "tensors": {name: list(tensor.shape) for name, tensor in head.tensors.items()},
+        **head.to_json(),
+    }
+
+
+def _model(path: Path) -> dict[str, Any]:
+    from headkit.export.graph.metadata import ModelInfo
+    from headkit.export.runtimes.onnxruntime import open_session
+
+    session = open_session(path)
+    model = ModelInfo.from_props(session.get_modelmeta().custom_metadata_map, str(path))
+    described = {
+        "what": "model",
+        "bytes": path.stat().st_size,
+        "form": model.form,
+        "precision": model.precision,
+        "inputs": {value.name: [value.type, value.shape] for value in session.get_inputs()},
+        "outputs": {value.name: [value.type, value.shape] for value in session.get_outputs()},
+        "exported_with": dict(model.versions),
+        **model.backbone,
+    }
+    if model.cost:
+        described["precision_cost"] = dict(model.cost)
+    if len(model.heads) == 1 and not model.heads[0].name:
+        return {**described, "head_id": model.heads[0].head_id, **model.heads[0].described}
+    shown = ("kind", "num_classes", "label_names", "task", "temperature")
+    described["heads"] = {
+        head.name: {"head_id": head.head_id, **{k: head.described.get(k) for k in shown}}
+        for head in model.heads
+    }
+    return described

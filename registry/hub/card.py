@@ -1,0 +1,154 @@
+"""What lies beside a head on the Hugging Face Hub: ``config.json`` and a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from headkit.adapters.errors import UnknownArchitecture
+from headkit.adapters.heads.head import PER_CLASS, Head
+from headkit.registry.catalogue import architecture
+
+GENERATED = "<!-- Written by headkit: pushing a head writes it anew. -->"
+"""Line of a card; a README without it is someone's own."""
+HEAD_FILE, CONFIG_FILE, CARD_FILE = "head.safetensors", "config.json", "README.md"
+MAX_LABELS = 50
+"""Label names that a card shows."""
+
+
+def config_of(head: Head) -> dict[str, Any]:
+    """Return ``config.json`` as timm writes it for the Hub; headkit's own under ``headkit``.
+
+    The form: ``timm.models._hub.save_config_for_hf``.
+    """
+    described = head.to_json()
+    own = ("task", "kind", "temperature", "metrics", "backbone", "created", "versions", "notes")
+    config: dict[str, Any] = {
+        "architecture": head.architecture,
+        "num_classes": head.num_classes,
+        "num_features": head.num_features,
+        "global_pool": head.global_pool,
+    }
+    if head.label_names is not None:
+        config["label_names"] = list(head.label_names)
+    if head.model_args:
+        config["model_args"] = dict(head.model_args)
+    config["pretrained_cfg"] = {**head.pretrained_cfg, "num_classes": head.num_classes}
+    config["headkit"] = {key: described[key] for key in own}
+    return config
+
+
+def config_text(head: Head) -> str:
+    """Return the content of ``config.json``."""
+    return json.dumps(config_of(head), indent=2, ensure_ascii=False) + "\n"
+
+
+def card(repo: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the model card of a repository, in Markdown with its metadata in front.
+
+    Args:
+        repo: ``user/name``.
+        configs: content of ``config.json`` by folder of the repository; the folder of a head at the
+            top is empty.
+    """
+    ordered = dict(sorted(configs.items()))
+    described = "\n".join(_section(repo, folder, config) for folder, config in ordered.items())
+    title = repo.partition("/")[2]
+    what = "A classifier head" if len(ordered) == 1 else f"{len(ordered)} classifier heads"
+    return (
+        f"{_metadata(ordered.values())}\n{GENERATED}\n\n# {title}\n\n{what} for frozen timm "
+        "backbones, without the backbones' weights: the backbone comes from where it was "
+        f"published.\n\n{described}"
+    )
+
+
+def _metadata(configs: Any) -> str:
+    configs = list(configs)
+    bases = sorted({base for config in configs if (base := _base_model(config))})
+    licences = {licence for config in configs if (licence := _licence(config))}
+    lines = ["---", "pipeline_tag: image-classification", "library_name: headkit", "tags:"]
+    lines += ["- image-classification", "- timm", "- headkit"]
+    if len(licences) == 1:
+        lines.append(f"license: {licences.pop()}")
+    if bases:
+        lines += ["base_model:", *(f"- {base}" for base in bases)]
+    return "\n".join([*lines, "---", ""])
+
+
+def _section(repo: str, folder: str, config: Mapping[str, Any]) -> str:
+    own, place = config["headkit"], f"{folder}/" if folder else ""
+    backbone = own["backbone"]
+    name = config["architecture"] + (f".{backbone['tag']}" if backbone["tag"] else "")
+    size = "x".join(map(str, config["pretrained_cfg"]["input_size"][1:]))
+    licence = _licence(config)
+    lines = [f"## {folder}\n"] if folder else []
+    lines += [
+        f"- backbone: `{name}`{f', weights under {licence}' if licence else ''}, from "
+        f"`{backbone['source']}`, fingerprint `{backbone['fingerprint'][:16]}…`",
+        f"- input: {size} pixels; features: {config['num_features']}; head: {own['kind']}",
+        f"- task: {own['task']}, {config['num_classes']} classes"
+        f"{_labels(config.get('label_names'))}",
+    ]
+    metrics = {k: v for k, v in own["metrics"].items() if k != PER_CLASS}
+    lines += [f"- {key.replace('_', ' ')}: {_rounded(value)}" for key, value in metrics.items()]
+    if own["notes"]:
+        lines.append(f"- notes: {own['notes']}")
+    url = f"hf://{repo}{f'/{folder}' if folder else ''}"
+    lines += [
+        "",
+        "With headkit:",
+        "",
+        "```bash",
+        f"headkit heads pull {url} --out head.safetensors",
+        "headkit export head.safetensors --out model.onnx",
+        "headkit predict model.onnx photo.jpg",
+        "```",
+        "",
+    ]
+    plain = own["kind"] == "own" and not config.get("model_args")
+    if not plain or not backbone["source"].startswith("hub:"):
+        return "\n".join(lines)
+    lines += [
+        "With timm alone:",
+        "",
+        "```python",
+        "import timm",
+        "from huggingface_hub import hf_hub_download",
+        "from safetensors.torch import load_file",
+        "",
+        f'model = timm.create_model("{name}", pretrained=True)',
+        f"model.reset_classifier({config['num_classes']})",
+        f'head = hf_hub_download("{repo}", "{place}{HEAD_FILE}")',
+        "model.load_state_dict(load_file(head), strict=False)",
+        "model.eval()",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _labels(names: list[str] | None) -> str:
+    if not names:
+        return ""
+    more = f", … ({len(names)})" if len(names) > MAX_LABELS else ""
+    return ": " + ", ".join(name.replace("\n", " ") for name in names[:MAX_LABELS]) + more
+
+
+def _rounded(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _base_model(config: Mapping[str, Any]) -> str:
+    kind, _, place = str(config["headkit"]["backbone"]["source"]).partition(":")
+    return place if kind == "hub" and place.count("/") == 1 else ""
+
+
+def _licence(config: Mapping[str, Any]) -> str:
+    """Licence of the backbone's weights, where the catalogue knows it."""
+    tag = config["headkit"]["backbone"]["tag"]
+    try:
+        (found,) = architecture(f"{config['architecture']}.{tag}").tags if tag else ()
+    except (UnknownArchitecture, ValueError):
+        return ""
+    return "" if found.license == "unknown" else found.license

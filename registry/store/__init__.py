@@ -1,0 +1,1 @@
+"""The store of published heads: versions, tags, and content addressed by its hash."""

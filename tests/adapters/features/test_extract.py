@@ -1,0 +1,221 @@
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+import headkit
+from headkit.adapters.backbone.preprocessing import preprocessing
+from headkit.adapters.data.dataset import ImageDataset
+from headkit.adapters.data.folder import open_folder
+from headkit.adapters.features.cache import CachedRows
+from headkit.adapters.features.engine import Branches, Pixels, Run, TorchEngine, choose
+from headkit.adapters.features.extract import Extracted, extract
+from headkit.adapters.features.transform import Transform, View
+from tests.conftest import lively_backbone, random_backbone
+
+
+class Counting(TorchEngine):
+    """Counts the images that it computes."""
+
+    images = 0
+
+    def start(self, model: Any, folder: Path, batch_size: int) -> Run:
+        run = super().start(model, folder, batch_size)
+
+        def counted(pixels: Pixels) -> Branches:
+            Counting.images += len(pixels)
+            return run(pixels)
+
+        return counted
+
+
+@pytest.fixture
+def counting() -> Counting:
+    Counting.images = 0
+    return Counting()
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> ImageDataset:
+    """Images of two classes, more than a shard of batches of two holds."""
+    generator = np.random.default_rng(0)
+    for number in range(90):
+        folder = tmp_path / "many" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return open_folder(tmp_path / "many")
+
+
+def _features(extracted: Extracted) -> torch.Tensor:
+    (found,) = extracted.cache.load(extracted.found)
+    return found
+
+
+def _extract(model: Any, source: ImageDataset, root: Path, **options: Any) -> Extracted:
+    options = {"engine": TorchEngine(), "workers": 0, "batch_size": 2, **options}
+    return extract(model, source, root=root, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("architecture", ["test_resnet", "crossvit_9_240"])
+def test_features_are_those_of_timms_own_transform(
+    architecture: str, workers: int, shapes: Path, tmp_path: Path
+) -> None:
+    model = lively_backbone(architecture)
+    source = open_folder(shapes)
+    found = _extract(model, source, tmp_path, workers=workers, batch_size=8)
+    transform = create_transform(**preprocessing(model), is_training=False)
+    assert source.paths is not None
+    pixels = torch.stack([transform(Image.open(p).convert("RGB")) for p in source.paths])
+    with torch.no_grad():
+        entered = headkit.features(model, pixels)
+    expected = (entered,) if isinstance(entered, torch.Tensor) else entered
+    for branch, like in zip(found.cache.load(found.found), expected, strict=True):
+        assert (branch - like).abs().max() <= 1e-5 * like.abs().max()
+    assert found.targets.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+
+
+def test_images_are_computed_once_for_all_heads(
+    many: ImageDataset, tmp_path: Path, counting: Counting
+) -> None:
+    first = _extract(random_backbone(), many, tmp_path, engine=counting)
+    assert Counting.images == 90
+    again = _extract(random_backbone(), many, tmp_path, engine=counting)
+    assert Counting.images == 90
+    assert torch.equal(_features(first), _features(again))
+
+
+def test_other_weights_preprocessing_view_and_precision_share_nothing(
+    many: ImageDataset, tmp_path: Path, counting: Counting
+) -> None:
+    _extract(random_backbone(), many, tmp_path, engine=counting)
+    changed: list[tuple[Any, dict[str, Any]]] = [
+        (random_backbone(seed=1), {}),
+        (random_backbone(), {"view": View(1)}),
+        (random_backbone(), {"view": View(1, seed=1)}),
+        (random_backbone(), {"engine": Counting("bf16")}),
+    ]
+    other = random_backbone()
+    other.pretrained_cfg = {**other.pretrained_cfg, "crop_pct": 0.5}
+    changed.append((other, {}))
+    for number, (model, options) in enumerate(changed):
+        _extract(model, many, tmp_path, **{"engine": counting, **options})
+        assert Counting.images == 90 * (number + 2)
+
+
+def test_changed_file_is_computed_again_and_a_moved_one_is_not(
+    many: ImageDataset, tmp_path: Path, counting: Counting
+) -> None:
+    model = random_backbone()
+    before = _features(_extract(model, many, tmp_path, engine=counting))
+    assert many.paths is not None
+    changed, moved = Path(many.paths[3]), Path(many.paths[5])
+    date = changed.stat()
+    Image.new("RGB", (24, 24), (200, 10, 90)).save(changed)
+    os.utime(changed, ns=(date.st_atime_ns, date.st_mtime_ns))
+    moved.rename(moved.with_name("5_moved.png"))
+    source = open_folder(tmp_path / "many")
+    after = _extract(model, source, tmp_path, engine=counting)
+    assert Counting.images == 90 + 2  # one image, in a batch that is filled up to two
+    rows = dict(zip(after.names, _features(after), strict=True))
+    old = dict(zip(many.paths, before, strict=True))
+    assert not torch.equal(rows[str(changed)], old[str(changed)])
+    assert torch.equal(rows[str(moved.with_name("5_moved.png"))], old[str(moved)])
+
+
+def test_damaged_shard_is_computed_again(
+    many: ImageDataset, tmp_path: Path, counting: Counting, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = random_backbone()
+    first = _extract(model, many, tmp_path, engine=counting)
+    shards = sorted(first.cache.folder.glob("shard-*"))
+    assert len(shards) == 2  # 64 images and 26
+    shards[0].write_bytes(shards[0].read_bytes()[:1000])
+    with caplog.at_level(logging.WARNING, "headkit"):
+        again = _extract(model, many, tmp_path, engine=counting)
+    assert "removed the damaged shard" in caplog.text
+    assert 90 < Counting.images < 180
+    assert torch.equal(_features(first), _features(again))
+
+
+def test_rows_on_the_disk_are_those_in_memory(many: ImageDataset, tmp_path: Path) -> None:
+    model = random_backbone()
+    parts = [_extract(model, many, tmp_path, view=View(number)) for number in (0, 1)]
+    chosen = np.arange(90) % 3 > 0
+    rows = CachedRows([(part.cache, part.found[chosen]) for part in parts])
+    expected = torch.cat([_features(part)[torch.from_numpy(chosen)] for part in parts])
+    assert rows.shape == tuple(expected.shape) == (120, 96)
+    assert torch.equal(torch.cat(list(rows.blocks())), expected[torch.from_numpy(rows.order)])
+
+
+def test_random_view_depends_on_seed_and_content_alone(small: Any) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 90, 3), dtype=np.uint8))
+    cfg = preprocessing(small)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = Transform(cfg, View(1, 7))(image, b"a")
+    assert torch.equal(state, torch.get_rng_state())
+    assert first.shape == (3, *cfg["input_size"][1:])
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, Transform(cfg, View(1, 7))(image, b"a"))
+    for view, digest in ((View(1, 7), b"b"), (View(2, 7), b"a"), (View(1, 8), b"a")):
+        assert not torch.equal(first, Transform(cfg, view)(image, digest))
+
+
+def test_precision_and_engine_that_are_not_there_are_refused(small: Any) -> None:
+    with pytest.raises(headkit.HeadkitError, match="precision is 'int4', expected one of fp32"):
+        choose("torch", "int4", small)
+    with pytest.raises(headkit.HeadkitError, match="engine is 'tpu', expected one of auto, torch"):
+        choose("tpu", "fp32", small)
+
+
+FIT = """
+import sys
+import headkit
+model = headkit.load_backbone("test_resnet", sys.argv[2])
+headkit.fit(model, sys.argv[1], cache=sys.argv[3], batch_size=2, workers=1).save(sys.argv[4])
+"""
+
+
+def _children(pid: int) -> list[str]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children")
+    return listed.read_text().split() if listed.exists() else ["unknown"]
+
+
+def test_killed_extraction_goes_on_and_gives_the_same_head_bit_for_bit(
+    many: ImageDataset, small_weights: Path, tmp_path: Path
+) -> None:
+    def start(cache: str) -> subprocess.Popen[bytes]:
+        arguments = [tmp_path / "many", small_weights, tmp_path / cache, tmp_path / f"{cache}.head"]
+        environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}
+        return subprocess.Popen([sys.executable, "-c", FIT, *arguments], env=environment)
+
+    assert start("whole").wait(120) == 0
+    killed = start("killed")
+    until = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("features/*/shard-*")):
+        assert killed.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.002)
+    workers = _children(killed.pid)
+    assert workers
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    while sys.platform == "linux" and any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < until, "a worker outlives what started it"
+        time.sleep(0.01)
+    assert not (tmp_path / "killed.head").exists()
+    assert len(list((tmp_path / "killed").glob("features/*/shard-*"))) == 1
+    assert start("killed").wait(120) == 0
+    assert (tmp_path / "killed.head").read_bytes() == (tmp_path / "whole.head").read_bytes()

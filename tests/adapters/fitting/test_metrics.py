@@ -1,0 +1,147 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn import metrics as reference
+from torch import Tensor
+
+from headkit.adapters.fitting.metrics import (
+    HIGHEST,
+    LOWEST,
+    calibration_error,
+    metrics,
+    temperature,
+)
+
+
+def _multiclass(noise: float, scale: float) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 5, (400,), generator=generator)
+    z = torch.nn.functional.one_hot(y, 5) + noise * torch.randn(400, 5, generator=generator)
+    return scale * z.double(), y
+
+
+def _multilabel() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.rand(400, 4, generator=generator) > 0.7).float()
+    z = 2 * y - 1 + torch.randn(400, 4, generator=generator)
+    return 3 * (z.double() * 4).round() / 4, y  # with ties
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0, 10.0])
+def test_temperature_is_the_minimum_that_scipy_finds(scale: float) -> None:
+    z, y = _multiclass(0.7, scale)
+    found = minimize_scalar(
+        lambda t: reference.log_loss(y.numpy(), (z / t).softmax(1).numpy()),
+        bounds=(LOWEST, HIGHEST),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    assert temperature(z, y, "multiclass") == pytest.approx(found.x, rel=1e-3)
+
+
+def test_temperature_of_labels_is_the_minimum_that_scipy_finds() -> None:
+    z, y = _multilabel()
+    found = minimize_scalar(
+        lambda t: reference.log_loss(y.flatten().numpy(), (z / t).sigmoid().flatten().numpy()),
+        bounds=(LOWEST, HIGHEST),
+        method="bounded",
+        options={"xatol": 1e-9},
+    )
+    assert temperature(z, y, "multilabel") == pytest.approx(found.x, rel=1e-3)
+
+
+def test_temperature_stays_one_where_nothing_asks_for_another() -> None:
+    z, y = _multiclass(0.0, 1.0)  # all told apart
+    assert temperature(z, y, "multiclass") == 1
+    assert temperature(torch.randn(50, 5), torch.zeros(50, dtype=torch.long), "multiclass") > 1
+    assert temperature(torch.randn(9, 1), torch.randn(9, 1), "regression") == 1
+
+
+def test_metrics_of_classes_are_scikit_learns() -> None:
+    z, y = _multiclass(0.7, 3.0)
+    found = metrics(z, y, "multiclass", 2.0)
+    predicted, probabilities = z.argmax(1).numpy(), (z / 2).softmax(1).numpy()
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(y, predicted), abs=1e-6)
+    assert found["log_loss"] == pytest.approx(reference.log_loss(y, probabilities), abs=1e-6)
+    recall = reference.recall_score(y, predicted, average=None)
+    assert found["recall"] == pytest.approx(recall, abs=1e-4)
+    few = metrics(z[y != 3], y[y != 3], "multiclass")
+    assert few["recall"][3] is None
+
+
+def test_calibration_error_is_the_gap_in_each_bin() -> None:
+    confidence = torch.tensor([0.95, 0.95, 0.95, 0.55, 1.0], dtype=torch.float64)
+    correct = torch.tensor([True, True, False, False, True])
+    expected = (abs(3.85 - 3) + abs(0.55 - 0)) / 5
+    assert calibration_error(confidence, correct) == pytest.approx(expected)
+    generator = np.random.default_rng(0)
+    confidence = torch.from_numpy(generator.uniform(0.5, 1, 100_000))
+    correct = torch.from_numpy(generator.uniform(size=100_000)) < confidence
+    assert calibration_error(confidence, correct) < 0.01
+
+
+def test_metrics_of_labels_are_scikit_learns() -> None:
+    z, y = _multilabel()
+    found = metrics(z, y, "multilabel", 2.0)
+    predicted = (z > 0).numpy()
+    truth = y.numpy().astype(bool)
+    assert found["exact_match"] == pytest.approx(reference.accuracy_score(truth, predicted))
+    for average in ("micro", "macro"):
+        expected = reference.f1_score(truth, predicted, average=average)
+        assert found[f"{average}_f1"] == pytest.approx(expected, abs=1e-6)
+    expected = reference.average_precision_score(truth, z.numpy(), average="macro")
+    assert found["mean_average_precision"] == pytest.approx(expected, abs=1e-6)
+    probabilities = (z / 2).sigmoid()
+    expected = reference.log_loss(truth.ravel(), probabilities.flatten().numpy())
+    assert found["log_loss"] == pytest.approx(expected, abs=1e-6)
+    y[:, 1] = 0  # a label without a positive has no precision to average
+    expected = reference.average_precision_score(truth[:, [0, 2, 3]], z[:, [0, 2, 3]].numpy())
+    found = metrics(z, y, "multilabel")
+    assert found["mean_average_precision"] == pytest.approx(expected, abs=1e-6)
+    assert found["recall"][1] is None
+
+
+def test_metrics_of_numbers_are_scikit_learns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(200, 3, generator=generator)
+    z = y + 0.5 * torch.randn(200, 3, generator=generator)
+    found = metrics(z, y, "regression")
+    assert found["mse"] == pytest.approx(reference.mean_squared_error(y, z), abs=1e-6)
+    assert found["mae"] == pytest.approx(reference.mean_absolute_error(y, z), abs=1e-6)
+    assert found["r2"] == pytest.approx(reference.r2_score(y, z), abs=1e-6)
+    y[:, 0] = 1
+    assert metrics(z, y, "regression")["r2"] == pytest.approx(reference.r2_score(y, z), abs=1e-6)
+
+
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_temperature_is_never_worse_than_none(task: Any) -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        scale, count = 10 ** generator.uniform(-3, 3), int(generator.integers(1, 30))
+        z = scale * generator.normal(size=(count, 3))
+        drawn = generator.integers(0, 3, count)
+        y = drawn if task == "multiclass" else np.eye(3, dtype=np.int64)[drawn]
+        found = temperature(z, y, task)
+        assert LOWEST - 1e-9 <= found <= HIGHEST + 1e-9
+        calibrated, plain = metrics(z, y, task, found)["log_loss"], metrics(z, y, task)["log_loss"]
+        assert calibrated <= plain
+
+
+def test_arrays_and_tensors_of_any_precision_measure_the_same() -> None:
+    z, y = _multiclass(0.7, 3.0)
+    z = z.float()
+    expected = metrics(z.double().numpy(), y.numpy(), "multiclass", 1.5)
+    assert metrics(z, y, "multiclass", 1.5) == expected
+    assert temperature(z, y, "multiclass") == temperature(z.double().numpy(), y, "multiclass")
+
+
+def test_extreme_logits_stay_finite() -> None:
+    z, y = np.array([[1e6, -1e6], [-1e6, 1e6]]), np.array([0, 0])
+    assert metrics(z, y, "multiclass")["log_loss"] == pytest.approx(1e6)
+    assert metrics(z, np.array([[1, 0], [1, 0]]), "multilabel")["log_loss"] == pytest.approx(5e5)
+    assert temperature(z, y, "multiclass") == HIGHEST
+    with pytest.raises(ValueError, match="no image to measure"):
+        metrics(z[:0], y[:0], "multiclass")

@@ -1,0 +1,171 @@
+import contextlib
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+import headkit
+from headkit.adapters.backbone.info import BackboneInfo
+from headkit.adapters.heads.head import Head
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+def head(num_classes: int = 3, **changes: object) -> Head:
+    generator = np.random.default_rng(0)
+    made = Head(
+        tensors={
+            "fc.weight": generator.normal(size=(num_classes, 5)).astype(np.float32),
+            "fc.bias": np.zeros(num_classes, np.float32),
+        },
+        architecture="resnet50",
+        num_classes=num_classes,
+        num_features=5,
+        backbone=BackboneInfo("a1_in1k", "hub:timm/resnet50.a1_in1k", 23_508_032, "0" * 64),
+        pretrained_cfg={
+            "input_size": [3, 224, 224],
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "interpolation": "bicubic",
+            "crop_pct": 0.95,
+            "crop_mode": "center",
+        },
+        label_names=tuple(f"class {i}" for i in range(num_classes)),
+    )
+    return made.with_changes(**changes)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(
+    labels=st.none() | st.lists(TEXT, min_size=3, max_size=3).map(tuple),
+    notes=TEXT,
+    temperature=st.floats(1e-3, 1e3),
+    metrics=st.dictionaries(TEXT, st.floats(allow_nan=False) | st.integers() | TEXT, max_size=5),
+)
+def test_what_is_saved_is_loaded(
+    tmp_path: Path,
+    labels: tuple[str, ...] | None,
+    notes: str,
+    temperature: float,
+    metrics: dict[str, object],
+) -> None:
+    saved = head(label_names=labels, notes=notes, temperature=temperature, metrics=metrics)
+    loaded = Head.load(saved.save(tmp_path / "head.safetensors"))
+    assert loaded.to_json() == saved.to_json()
+    assert all(np.array_equal(loaded.tensors[name], saved.tensors[name]) for name in saved.tensors)
+    assert loaded.digest == saved.digest
+
+
+@pytest.mark.parametrize("num_classes", [1, 10, 1000])
+def test_file_is_its_tensors_its_label_names_and_at_most_4_kib(
+    tmp_path: Path, num_classes: int
+) -> None:
+    saved = head(num_classes)
+    size = saved.save(tmp_path / "head.safetensors").stat().st_size
+    labels = sum(len(json.dumps(name)) + 5 for name in saved.label_names or ())
+    assert size <= saved.num_bytes + labels + 4096
+
+
+def test_description_above_4_kib_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
+    path = head().save(tmp_path / "head.safetensors")
+    before = path.read_bytes()
+    with pytest.raises(headkit.HeadFormatError, match="at most 4096"):
+        head(notes="x" * 5000).save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["head.safetensors"]
+
+
+def test_equal_heads_give_equal_bytes() -> None:
+    assert head(created="2026-01-01").serialize() == head(created="2026-01-01").serialize()
+
+
+def test_file_is_what_its_specification_says(tmp_path: Path) -> None:
+    path = head().save(tmp_path / "head.safetensors")
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    assert header["__metadata__"]["format"] == "headkit"
+    assert header["__metadata__"]["version"] == "1"
+    assert json.loads(header["__metadata__"]["head"])["architecture"] == "resnet50"
+    with safe_open(path, framework="numpy") as file:
+        assert sorted(file.keys()) == ["fc.bias", "fc.weight"]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(data=st.data())
+def test_damaged_file_loads_or_says_so(tmp_path: Path, data: st.DataObject) -> None:
+    content = bytearray(head().serialize())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(content)
+    with contextlib.suppress(headkit.HeadFormatError):  # anything else fails the test
+        Head.load(path)
+
+
+@pytest.mark.parametrize("kept", [0, 7, 100, 0.5, 0.99])
+def test_truncated_file_is_refused(tmp_path: Path, kept: float) -> None:
+    content = head().serialize()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(content[: int(kept if kept >= 1 or kept == 0 else kept * len(content))])
+    with pytest.raises(headkit.HeadFormatError, match=r"cannot read head .*cut\.safetensors"):
+        Head.load(path)
+
+
+def _file(path: Path, metadata: dict[str, str] | None) -> Path:
+    safetensors.numpy.save_file({"fc.weight": np.ones((2, 2), np.float32)}, path, metadata)
+    return path
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with pytest.raises(headkit.HeadFormatError, match="no such file"):
+        Head.load(path)
+    with pytest.raises(headkit.HeadFormatError, match="format is None"):
+        Head.load(_file(path, None))
+    with pytest.raises(headkit.HeadFormatError, match="install a newer headkit"):
+        Head.load(_file(path, {"format": "headkit", "version": "2", "head": "{}"}))
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ("", "cannot read"),
+        ("[]", "head is list, expected an object"),
+        ("{}", r"head\.architecture is missing"),
+        ("[" * 100_000, "cannot read"),
+        (json.dumps({**head().to_json(), "num_classes": "3"}), "num_classes is str, expected int"),
+        (json.dumps({**head().to_json(), "num_classes": True}), "num_classes is bool"),
+        (json.dumps({**head().to_json(), "num_classes": 2}), "3 label names for 2 classes"),
+        (json.dumps({**head().to_json(), "label_names": [1, 2, 3]}), "is no string"),
+        (json.dumps({**head().to_json(), "task": "dance"}), "task is 'dance'"),
+        (json.dumps({**head().to_json(), "temperature": float("nan")}), "temperature is nan"),
+        (json.dumps({**head().to_json(), "backbone": {}}), r"head\.backbone\.tag is missing"),
+    ],
+)
+def test_wrong_description_is_named(tmp_path: Path, described: str, message: str) -> None:
+    metadata = {"format": "headkit", "version": "1", "head": described}
+    with pytest.raises(headkit.HeadFormatError, match=message):
+        Head.load(_file(tmp_path / "x.safetensors", metadata))
+
+
+def test_unknown_keys_are_ignored_so_that_version_1_can_grow(tmp_path: Path) -> None:
+    described = json.dumps({**head().to_json(), "novelty": 1})
+    path = _file(
+        tmp_path / "x.safetensors", {"format": "headkit", "version": "1", "head": described}
+    )
+    assert Head.load(path).architecture == "resnet50"
+
+
+def test_head_with_values_that_are_not_finite_is_refused() -> None:
+    with pytest.raises(headkit.HeadFormatError, match=r"fc\.weight holds values"):
+        head(tensors={"fc.weight": np.full((3, 5), np.nan, np.float32)})

@@ -1,0 +1,307 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import nn
+
+import headkit
+from headkit.adapters.heads.kinds import Kind
+from tests.conftest import lively_backbone
+
+Array = np.ndarray[Any, Any]
+
+
+def session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options)
+
+
+def made(model: nn.Module, num_classes: int, kind: Kind | None = None, **described: Any) -> Any:
+    """A head with random tensors for ``model``."""
+    headkit.adapt(model, num_classes, kind=kind)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    return headkit.head_of(model, **described)
+
+
+def torch_logits(model: nn.Module, head: headkit.Head, x: torch.Tensor) -> Array:
+    with torch.inference_mode():
+        logits = headkit.attach(model, head)(x)
+    return np.asarray(logits.numpy())
+
+
+def close(found: Array, expected: Array) -> None:
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return lively_backbone()
+
+
+@pytest.fixture(scope="module")
+def heads(model: nn.Module) -> dict[str, headkit.Head]:
+    return {
+        "pets": made(model, 5, label_names="abcde"),
+        "birds": made(model, 3, temperature=2.0),
+        "curved": made(model, 4, kind="mlp"),
+        "angles": made(model, 6, kind="cosine"),
+        "tags": made(model, 3, task="multilabel", temperature=0.5),
+    }
+
+
+X = torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(5))
+
+
+def test_swappable_session_takes_heads_of_other_class_counts(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    done = headkit.export(heads["pets"], path, "swappable", backbone=model, probabilities=True)
+    assert done.info.form == "swappable"
+    graph = onnx.load(path).graph
+    assert {value.name for value in graph.input} == {
+        "pixel_values", "fc.weight", "fc.bias", "temperature",
+    }  # fmt: skip
+    headkit.graft(path, heads["birds"], tmp_path / "birds.onnx_adapter")
+    predictor = headkit.Predictor(
+        path, {"birds": heads["birds"], "file": tmp_path / "birds.onnx_adapter"}
+    )
+    assert predictor.heads == ["", "birds", "file"]
+    for name, head in (("", heads["pets"]), ("birds", heads["birds"]), ("file", heads["birds"])):
+        close(predictor.logits(X.numpy(), name), torch_logits(model, head, X))
+    # The same by ONNX Runtime alone, as its own documentation shows it.
+    adapter, options = ort.LoraAdapter(), ort.RunOptions()
+    adapter.Load(str(tmp_path / "birds.onnx_adapter"))
+    options.add_active_adapter(adapter)
+    logits, probabilities = session(path).run(None, {"pixel_values": X.numpy()}, options)
+    close(logits, torch_logits(model, heads["birds"], X))
+    close(probabilities, torch.tensor(logits / 2).softmax(1).numpy())
+
+
+def test_swappable_session_gives_the_logits_of_a_merged_one_bit_for_bit(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    headkit.export(heads["pets"], tmp_path / "swap.onnx", "swappable", backbone=model)
+    headkit.export(heads["birds"], tmp_path / "merged.onnx", backbone=model)
+    swapped = headkit.Predictor(tmp_path / "swap.onnx", {"birds": heads["birds"]})
+    merged = headkit.Predictor(tmp_path / "merged.onnx")
+    assert np.array_equal(swapped.logits(X.numpy(), "birds"), merged.logits(X.numpy()))
+
+
+def test_swappable_model_refuses_what_has_no_place_in_it(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    headkit.export(heads["pets"], path, "swappable", backbone=model, probabilities=True)
+    other = made(lively_backbone(seed=1), 3)
+    refused: list[tuple[str, Any, type[Exception], str]] = [
+        ("angles", heads["angles"], headkit.ExportError, "kind 'own', the head is of 'cosine'"),
+        ("tags", heads["tags"], headkit.ExportError, "task 'multiclass', the head is of 'multil"),
+        ("other", other, headkit.BackboneMismatch, "fingerprint"),
+        ("none", tmp_path / "none.onnx_adapter", headkit.ExportError, "no such file"),
+    ]
+    for name, head, error, message in refused:
+        with pytest.raises(error, match=message):
+            headkit.Predictor(path, {name: head})
+    (tmp_path / "bad.onnx_adapter").write_bytes(b"no adapter")
+    with pytest.raises(headkit.ExportError, match="cannot read adapter"):
+        headkit.Predictor(path, {"bad": tmp_path / "bad.onnx_adapter"})
+    headkit.export(heads["pets"], tmp_path / "merged.onnx", backbone=model)
+    with pytest.raises(headkit.ExportError, match="has its heads in it"):
+        headkit.Predictor(tmp_path / "merged.onnx", {"pets": heads["pets"]})
+
+
+def test_multi_model_gives_what_each_head_gives_alone(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    headkit.export(heads, path, "multi", backbone=model, probabilities=True)
+    running = session(path)
+    assert [output.name for output in running.get_outputs()][::2] == [
+        f"logits_{name}" for name in heads
+    ]
+    found = dict(
+        zip(
+            [output.name for output in running.get_outputs()],
+            running.run(None, {"pixel_values": X.numpy()}),
+            strict=True,
+        )
+    )
+    for name, head in heads.items():
+        expected = torch_logits(model, head, X)
+        close(found[f"logits_{name}"], expected)
+        scaled = torch.tensor(expected) / head.temperature
+        given = scaled.sigmoid() if head.task == "multilabel" else scaled.softmax(1)
+        close(found[f"probabilities_{name}"], given.numpy())
+    # The three linear heads share one matrix product.
+    products = [n for n in onnx.load(path).graph.node if n.op_type == "Gemm"]
+    assert sum("stack" in node.name for node in products) == 1
+    assert len(products) == 4
+
+
+def test_predictor_runs_several_heads_on_a_folder(
+    model: nn.Module, heads: dict[str, headkit.Head], shapes: Path, tmp_path: Path
+) -> None:
+    headkit.export(heads, tmp_path / "model.onnx", "multi", backbone=model)
+    predictor = headkit.Predictor(tmp_path / "model.onnx")
+    found = predictor.predict(shapes, ["pets", "birds"], top_k=1)
+    assert {name: len(rows) for name, rows in found.items()} == {"pets": 24, "birds": 24}
+    assert found["pets"] == predictor(sorted(shapes.rglob("*.png")), head="pets", top_k=1)
+    assert {row[0]["label"] for row in found["pets"]} <= set("abcde")
+    with pytest.raises(headkit.ExportError, match="name one head; this model has pets, birds"):
+        predictor(shapes)
+    with pytest.raises(headkit.ExportError, match="there is no head 'cats'"):
+        predictor(shapes, head="cats")
+    with pytest.raises(headkit.DataError, match="no image in the folder"):
+        predictor(tmp_path, head="pets")
+
+
+def test_backbone_gives_the_features(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    done = headkit.export(heads["pets"], tmp_path / "backbone.onnx", "backbone", backbone=model)
+    assert done.info.heads == ()
+    (found,) = session(tmp_path / "backbone.onnx").run(["features"], {"pixel_values": X.numpy()})
+    with torch.inference_mode():
+        expected = headkit.features(model, X)
+    assert isinstance(expected, torch.Tensor)
+    close(found, expected.numpy())
+    with pytest.raises(headkit.ExportError, match="has no heads"):
+        headkit.Predictor(tmp_path / "backbone.onnx").logits(X.numpy())
+
+
+def test_raw_images_give_what_timms_transform_and_torch_give(
+    model: nn.Module, heads: dict[str, headkit.Head], shapes: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    done = headkit.export(heads["pets"], path, backbone=model, preprocess=True)
+    assert done.pixel_difference is not None
+    assert done.pixel_difference < 1 / 255
+    running = session(path)
+    (image,) = running.get_inputs()
+    assert (image.name, image.shape[0], image.shape[3]) == ("image", "batch", 3)
+    transform = create_transform(**heads["pets"].pretrained_cfg, is_training=False)
+    for size in ((48, 40), (300, 200), (90, 400)):
+        picture = Image.open(shapes / "striped" / "0.png").resize(size)
+        (found,) = running.run(None, {"image": np.asarray(picture)[None]})
+        expected = torch_logits(model, heads["pets"], transform(picture)[None])
+        assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+    # Images of several sizes in one call.
+    mixed = [Image.open(shapes / "dark" / "0.png").resize(size) for size in ((48, 40), (60, 50))]
+    predictor = headkit.Predictor(path)
+    together = predictor([*mixed, mixed[0]])
+    assert together[0] == together[2] == predictor(mixed[0])[0]
+
+
+@pytest.mark.parametrize("architecture", ["levit_128s", "dla46x_c", "crossvit_tiny_240"])
+def test_special_classifiers_take_another_class_count(architecture: str, tmp_path: Path) -> None:
+    """Two with norms, a convolution, and two branches of different widths."""
+    model = lively_backbone(architecture)
+    first, second = made(model, 5), made(model, 3)
+    done = headkit.export(first, tmp_path / "a.onnx", backbone=model)
+    headkit.graft(tmp_path / "a.onnx", second, tmp_path / "b.onnx")
+    x = torch.randn(2, *first.pretrained_cfg["input_size"])
+    found = headkit.Predictor(tmp_path / "b.onnx").logits(x.numpy())
+    close(found, torch_logits(model, second, x))
+    assert max(done.difference.values()) < 1e-4
+
+
+def test_forms_refuse_heads_that_they_cannot_hold(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    call: Callable[..., Any] = headkit.export
+    cases: list[tuple[Any, str, dict[str, Any], str]] = [
+        (heads, "merged", {}, "takes one head, found 5"),
+        ({}, "multi", {}, "at least one head"),
+        ({"a b": heads["pets"]}, "multi", {}, "called 'a b'"),
+        ([heads["pets"]], "multi", {}, "heads by name"),
+        (heads["pets"], "backbone", {"probabilities": True}, "no probabilities"),
+        (made(model, 2, task="regression"), "merged", {"probabilities": True}, "regression"),
+        (heads["pets"], "merged", {"precision": "fp8"}, "precision is 'fp8'"),
+    ]
+    for given, form, options, message in cases:
+        with pytest.raises(headkit.ExportError, match=message):
+            call(given, path, form, backbone=model, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_heads_of_another_pooling_or_preprocessing_are_refused(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    """The weights are the same, and so is the fingerprint."""
+    torch.manual_seed(0)
+    other = headkit.load_backbone("test_resnet", pretrained=False, global_pool="max")
+    weights = {n: t for n, t in model.state_dict().items() if not n.startswith("fc.")}
+    other.load_state_dict(weights, strict=False)
+    pooled = made(other, 5)
+    assert pooled.backbone.fingerprint == heads["pets"].backbone.fingerprint
+    with pytest.raises(headkit.BackboneMismatch, match="global_pool 'max', the backbone has 'avg'"):
+        headkit.attach(model, pooled)
+    path = tmp_path / "model.onnx"
+    headkit.export(heads["pets"], path, backbone=model)
+    with pytest.raises(headkit.BackboneMismatch, match="global_pool max, the model has avg"):
+        headkit.graft(path, pooled, tmp_path / "out.onnx")
+    cropped = heads["birds"].with_changes(
+        pretrained_cfg={**heads["birds"].pretrained_cfg, "crop_pct": 0.5}
+    )
+    with pytest.raises(headkit.BackboneMismatch, match="pretrained_cfg"):
+        headkit.export({"a": heads["pets"], "b": cropped}, path, "multi", backbone=model)
+
+
+def test_export_leaves_the_callers_model_as_it_was(
+    heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    own = headkit.adapt(lively_backbone(), 9)
+    own.train()
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    modes = {name: part.training for name, part in own.named_modules()}
+    headkit.export(heads, tmp_path / "model.onnx", "multi", backbone=own)
+    after = own.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert modes == {name: part.training for name, part in own.named_modules()}
+    loss = own(torch.randn(2, 3, 160, 160)).sum()
+    torch.autograd.backward(loss)  # its classifier still trains
+
+
+def test_models_of_one_channel_without_classes_and_in_half_precision(tmp_path: Path) -> None:
+    gray = headkit.load_backbone("test_resnet", pretrained=False, in_chans=1)
+    headkit.export(gray, tmp_path / "gray.onnx")
+    x = torch.randn(2, 1, 160, 160)
+    with torch.inference_mode():
+        close(headkit.Predictor(tmp_path / "gray.onnx").logits(x.numpy()), gray(x).numpy())
+    with pytest.raises(ValueError, match="takes 1 channels"):
+        headkit.export(gray, tmp_path / "raw.onnx", preprocess=True)
+    without = headkit.load_backbone("test_resnet", pretrained=False, num_classes=0)
+    headkit.export(without, tmp_path / "backbone.onnx", "backbone")
+    with torch.inference_mode():
+        (found,) = session(tmp_path / "backbone.onnx").run(None, {"pixel_values": X.numpy()})
+        close(found, without(X).numpy())
+    with pytest.raises(headkit.ExportError, match=r"float16, expected float32: call model\.float"):
+        headkit.export(lively_backbone().half(), tmp_path / "half.onnx")
+    with pytest.raises(headkit.OutputError, match=r"called NAME\.onnx"):
+        headkit.export(gray, tmp_path / "head.safetensors")
+
+
+def test_config_names_the_problem_and_labels_that_occur_twice(tmp_path: Path) -> None:
+    model = lively_backbone()
+    head = made(model, 3, label_names=["crane", "crane", "ox"], task="multilabel")
+    headkit.export(head, tmp_path / "model.onnx", backbone=model, config=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["id2label"] == {"0": "crane", "1": "crane", "2": "ox"}
+    assert config["label2id"] == {"crane": 0, "ox": 2}
+    assert config["problem_type"] == "multi_label_classification"
+    with pytest.raises(headkit.ExportError, match="takes pixel_values"):
+        headkit.export(head, tmp_path / "raw.onnx", backbone=model, config=True, preprocess=True)

@@ -1,0 +1,407 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import headkit
+from headkit.export.graph import onnx_file as onnxfile
+from tests.conftest import random_backbone
+
+from .test_forms import X, close, made, torch_logits
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return random_backbone()
+
+
+@pytest.fixture(scope="module")
+def heads(model: nn.Module) -> dict[str, headkit.Head]:
+    return {"old": made(model, 5), "new": made(model, 7), "mlp": made(model, 4, kind="mlp")}
+
+
+@pytest.fixture(scope="module")
+def merged(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    path = tmp_path_factory.mktemp("graft") / "model.onnx"
+    headkit.export(heads["old"], path, backbone=model, probabilities=True, preprocess=False)
+    return path
+
+
+@pytest.mark.parametrize("name", ["new", "mlp"])
+def test_grafted_model_is_the_exported_one_bit_for_bit(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, name: str, tmp_path: Path
+) -> None:
+    headkit.export(heads[name], tmp_path / "export.onnx", backbone=model, probabilities=True)
+    info = headkit.graft(merged, heads[name], tmp_path / "graft.onnx")
+    found = headkit.Predictor(tmp_path / "graft.onnx")
+    assert np.array_equal(
+        found.logits(X.numpy()), headkit.Predictor(tmp_path / "export.onnx").logits(X.numpy())
+    )
+    assert found.info == info
+    assert info.heads[0].head_id == heads[name].digest
+    onnx.checker.check_model(onnx.load(tmp_path / "graft.onnx"), full_check=True)
+    assert headkit.info(tmp_path / "graft.onnx")["head_id"] == heads[name].digest
+
+
+def test_graft_of_the_same_head_gives_the_same_graph(
+    heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    headkit.graft(merged, heads["new"], tmp_path / "a.onnx")
+    headkit.graft(tmp_path / "a.onnx", heads["old"], tmp_path / "b.onnx")
+    before, after = onnx.load(merged), onnx.load(tmp_path / "b.onnx")
+    assert list(before.graph.node) == list(after.graph.node)
+    assert {t.name: t.raw_data for t in before.graph.initializer} == {
+        t.name: t.raw_data for t in after.graph.initializer
+    }
+
+
+def test_graft_onto_the_file_itself(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(merged.read_bytes())
+    headkit.graft(path, heads["new"], path)
+    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+
+
+def test_backbone_becomes_a_merged_model(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    headkit.export(heads["old"], tmp_path / "backbone.onnx", "backbone", backbone=model)
+    info = headkit.graft(tmp_path / "backbone.onnx", heads["new"], tmp_path / "model.onnx")
+    assert info.form == "merged"
+    found = headkit.Predictor(tmp_path / "model.onnx").logits(X.numpy())
+    close(found, torch_logits(model, heads["new"], X))
+
+
+def test_heads_of_a_multi_model_are_replaced_and_added(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    headkit.export({"a": heads["old"], "b": heads["mlp"]}, path, "multi", backbone=model)
+    files = {name: head.save(tmp_path / f"{name}.safetensors") for name, head in heads.items()}
+    headkit.graft(path, heads["new"], path, name="a")
+    headkit.graft(path, files["old"], path, add=True)
+    headkit.graft(path, heads["mlp"], path, name="c", add=True)
+    predictor = headkit.Predictor(path)
+    placed = {"a": heads["new"], "b": heads["mlp"], "old": heads["old"], "c": heads["mlp"]}
+    assert predictor.heads == list(placed)
+    for name, head in placed.items():
+        close(predictor.logits(X.numpy(), name), torch_logits(model, head, X))
+        assert predictor.info.head(name).head_id == head.digest
+    with pytest.raises(headkit.ExportError, match="a head 'a' already"):
+        headkit.graft(path, heads["new"], path, name="a", add=True)
+    with pytest.raises(headkit.ExportError, match="no head 'z' to replace, but a, b, old, c"):
+        headkit.graft(path, heads["new"], path, name="z")
+    with pytest.raises(headkit.ExportError, match="name the head"):
+        headkit.graft(path, heads["new"], path)
+
+
+def test_wrong_backbones_and_heads_are_refused_and_lose_nothing(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.onnx"
+    out.write_bytes(b"old")
+    same_shape = made(random_backbone(seed=1), 4)
+    cases: list[tuple[headkit.Head, dict[str, Any], type[Exception], str]] = [
+        (same_shape, {}, headkit.BackboneMismatch, "fingerprint .* the model's is .*--force"),
+        (made(random_backbone("test_vit"), 4), {}, headkit.BackboneMismatch, "trained on test_vit"),
+        (heads["new"], {"add": True}, headkit.ExportError, "only a multi model takes more"),
+        (made(model, 2, task="regression"), {}, headkit.ExportError, "regression"),
+    ]
+    for head, options, error, message in cases:
+        with pytest.raises(error, match=message):
+            headkit.graft(merged, head, out, **options)
+    with pytest.raises(headkit.ExportError, match="takes no adapters"):
+        headkit.graft(merged, heads["new"], tmp_path / "new.onnx_adapter")
+    assert out.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]
+    headkit.graft(merged, same_shape, out, force=True)
+    headkit.attach(model, same_shape, force=True)
+    with torch.inference_mode():
+        close(headkit.Predictor(out).logits(X.numpy()), model(X).numpy())
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.floats(0, 1), flips=st.integers(0, 3), seed=st.integers(0, 10**6))
+def test_damaged_files_are_errors_and_never_crashes(
+    merged: Path, scratch: Path, new: Path, cut: float, flips: int, seed: int
+) -> None:
+    """A file cut short is always an error; bits flipped among the weights cannot be seen."""
+    generator = np.random.default_rng(seed)
+    whole = merged.read_bytes()
+    content = bytearray(whole[: int(cut * len(whole))])
+    for at in generator.integers(0, max(len(content), 1), flips if content else 0):
+        content[at] ^= 1 << int(generator.integers(8))
+    (scratch / "bad.onnx").write_bytes(bytes(content))
+    try:
+        headkit.graft(scratch / "bad.onnx", new, scratch / "out.onnx")
+        grafted = True
+    except headkit.HeadkitError:
+        grafted = False
+    assert not (grafted and len(content) < len(whole))
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("damaged")
+
+
+@pytest.fixture(scope="module")
+def new(heads: dict[str, headkit.Head], scratch: Path) -> Path:
+    return heads["new"].save(scratch / "new.safetensors")
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every model is too large for one file."""
+    monkeypatch.setattr(onnxfile, "MAX_BYTES", 1000)
+
+
+def data_of(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.*data"))
+
+
+@pytest.mark.usefixtures("beside")
+def test_weights_beside_the_file_are_grafted_and_missed(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+) -> None:
+    path, other = tmp_path / "large.onnx", tmp_path / "other.onnx"
+    done = headkit.export(heads["old"], path, backbone=model)
+    (data,) = data_of(path)
+    assert re.fullmatch(r"large\.onnx\.[0-9a-f]{8}\.data", data.name)
+    assert data.stat().st_size > 10 * path.stat().st_size
+    (tmp_path / "large.onnx.data").write_bytes(b"of an earlier version")
+    assert done.num_bytes == path.stat().st_size + data.stat().st_size
+    assert onnxfile.num_bytes(path) == done.num_bytes
+    headkit.graft(path, heads["new"], other)
+    data.rename(tmp_path / "away")
+    close(headkit.Predictor(other).logits(X.numpy()), torch_logits(model, heads["new"], X))
+    with pytest.raises(headkit.ExportError, match=r"large\.onnx\.\w+\.data is not beside it"):
+        headkit.Predictor(path)
+    with pytest.raises(headkit.ExportError, match=r"large\.onnx\.\w+\.data is not beside it"):
+        headkit.graft(path, heads["new"], tmp_path / "third.onnx")
+
+
+def test_data_that_a_file_does_not_name_are_not_counted(
+    heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    headkit.graft(merged, heads["new"], path)
+    (tmp_path / "model.onnx.data").write_bytes(bytes(1000))
+    assert onnxfile.num_bytes(path) == path.stat().st_size
+
+
+@pytest.mark.usefixtures("beside")
+@pytest.mark.parametrize("folder", ["", "elsewhere"])
+def test_backbone_takes_its_weights_along(
+    model: nn.Module, heads: dict[str, headkit.Head], folder: str, tmp_path: Path
+) -> None:
+    """Its own file has no heads, and their tensors are too small to lie beside it."""
+    path, out = tmp_path / "backbone.onnx", tmp_path / folder / "model.onnx"
+    out.parent.mkdir(exist_ok=True)
+    headkit.export(heads["old"], path, "backbone", backbone=model)
+    (data,) = data_of(path)
+    headkit.graft(path, heads["new"], out)
+    data.unlink()
+    close(headkit.Predictor(out).logits(X.numpy()), torch_logits(model, heads["new"], X))
+
+
+@pytest.mark.usefixtures("beside")
+def test_new_weights_take_the_place_of_the_old(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path, monkeypatch: Any
+) -> None:
+    path, copy = tmp_path / "model.onnx", tmp_path / "copy.onnx"
+    headkit.export(heads["old"], path, backbone=model)
+    (first,) = data_of(path)
+    headkit.graft(path, heads["new"], path)
+    (second,) = data_of(path)
+    assert first != second
+    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+    # Data that carry another model's name are that model's.
+    copy.write_bytes(path.read_bytes())
+    headkit.graft(copy, heads["old"], copy)
+    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+    # A model that fits into one file leaves no data behind.
+    monkeypatch.setattr(onnxfile, "MAX_BYTES", 2**30)
+    headkit.graft(path, heads["old"], path)
+    assert data_of(path) == []
+    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["old"], X))
+
+
+@pytest.mark.usefixtures("beside")
+def test_model_in_one_file_replaces_one_with_data(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    headkit.export(heads["old"], path, backbone=model)
+    headkit.graft(merged, heads["new"], path)
+    assert data_of(path) == []
+    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+
+
+@pytest.mark.usefixtures("beside")
+@pytest.mark.parametrize("fails", ["data", "onnx"])
+def test_model_and_data_are_replaced_together_or_not_at_all(
+    model: nn.Module,
+    heads: dict[str, headkit.Head],
+    fails: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "model.onnx"
+    (tmp_path / "model.onnx.data").mkdir()
+    headkit.export(heads["old"], path, backbone=model)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    replace = Path.replace
+
+    def full(file: Path, target: Path) -> Path:
+        if file.suffix == f".{fails}":
+            raise OSError(28, "No space left on device")
+        return replace(file, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(headkit.OutputError, match="No space left on device"):
+        headkit.graft(path, heads["new"], path)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
+
+
+@pytest.mark.usefixtures("beside")
+def test_model_written_twice_keeps_its_weights(merged: Path, tmp_path: Path) -> None:
+    model = onnx.load(merged)
+    weights = {t.name: t.raw_data for t in model.graph.initializer}
+    with onnxfile.scratch(model, tmp_path / "a.onnx") as first:
+        assert onnxfile.num_bytes(first) > sum(map(len, weights.values()))
+    onnxfile.write(model, tmp_path / "a.onnx")
+    written = onnx.load(tmp_path / "a.onnx")
+    for saved in (model, written):
+        assert {t.name: t.raw_data for t in saved.graph.initializer} == weights
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_file_stays_open(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    def mapped() -> bool:
+        return str(merged) in Path("/proc/self/maps").read_text()
+
+    headkit.graft(merged, heads["new"], tmp_path / "out.onnx")
+    assert not mapped()
+    other = made(random_backbone(seed=1), 4)
+    with pytest.raises(headkit.BackboneMismatch) as caught:  # its traceback keeps the frames alive
+        headkit.graft(merged, other, tmp_path / "out.onnx")
+    assert caught.tb is not None
+    assert not mapped()
+
+
+def test_cost_of_a_precision_goes_with_the_head_that_it_was_measured_with(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    many = tmp_path / "multi.onnx"
+    headkit.export({"a": heads["old"], "b": heads["mlp"]}, many, "multi", backbone=model)
+    for path, names, name in ((merged, [""], None), (many, ["a", "b"], "a")):
+        measured = onnx.load(path)
+        for entry in measured.metadata_props:
+            if entry.key == "cost":
+                entry.value = json.dumps({one: {"agreement": 0.9} for one in names})
+        onnx.save(measured, tmp_path / "measured.onnx")
+        info = headkit.graft(
+            tmp_path / "measured.onnx", heads["new"], tmp_path / "out.onnx", name=name
+        )
+        assert list(info.cost) == names[1:]
+        assert headkit.Predictor(tmp_path / "out.onnx").info.cost == info.cost
+
+
+def test_head_file_and_other_suffixes_are_no_output(
+    heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    head = heads["new"].save(tmp_path / "head.onnx")
+    content = head.read_bytes()
+    with pytest.raises(headkit.OutputError, match="it is the head file"):
+        headkit.graft(merged, head, tmp_path / "." / "head.onnx")
+    (tmp_path / "link.onnx").hardlink_to(head)
+    with pytest.raises(headkit.OutputError, match="it is the head file"):
+        headkit.graft(merged, head, tmp_path / "link.onnx")
+    for name in ("head.safetensors", "head", "head.onnx_adapters"):
+        with pytest.raises(headkit.OutputError, match=r"expected '\.onnx', or '\.onnx_adapter'"):
+            headkit.graft(merged, head, tmp_path / name)
+    assert head.read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["head.onnx", "link.onnx"]
+
+
+def test_head_whose_tensors_have_other_names_is_refused(
+    heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    new, mlp = heads["new"], heads["mlp"]
+    tensors = {name.replace("fc.", "head."): tensor for name, tensor in new.tensors.items()}
+    with pytest.raises(headkit.ExportError, match=r"head\.weight.* model's head .* fc\.weight"):
+        headkit.graft(merged, new.with_changes(tensors=tensors), tmp_path / "out.onnx")
+    # Another kind has other tensors, but none of the backbone's, which are not decoded here.
+    graph = onnx.load(merged).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    weight = next(n for n in constants if n.endswith(".weight") and not n.startswith("fc."))
+    linear = {weight: new.tensors["fc.weight"]}
+    cases = {weight: new.with_changes(kind="linear", tensors=linear)}
+    for name in (graph.node[0].output[0], "pixel_values", "probabilities", "head/scaled"):
+        further = {**mlp.tensors, name: np.zeros(3, np.float32)}
+        cases[name] = mlp.with_changes(tensors=further)
+    for name, head in cases.items():
+        with pytest.raises(headkit.ExportError, match=f"tensors {name} have names that the model"):
+            headkit.graft(merged, head, tmp_path / "out.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bias_may_come_and_go(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.onnx"
+    weight = np.asarray(heads["new"].tensors["fc.weight"])
+    plain = heads["new"].with_changes(tensors={"fc.weight": weight})
+    headkit.graft(merged, plain, path)
+    with torch.inference_mode():
+        entered = headkit.features(model, X)
+    assert isinstance(entered, torch.Tensor)
+    close(headkit.Predictor(path).logits(X.numpy()), entered.numpy() @ weight.T)
+    headkit.graft(path, heads["new"], path)
+    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+
+
+def test_graft_needs_neither_torch_nor_timm(
+    heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    head = heads["new"].save(tmp_path / "new.safetensors")
+    code = (
+        "import sys, json\n"
+        "for name in ('torch', 'timm', 'torchvision'): sys.modules[name] = None\n"
+        "import headkit\n"
+        f"info = headkit.graft({str(merged)!r}, {str(head)!r}, {str(tmp_path / 'out.onnx')!r})\n"
+        "print(json.dumps([one.num_classes for one in info.heads]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout) == [7]
+
+
+def test_half_precision_head_is_grafted_as_float32(
+    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
+) -> None:
+    half = heads["new"].with_changes(
+        tensors={n: np.asarray(t).astype(np.float16) for n, t in heads["new"].tensors.items()}
+    )
+    info = headkit.graft(merged, half, tmp_path / "out.onnx")
+    assert info.heads[0].head_id == half.digest
+    found = headkit.Predictor(tmp_path / "out.onnx").logits(X.numpy())
+    with torch.inference_mode():
+        expected = torch_logits(model, heads["new"], X)
+    assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max()

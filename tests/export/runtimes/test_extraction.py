@@ -1,0 +1,123 @@
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import headkit
+from headkit.adapters.features.engine import TorchEngine, choose
+from headkit.export.runtimes import extraction as engines
+from headkit.export.runtimes.extraction import OnnxEngine, onnx_backbone
+from headkit.export.runtimes.openvino import openvino_core
+from tests.conftest import lively_backbone, random_backbone
+
+BATCH = 4
+
+
+def _pixels(model: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    size = model.pretrained_cfg["input_size"]
+    return np.random.default_rng(0).integers(0, 256, (BATCH, *size), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "crossvit_tiny_240"])
+def test_onnx_runtime_gives_the_features_that_torch_gives(
+    architecture: str, tmp_path: Path
+) -> None:
+    model = lively_backbone(architecture)
+    pixels = _pixels(model)
+    expected = TorchEngine().start(model, tmp_path, BATCH)(pixels)
+    found = OnnxEngine().start(model, tmp_path, BATCH)(pixels)
+    for branch, like in zip(found, expected, strict=True):
+        assert branch.dtype == np.float32
+        assert np.abs(branch - like).max() <= 1e-5 * np.abs(like).max()
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05)])
+def test_openvino_gives_the_features_that_torch_gives(
+    precision: str, tolerance: float, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    capable = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bf16" and "BF16" not in capable:
+        pytest.skip("this processor has no bfloat16")
+    model = lively_backbone("test_vit")
+    pixels = _pixels(model)
+    (expected,) = TorchEngine().start(model, tmp_path, BATCH)(pixels)
+    (found,) = choose("openvino", precision, model).start(model, tmp_path, BATCH)(pixels)
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_a_signal_after_openvino_does_not_end_the_process(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    program = """
+import gc, os, signal, sys
+from pathlib import Path
+import numpy as np
+from headkit.export.engines import OpenVinoEngine
+from tests.conftest import lively_backbone
+
+def use():
+    model = lively_backbone("test_vit")
+    runs = [OpenVinoEngine().start(model, Path(sys.argv[1]), 1) for _ in range(2)]
+    for run in runs:
+        run(np.zeros((1, *model.pretrained_cfg["input_size"]), np.uint8))
+
+got = []
+signal.signal(signal.SIGUSR1, lambda *_: got.append(1))
+use()
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+assert got
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    root = Path(__file__).parents[3]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_bfloat16_of_torch_is_near(tmp_path: Path) -> None:
+    model = lively_backbone("test_vit")
+    pixels = _pixels(model)
+    (expected,) = TorchEngine().start(model, tmp_path, BATCH)(pixels)
+    (found,) = TorchEngine("bf16").start(model, tmp_path, BATCH)(pixels)
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - expected).max() <= 0.05 * np.abs(expected).max()
+
+
+def test_backbone_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = onnx_backbone(random_backbone(), tmp_path)
+    monkeypatch.setattr(engines, "export", lambda *_, **__: pytest.fail("converted again"))
+    assert onnx_backbone(random_backbone(), tmp_path) == first
+
+
+def test_fastest_engine_is_chosen(small: Any) -> None:
+    assert choose("auto", "fp32", small).name == "onnxruntime"
+    assert choose("auto", "bf16", small).precision == "bf16"
+
+
+def test_missing_engine_says_what_to_install(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headkit.adapters.features.engine.find_spec", lambda _: None)
+    with pytest.raises(headkit.DependencyMissing, match="pip install openvino"):
+        choose("openvino", "fp32", small)
+
+
+def test_backbone_that_cannot_be_converted_is_run_by_torch(
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise headkit.ExportError("no operator for this")
+
+    monkeypatch.setattr("headkit.adapters.fitting.fit.SMALL", 0)
+    monkeypatch.setattr(engines, "export", fail)
+    with caplog.at_level(logging.WARNING, "headkit"):
+        head = headkit.fit(random_backbone(), shapes, cache=tmp_path, workers=0)
+    assert head.metrics["num_train"] > 0
+    assert "extracting with torch instead of onnxruntime: no operator for this" in caplog.text
+    with pytest.raises(headkit.ExportError, match="no operator"):
+        headkit.fit(random_backbone(), shapes, cache=tmp_path, workers=0, engine="onnxruntime")

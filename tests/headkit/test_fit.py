@@ -1,0 +1,355 @@
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from timm.data import create_dataset, create_transform
+
+import headkit
+from headkit.adapters.fitting import fit as fit_module
+from headkit.adapters.fitting.linear.solve import VAR_SMOOTHINGS
+from tests.conftest import random_backbone, write_shapes
+
+
+def standardized(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    variance = x.var(0)
+    return np.asarray((x - x.mean(0)) / np.sqrt(variance + VAR_SMOOTHINGS[0] * variance.mean()))
+
+
+@pytest.fixture
+def folder(shapes: Path, tmp_path: Path) -> Path:
+    """A copy of the images that a test may change."""
+    return Path(shutil.copytree(shapes, tmp_path / "shapes"))
+
+
+def test_fitted_head_is_the_one_that_scikit_learn_finds(small: Any, shapes: Path) -> None:
+    head = headkit.fit(small, shapes, val=shapes, l2=1e-2, workers=0)
+    assert head.label_names == ("bright", "dark", "striped")
+    transform = create_transform(**head.pretrained_cfg, is_training=False)
+    images = create_dataset("", root=str(shapes), transform=transform)
+    pixels = torch.stack([image for image, _ in images])
+    targets = np.array([target for _, target in images])
+    with torch.inference_mode():
+        plain = random_backbone()
+        x = plain.forward_head(plain.forward_features(pixels), pre_logits=True).numpy()
+        found = small(pixels).softmax(1).numpy()
+    x = standardized(x)
+    reference = LogisticRegression(C=1 / (1e-2 * len(x)), tol=1e-8, max_iter=5000).fit(x, targets)
+    assert np.abs(found - reference.predict_proba(x)).max() < 1e-3
+    accuracy = (found.argmax(1) == targets).mean()
+    assert head.temperature == 1  # no image is mistaken
+    log_loss = -np.log(found[np.arange(len(x)), targets]).mean()
+    assert head.metrics["accuracy"] == pytest.approx(accuracy)
+    assert head.metrics["log_loss"] == pytest.approx(log_loss, abs=1e-5)
+
+
+def test_same_seed_gives_the_same_head(shapes: Path) -> None:
+    first, second = (
+        headkit.fit(random_backbone(), shapes, seed=3, workers=0).with_changes(created="")
+        for _ in range(2)
+    )
+    assert first.digest == second.digest
+    assert first.metrics["num_val"] == 6  # a fifth of 8, rounded, in each of three classes
+
+
+def test_train_and_val_folders_are_found(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "train")
+    write_shapes(tmp_path / "val", images=2)
+    head = headkit.fit(random_backbone(), tmp_path, workers=0)
+    assert (head.metrics["num_train"], head.metrics["num_val"]) == (24, 6)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_image_is_named_skipped_and_counted(
+    folder: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "dark" / "3.png").write_bytes(b"no image")
+    with caplog.at_level(logging.WARNING, "headkit"):
+        head = headkit.fit(random_backbone(), folder, workers=workers)
+    assert head.metrics["num_unreadable"] == 1
+    assert head.metrics["num_train"] + head.metrics["num_val"] == 23
+    assert "skipped 1 of 24 images" in caplog.text
+    assert str(Path("dark") / "3.png") in caplog.text
+
+
+def test_too_many_unreadable_images_are_an_error(folder: Path) -> None:
+    for index in range(2):
+        path = folder / "dark" / f"{index}.png"
+        path.write_bytes(path.read_bytes()[:200])  # truncated
+    with pytest.raises(headkit.DataError, match=r"2 of 24 images .* allowed are 5% .*dark/0\.png"):
+        headkit.fit(random_backbone(), folder, workers=0)
+    assert headkit.fit(random_backbone(), folder, workers=0, max_unreadable=0.1)
+
+
+def test_class_whose_images_are_all_unreadable_is_named(folder: Path) -> None:
+    for path in (folder / "dark").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(headkit.DataError, match="no image of class dark could be read"):
+        headkit.fit(random_backbone(), folder, workers=0, max_unreadable=0.5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("dla46x_c", "own"),  # a convolution
+        ("deit_tiny_distilled_patch16_224", "own"),  # two modules, a branch each
+        ("crossvit_9_240", "own"),  # two modules, branches of different width
+        ("levit_128s", "linear"),  # two modules with BatchNorm on one branch
+        ("repvit_m0_9", "linear"),
+        ("caformer_s18", "linear"),
+    ],
+)
+def test_one_solution_is_spread_over_several_modules(
+    architecture: str, kind: str, folder: Path
+) -> None:
+    for path in list(folder.rglob("[4-7].png")):
+        path.unlink()
+    model = random_backbone(architecture)
+    head = headkit.fit(model, folder, val=folder, l2=0.1, workers=0)
+    assert head.kind == kind
+    data = create_dataset(
+        "", root=str(folder), transform=create_transform(**head.pretrained_cfg, is_training=False)
+    )
+    pixels = torch.stack([image for image, _ in data])
+    targets = torch.tensor([target for _, target in data])
+    with torch.no_grad():
+        logits, entered = model(pixels), headkit.features(model, pixels)
+        branches = [entered] if isinstance(entered, torch.Tensor) else list(entered)
+        x = torch.cat([branch.flatten(1) for branch in branches], 1).numpy()
+    accuracy = (logits.argmax(1) == targets).double().mean().item()
+    assert head.metrics["accuracy"] == pytest.approx(accuracy)
+    x = standardized(x.astype(np.float64))
+    reference = LogisticRegression(C=1 / (0.1 * len(x)), tol=1e-8, max_iter=5000).fit(x, targets)
+    found = logits.softmax(1).numpy()
+    assert np.abs(found - reference.predict_proba(x)).max() < 1e-2
+
+
+def test_architecture_whose_logits_are_more_than_a_mean_is_trained(shapes: Path) -> None:
+    model = random_backbone("efficientvim_m1")
+    head = headkit.fit(model, shapes, val=shapes, workers=0)
+    assert head.kind == "own"
+    assert head.metrics["accuracy"] > 0.9
+    assert head.metrics["epochs"] >= 1
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cosine"])
+def test_other_kinds_are_trained_and_reproduced(kind: Any, shapes: Path) -> None:
+    model = random_backbone()
+    first = headkit.fit(model, shapes, kind=kind, workers=0)
+    again = headkit.fit(random_backbone(), shapes, kind=kind, workers=0)
+    assert first.kind == kind
+    assert first.metrics["accuracy"] == 1
+    for name, tensor in first.tensors.items():
+        assert np.array_equal(tensor, again.tensors[name])
+    other = headkit.fit(random_backbone(), shapes, kind=kind, workers=0, seed=1)
+    assert any(not np.array_equal(t, other.tensors[n]) for n, t in first.tensors.items())
+
+
+def test_temperature_and_metrics_are_of_the_logits_that_the_head_gives(
+    shapes: Path, tmp_path: Path
+) -> None:
+    model = random_backbone()
+    Image.open(shapes / "dark" / "0.png").save(tmp_path / "mistaken.png")
+    shutil.copytree(shapes, tmp_path / "val")
+    shutil.move(tmp_path / "mistaken.png", tmp_path / "val" / "bright")
+    head = headkit.fit(model, shapes, val=tmp_path / "val", l2=1.0, workers=0)
+    data = create_dataset(
+        "",
+        root=str(tmp_path / "val"),
+        transform=create_transform(**head.pretrained_cfg, is_training=False),
+    )
+    with torch.no_grad():
+        logits = model(torch.stack([image for image, _ in data])).double().numpy()
+    y = np.array([target for _, target in data])
+
+    def log_loss(temperature: float) -> float:
+        z = logits / temperature
+        z -= z.max(1, keepdims=True)
+        return float((np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y]).mean())
+
+    assert head.temperature != 1
+    assert head.metrics["log_loss"] == pytest.approx(log_loss(head.temperature), abs=1e-5)
+    for factor in (0.9, 1.1):
+        assert log_loss(head.temperature * factor) > log_loss(head.temperature)
+    assert head.metrics["recall"] == [0.8889, 1, 1]
+
+
+def _table(shapes: Path, path: Path, lines: list[tuple[str, str]]) -> Path:
+    rows = "".join(f"{shapes / image},{label}\n" for image, label in lines)
+    path.write_text("path,label\n" + rows)
+    return path
+
+
+def test_several_labels_per_image_are_told_apart(shapes: Path, tmp_path: Path) -> None:
+    labels = {"bright": "light|plain", "dark": "plain", "striped": "light"}
+    lines = [(f"{name}/{n}.png", labels[name]) for n in range(8) for name in labels]
+    head = headkit.fit(random_backbone(), _table(shapes, tmp_path / "t.csv", lines), workers=0)
+    assert (head.task, head.label_names) == ("multilabel", ("light", "plain"))
+    assert head.metrics["mean_average_precision"] == 1
+    path = head.save(tmp_path / "head.safetensors")
+    exported = headkit.export(path, tmp_path / "m.onnx", backbone=random_backbone())
+    found = headkit.Predictor(exported.path)(shapes / "bright" / "0.png")
+    assert all(prediction["score"] > 0.5 for prediction in found[0])
+
+
+def test_brightness_is_learned_as_a_number(shapes: Path, tmp_path: Path) -> None:
+    lines = []
+    for path in sorted(shapes.rglob("*.png")):
+        mean = np.asarray(Image.open(path)).mean() / 255
+        lines.append((str(path.relative_to(shapes)), f"{mean:.5f}"))
+    table = _table(shapes, tmp_path / "t.csv", lines)
+    head = headkit.fit(random_backbone(), table, task="regression", workers=0)
+    assert (head.task, head.num_classes, head.label_names) == ("regression", 1, ("label",))
+    assert head.metrics["r2"] > 0.9
+    assert head.temperature == 1
+    with pytest.raises(headkit.DataError, match="a regression has no classes to weigh"):
+        headkit.fit(
+            random_backbone(), table, task="regression", class_weights="balanced", workers=0
+        )
+
+
+def test_copies_of_an_image_stay_on_one_side(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(8):  # the same picture, other bytes
+        picture = Image.open(folder / "dark" / f"{number}.png")
+        picture.save(folder / "dark" / f"copy{number}.png", compress_level=0)
+    with caplog.at_level(logging.WARNING, "headkit"):
+        head = headkit.fit(random_backbone(), folder, workers=0)
+    assert head.metrics["num_duplicates"] == 8
+    assert head.metrics["num_val"] == 2 + 2 * 2 + 2
+    assert "8 of 32 images repeat another one" in caplog.text
+    assert "other labels" not in caplog.text
+
+
+def test_validation_images_that_are_trained_on_are_reported(
+    folder: Path, shapes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(folder / "dark" / "1.png", folder / "bright" / "dark1.png")
+    with caplog.at_level(logging.WARNING, "headkit"):
+        head = headkit.fit(random_backbone(), folder, val=shapes, workers=0)
+    assert head.metrics["num_val_in_train"] == 24
+    assert "24 of 24 validation images are training images too" in caplog.text
+    assert "1 of them have other labels than the image they repeat" in caplog.text
+
+
+def test_random_crops_are_trained_on_and_not_validated(shapes: Path) -> None:
+    one = headkit.fit(random_backbone(), shapes, workers=0, l2=1e-2)
+    several = headkit.fit(random_backbone(), shapes, workers=0, l2=1e-2, views=3)
+    for name in ("num_train", "num_val"):
+        assert one.metrics[name] == several.metrics[name]
+    assert any(not np.array_equal(t, several.tensors[n]) for n, t in one.tensors.items())
+
+
+def test_features_too_many_for_memory_give_the_same_head(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = headkit.fit(random_backbone(), shapes, workers=0, views=2)
+    monkeypatch.setattr("headkit.adapters.features.labeled_features.MAX_IN_MEMORY", 0)
+    model = random_backbone()
+    parts = headkit.fit(model, shapes, workers=0, views=2, batch_size=1)
+    assert parts.metrics["l2"] == whole.metrics["l2"]
+    for name, tensor in whole.tensors.items():
+        assert np.abs(parts.tensors[name] - tensor).max() < 1e-3 * np.abs(tensor).max()
+    mlp = headkit.fit(model, shapes, workers=0, kind="mlp")
+    assert mlp.metrics["accuracy"] == 1
+
+
+def test_images_that_vanish_between_crops_are_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headkit.adapters.features.extract import extract
+
+    def meddled(*args: Any, **options: Any) -> Any:
+        found = extract(*args, **options)
+        (folder / "dark" / "3.png").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(fit_module, "extract", meddled)
+    with pytest.raises(headkit.DataError, match=r"1 images could be read for some crops .*3\.png"):
+        headkit.fit(random_backbone(), folder, workers=0, views=2)
+
+
+def test_one_image_per_class_gives_a_head_without_metrics(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in folder.rglob("[1-7].png"):
+        path.unlink()
+    model = random_backbone()
+    with caplog.at_level(logging.WARNING, "headkit"):
+        head = headkit.fit(model, folder, workers=0)
+    assert "no image is left to validate on" in caplog.text
+    assert (head.metrics["num_train"], head.metrics["num_val"]) == (3, 0)
+    assert "accuracy" not in head.metrics
+    transform = create_transform(**head.pretrained_cfg, is_training=False)
+    data = create_dataset("", root=str(folder), transform=transform)
+    with torch.no_grad():
+        found = model(torch.stack([image for image, _ in data])).argmax(1)
+    assert found.tolist() == [target for _, target in data]
+
+
+def test_class_weights_by_name_shift_what_is_predicted(shapes: Path) -> None:
+    biases = []
+    for weight in (1.0, 50.0):
+        model = random_backbone()
+        headkit.fit(model, shapes, l2=10.0, workers=0, class_weights={"dark": weight})
+        with torch.no_grad():
+            biases.append(model.fc.bias[1].item())
+    assert biases[1] > biases[0] + 0.5
+    with pytest.raises(headkit.DataError, match=r"class_weights names green, which .* lacks"):
+        headkit.fit(random_backbone(), shapes, workers=0, class_weights={"green": 2})
+
+
+def test_report_holds_the_confusions_and_the_reliability(folder: Path, tmp_path: Path) -> None:
+    (folder / "dark" / "0.png").rename(folder / "bright" / "dark0.png")
+    head = headkit.fit(random_backbone(), folder, val=folder, workers=0, report=tmp_path / "report")
+    found = json.loads((tmp_path / "report" / "report.json").read_text())
+    matrix = np.array(found["confusion"])
+    assert matrix.sum(1).tolist() == [9, 7, 8]
+    assert matrix.trace() / 24 == pytest.approx(head.metrics["accuracy"], abs=1e-6)
+    bins = found["reliability"]
+    error = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / 24
+    assert error == pytest.approx(head.metrics["ece"], abs=1e-5)
+    for name in ("confusion", "reliability"):
+        with Image.open(tmp_path / "report" / f"{name}.png") as plot:
+            assert min(plot.size) > 500
+    (tmp_path / "file").touch()
+    with pytest.raises(headkit.OutputError, match="cannot make the folder"):
+        headkit.fit("test_resnet", folder, report=tmp_path / "file")
+
+
+def test_no_cache_leaves_nothing(shapes: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HEADKIT_CACHE", str(tmp_path / "cache"))
+    headkit.fit(random_backbone(), shapes, workers=0, cache=False)
+    assert not (tmp_path / "cache").exists()
+    headkit.fit(random_backbone(), shapes, workers=0)
+    assert list((tmp_path / "cache" / "features").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"holdout": 1.5}, "holdout is 1.5, expected a share"),
+        ({"l2": [1e-3, 0]}, "l2 is 0, expected a positive"),
+        ({"views": 0}, "views is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"workers": -1}, "workers is -1"),
+        ({"task": "segmentation"}, "task is 'segmentation'"),
+        ({"class_weights": "even"}, "class_weights is 'even'"),
+        ({"class_weights": {"dark": -1.0}}, "not positive"),
+    ],
+)
+def test_options_are_checked_before_extraction(
+    options: dict[str, Any], message: str, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "headkit.adapters.fitting.fit.extract", lambda *_, **__: pytest.fail("extracted")
+    )
+    with pytest.raises(ValueError, match=message):
+        headkit.fit(random_backbone(), shapes, **options)

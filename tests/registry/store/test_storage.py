@@ -1,0 +1,118 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headkit import DependencyMissing, RegistryError
+from headkit.benchmarks.studies.s3_server import BUCKET, s3_server
+from headkit.registry.store.storage import LocalStorage, Storage, open_storage
+from headkit.registry.store.store import HeadStore
+
+from .test_store import head
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        for key, value in environment.items():
+            patch.setenv(key, value)
+        yield f"s3://{BUCKET}"
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    name = tmp_path.name
+    if request.param == "local":
+        return open_storage(tmp_path / "root")
+    if request.param == "memory":
+        return open_storage(f"memory://{name}")
+    return open_storage(f"{request.getfixturevalue('s3')}/{name}")
+
+
+def test_an_object_is_created_once(storage: Storage) -> None:
+    storage.create("a/b.json", b"first")
+    with pytest.raises(FileExistsError):
+        storage.create("a/b.json", b"second")
+    assert storage.read("a/b.json") == b"first"
+    storage.replace("a/b.json", b"third")
+    assert storage.read("a/b.json") == b"third"
+    storage.refresh("a/b.json")
+    assert storage.read("a/b.json") == b"third"
+    assert storage.one("a/b.json").size == 5
+
+
+def test_what_is_not_there_raises(storage: Storage) -> None:
+    storage.create("a/b.json", b"x")
+    for act in (storage.read, storage.delete, storage.refresh, storage.one):
+        with pytest.raises(FileNotFoundError):
+            act("a/c.json")
+    storage.delete("a/b.json")
+    with pytest.raises(FileNotFoundError):
+        storage.read("a/b.json")
+
+
+def test_folders_are_listed_without_what_is_in_them(storage: Storage) -> None:
+    for key in ("heads/a/1.json", "heads/a/2.json", "heads/b/1.json", "heads/file"):
+        storage.create(key, b"x")
+    assert sorted(storage.folders("heads/")) == ["a", "b"]
+    assert storage.folders("none/") == []
+
+
+def test_objects_are_listed_under_a_prefix(storage: Storage) -> None:
+    assert list(storage.objects("heads/")) == []
+    for key in ("heads/a/1.json", "heads/a/2.json", "heads/b/1.json", "blobs/x"):
+        storage.create(key, key.encode())
+    found = {one.key: one.size for one in storage.objects("heads/")}
+    assert found == {"heads/a/1.json": 14, "heads/a/2.json": 14, "heads/b/1.json": 14}
+    assert {one.key for one in storage.objects("heads/a/")} == {"heads/a/1.json", "heads/a/2.json"}
+
+
+@pytest.mark.parametrize("key", ["", "../x", "a/../../x", "/etc/passwd", "a//b", "a/."])
+def test_keys_stay_below_the_root(storage: Storage, key: str) -> None:
+    for act in (storage.read, storage.delete, lambda k: storage.create(k, b"x")):
+        with pytest.raises(RegistryError, match="no key"):
+            act(key)
+
+
+def test_a_store_on_s3_is_one_like_on_the_disk(s3: str, tmp_path: Path) -> None:
+    store = HeadStore(f"{s3}/team/heads")
+    with pytest.raises(RegistryError, match="there is no store"):
+        store.list()
+    for seed in (1, 2):
+        path = head(seed).save(tmp_path / f"{seed}.safetensors")
+        assert store.publish(path, "flowers", tags=["prod"]).version == seed
+    other = HeadStore(f"{s3}/team/heads")
+    assert other.read("flowers@prod") == head(2).serialize()
+    assert other.list()[0].versions == (1, 2)
+    other.tag("flowers@1", "prod")
+    assert store.resolve("flowers@prod").version == 1
+    key = f"blobs/{head(1).digest[:2]}/{head(1).digest}.safetensors"
+    content = bytearray(store.storage.read(key))
+    content[-1] ^= 1
+    store.storage.replace(key, bytes(content))
+    with pytest.raises(RegistryError, match="was changed"):
+        store.pull("flowers@1")
+    assert len(store.verify()) == 1
+    assert store.gc(grace_seconds=0) == []
+
+
+def test_a_missing_bucket_is_told(s3: str) -> None:
+    with pytest.raises(RegistryError, match="no such bucket"):
+        HeadStore("s3://missing/heads").publish(head(1), "flowers")
+
+
+def test_what_fsspec_does_not_open_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RegistryError, match="no place for a store"):
+        open_storage("nonsense://x")
+    assert isinstance(open_storage("file:///tmp/x"), LocalStorage)
+    assert isinstance(open_storage("local:///tmp/x"), LocalStorage)
+    with pytest.raises(RegistryError, match="not a chain"):
+        open_storage("simplecache::s3://bucket")
+    import fsspec
+
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
+    with pytest.raises(DependencyMissing, match="pip install s3fs"):
+        open_storage("s3://bucket")
