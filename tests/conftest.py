@@ -1,4 +1,4 @@
-"""What several tests share: small random backbones, real weights, small image folders."""
+"""Fixtures for all tests: a small backbone, weights, a folder of images, the command line."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-import headkit
 from headkit.__main__ import main
-from headkit.benchmarks.coverage.random_weights import enliven
 from headkit.benchmarks.samples import write_weights
-
-SMALL = "test_resnet"
-"""A timm architecture of 0.5 M parameters with BatchNorm, input 160 x 160."""
+from tests.backbones import random_backbone
+from tests.images import write_shapes
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,18 +34,6 @@ def small() -> Any:
     return random_backbone()
 
 
-def random_backbone(architecture: str = SMALL, seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    return headkit.load_backbone(architecture, pretrained=False)
-
-
-def lively_backbone(architecture: str = SMALL, seed: int = 0) -> Any:
-    """No branch without effect: timm starts the last scale of many branches at zero."""
-    model = random_backbone(architecture, seed)
-    enliven(model)
-    return model
-
-
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of ``random_backbone()`` in a file."""
@@ -66,20 +48,6 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of 8 images: bright, dark and striped."""
     return write_shapes(tmp_path_factory.mktemp("shapes"))
-
-
-def write_shapes(root: Path, images: int = 8) -> Path:
-    generator = np.random.default_rng(0)
-    for label in ("bright", "dark", "striped"):
-        (root / label).mkdir(parents=True)
-        for index in range(images):
-            pixels = generator.integers(0, 60, (40, 48, 3), dtype=np.uint8)
-            if label == "bright":
-                pixels += 190
-            elif label == "striped":
-                pixels[::4] += 190
-            Image.fromarray(pixels).save(root / label / f"{index}.png")
-    return root
 
 
 @pytest.fixture

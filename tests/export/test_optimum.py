@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import headkit
-from tests.conftest import lively_backbone
+from tests.backbones import active_backbone
 
 PROBE = """
 import json, sys
@@ -47,7 +47,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_optimum_and_its_pipeline_give_what_the_predictor_gives(
     python: Path, shapes: Path, tmp_path: Path
 ) -> None:
-    model = headkit.adapt(lively_backbone(), 3)
+    model = headkit.adapt(active_backbone(), 3)
     headkit.export(
         model, tmp_path / "model.onnx", label_names=["bright", "dark", "striped"], config=True
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import headkit
-from tests.conftest import random_backbone
+from tests.backbones import random_backbone
 
 ROOT = Path(__file__).parents[2]
 

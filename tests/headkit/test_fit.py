@@ -14,7 +14,8 @@ from timm.data import create_dataset, create_transform
 import headkit
 from headkit.adapters.fitting import fit as fit_module
 from headkit.adapters.fitting.linear.solve import VAR_SMOOTHINGS
-from tests.conftest import random_backbone, write_shapes
+from tests.backbones import random_backbone
+from tests.images import write_shapes
 
 
 def standardized(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import headkit
-from tests.adapters.heads.test_head import head
+from tests.heads import random_head
 
 PROBE = """
 import json, sys
@@ -41,7 +41,7 @@ def test_import_and_help_import_nothing_heavy() -> None:
 
 
 def test_info_imports_nothing_heavy(tmp_path: Path) -> None:
-    path = head().save(tmp_path / "digits.safetensors")
+    path = random_head().save(tmp_path / "digits.safetensors")
     assert _imported(_command("info", path)) == []
     assert _imported(_command("info", "resnet50")) == []
     assert _imported(_command("models", "resnet*")) == []

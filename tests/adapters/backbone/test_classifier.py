@@ -8,7 +8,7 @@ from torch import nn
 
 import headkit
 from headkit.adapters.backbone.classifier import find_classifier, replace_classifier
-from tests.conftest import random_backbone
+from tests.backbones import random_backbone
 
 ARCHITECTURES = ["test_resnet", "test_vit", "test_convnext", "test_mambaout", "test_maxvit"]
 

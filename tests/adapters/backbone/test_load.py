@@ -13,7 +13,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
 import headkit
-from tests.conftest import SMALL, random_backbone
+from tests.backbones import SMALL, random_backbone
 
 DAISY, PALACE = 985, 698  # indices of ImageNet-1k
 

@@ -21,7 +21,7 @@ from headkit.adapters.features.cache import CachedRows
 from headkit.adapters.features.engine import Branches, Pixels, Run, TorchEngine, choose
 from headkit.adapters.features.extract import Extracted, extract
 from headkit.adapters.features.transform import Transform, View
-from tests.conftest import lively_backbone, random_backbone
+from tests.backbones import active_backbone, random_backbone
 
 
 class Counting(TorchEngine):
@@ -72,7 +72,7 @@ def _extract(model: Any, source: ImageDataset, root: Path, **options: Any) -> Ex
 def test_features_are_those_of_timms_own_transform(
     architecture: str, workers: int, shapes: Path, tmp_path: Path
 ) -> None:
-    model = lively_backbone(architecture)
+    model = active_backbone(architecture)
     source = open_folder(shapes)
     found = _extract(model, source, tmp_path, workers=workers, batch_size=8)
     transform = create_transform(**preprocessing(model), is_training=False)

@@ -9,7 +9,7 @@ import headkit
 from headkit.adapters.data.folder import open_folder
 from headkit.adapters.features.engine import TorchEngine
 from headkit.adapters.features.extract import extract
-from tests.conftest import random_backbone
+from tests.backbones import random_backbone
 
 
 def test_ray_that_is_not_installed_is_named(

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import headkit
-from tests.conftest import SMALL, random_backbone
+from tests.backbones import SMALL, random_backbone
 
 PLAIN = """
 import sys

@@ -11,34 +11,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import headkit
-from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.heads.head import Head
+from tests.heads import random_head
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
-
-
-def head(num_classes: int = 3, **changes: object) -> Head:
-    generator = np.random.default_rng(0)
-    made = Head(
-        tensors={
-            "fc.weight": generator.normal(size=(num_classes, 5)).astype(np.float32),
-            "fc.bias": np.zeros(num_classes, np.float32),
-        },
-        architecture="resnet50",
-        num_classes=num_classes,
-        num_features=5,
-        backbone=BackboneInfo("a1_in1k", "hub:timm/resnet50.a1_in1k", 23_508_032, "0" * 64),
-        pretrained_cfg={
-            "input_size": [3, 224, 224],
-            "mean": [0.485, 0.456, 0.406],
-            "std": [0.229, 0.224, 0.225],
-            "interpolation": "bicubic",
-            "crop_pct": 0.95,
-            "crop_mode": "center",
-        },
-        label_names=tuple(f"class {i}" for i in range(num_classes)),
-    )
-    return made.with_changes(**changes)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
@@ -55,7 +31,7 @@ def test_what_is_saved_is_loaded(
     temperature: float,
     metrics: dict[str, object],
 ) -> None:
-    saved = head(label_names=labels, notes=notes, temperature=temperature, metrics=metrics)
+    saved = random_head(label_names=labels, notes=notes, temperature=temperature, metrics=metrics)
     loaded = Head.load(saved.save(tmp_path / "head.safetensors"))
     assert loaded.to_json() == saved.to_json()
     assert all(np.array_equal(loaded.tensors[name], saved.tensors[name]) for name in saved.tensors)
@@ -66,27 +42,30 @@ def test_what_is_saved_is_loaded(
 def test_file_is_its_tensors_its_label_names_and_at_most_4_kib(
     tmp_path: Path, num_classes: int
 ) -> None:
-    saved = head(num_classes)
+    saved = random_head(num_classes)
     size = saved.save(tmp_path / "head.safetensors").stat().st_size
     labels = sum(len(json.dumps(name)) + 5 for name in saved.label_names or ())
     assert size <= saved.num_bytes + labels + 4096
 
 
 def test_description_above_4_kib_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
-    path = head().save(tmp_path / "head.safetensors")
+    path = random_head().save(tmp_path / "head.safetensors")
     before = path.read_bytes()
     with pytest.raises(headkit.HeadFormatError, match="at most 4096"):
-        head(notes="x" * 5000).save(path)
+        random_head(notes="x" * 5000).save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["head.safetensors"]
 
 
 def test_equal_heads_give_equal_bytes() -> None:
-    assert head(created="2026-01-01").serialize() == head(created="2026-01-01").serialize()
+    assert (
+        random_head(created="2026-01-01").serialize()
+        == random_head(created="2026-01-01").serialize()
+    )
 
 
 def test_file_is_what_its_specification_says(tmp_path: Path) -> None:
-    path = head().save(tmp_path / "head.safetensors")
+    path = random_head().save(tmp_path / "head.safetensors")
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
@@ -100,7 +79,7 @@ def test_file_is_what_its_specification_says(tmp_path: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(data=st.data())
 def test_damaged_file_loads_or_says_so(tmp_path: Path, data: st.DataObject) -> None:
-    content = bytearray(head().serialize())
+    content = bytearray(random_head().serialize())
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
     else:
@@ -114,7 +93,7 @@ def test_damaged_file_loads_or_says_so(tmp_path: Path, data: st.DataObject) -> N
 
 @pytest.mark.parametrize("kept", [0, 7, 100, 0.5, 0.99])
 def test_truncated_file_is_refused(tmp_path: Path, kept: float) -> None:
-    content = head().serialize()
+    content = random_head().serialize()
     path = tmp_path / "cut.safetensors"
     path.write_bytes(content[: int(kept if kept >= 1 or kept == 0 else kept * len(content))])
     with pytest.raises(headkit.HeadFormatError, match=r"cannot read head .*cut\.safetensors"):
@@ -143,13 +122,22 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ("[]", "head is list, expected an object"),
         ("{}", r"head\.architecture is missing"),
         ("[" * 100_000, "cannot read"),
-        (json.dumps({**head().to_json(), "num_classes": "3"}), "num_classes is str, expected int"),
-        (json.dumps({**head().to_json(), "num_classes": True}), "num_classes is bool"),
-        (json.dumps({**head().to_json(), "num_classes": 2}), "3 label names for 2 classes"),
-        (json.dumps({**head().to_json(), "label_names": [1, 2, 3]}), "is no string"),
-        (json.dumps({**head().to_json(), "task": "dance"}), "task is 'dance'"),
-        (json.dumps({**head().to_json(), "temperature": float("nan")}), "temperature is nan"),
-        (json.dumps({**head().to_json(), "backbone": {}}), r"head\.backbone\.tag is missing"),
+        (
+            json.dumps({**random_head().to_json(), "num_classes": "3"}),
+            "num_classes is str, expected int",
+        ),
+        (json.dumps({**random_head().to_json(), "num_classes": True}), "num_classes is bool"),
+        (json.dumps({**random_head().to_json(), "num_classes": 2}), "3 label names for 2 classes"),
+        (json.dumps({**random_head().to_json(), "label_names": [1, 2, 3]}), "is no string"),
+        (json.dumps({**random_head().to_json(), "task": "dance"}), "task is 'dance'"),
+        (
+            json.dumps({**random_head().to_json(), "temperature": float("nan")}),
+            "temperature is nan",
+        ),
+        (
+            json.dumps({**random_head().to_json(), "backbone": {}}),
+            r"head\.backbone\.tag is missing",
+        ),
     ],
 )
 def test_wrong_description_is_named(tmp_path: Path, described: str, message: str) -> None:
@@ -159,7 +147,7 @@ def test_wrong_description_is_named(tmp_path: Path, described: str, message: str
 
 
 def test_unknown_keys_are_ignored_so_that_version_1_can_grow(tmp_path: Path) -> None:
-    described = json.dumps({**head().to_json(), "novelty": 1})
+    described = json.dumps({**random_head().to_json(), "novelty": 1})
     path = _file(
         tmp_path / "x.safetensors", {"format": "headkit", "version": "1", "head": described}
     )
@@ -168,4 +156,4 @@ def test_unknown_keys_are_ignored_so_that_version_1_can_grow(tmp_path: Path) -> 
 
 def test_head_with_values_that_are_not_finite_is_refused() -> None:
     with pytest.raises(headkit.HeadFormatError, match=r"fc\.weight holds values"):
-        head(tensors={"fc.weight": np.full((3, 5), np.nan, np.float32)})
+        random_head(tensors={"fc.weight": np.full((3, 5), np.nan, np.float32)})

@@ -17,7 +17,7 @@ from headkit.benchmarks.bench.model_under_test import subjects
 from headkit.benchmarks.bench.peak import peak_gmacs
 from headkit.benchmarks.bench.plots import MARKERS, PALETTE, styles
 from headkit.benchmarks.bench.runtimes import RUNTIMES, Contender, absent, lacking
-from tests.conftest import SMALL, lively_backbone
+from tests.backbones import SMALL, active_backbone
 
 ON_CPU: dict[str, Any] = {"devices": ["cpu"], "sittings": 1, "rounds": 3}
 BF16 = [] if absent(Contender("torch", "bf16", "cpu", 1)) else [("torch", "bf16")]
@@ -99,7 +99,7 @@ def test_results_are_files_that_timms_tools_read(measured: tuple[dict[str, Any],
 
 
 def test_an_onnx_file_is_measured_as_it_is(tmp_path: Path) -> None:
-    path = headkit.export(lively_backbone(), tmp_path / "model.onnx", preprocess=True).path
+    path = headkit.export(active_backbone(), tmp_path / "model.onnx", preprocess=True).path
     result = headkit.bench([path], batches=[2], cold_starts=0, **ON_CPU)
     (row,) = rows_of(result, "onnxruntime", "fp32")
     assert row["model"] == str(path)
@@ -160,7 +160,7 @@ def test_users_images_calibrate_and_compare(tmp_path: Path) -> None:
 def test_what_is_not_there_is_named_with_the_reason(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    path = headkit.export(lively_backbone(), tmp_path / "model.onnx").path
+    path = headkit.export(active_backbone(), tmp_path / "model.onnx").path
     result = headkit.bench(
         [path], runtimes=["onnxruntime", "tensorrt"], batches=[1], cold_starts=0, devices=None
     )

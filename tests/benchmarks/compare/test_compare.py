@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 import headkit
 from headkit.benchmarks.compare import compare as module
-from tests.conftest import random_backbone
+from tests.backbones import random_backbone
 
 
 @pytest.fixture

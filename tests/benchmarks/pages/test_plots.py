@@ -10,7 +10,7 @@ from headkit.benchmarks.bench.process import in_process, resident_bytes
 from headkit.benchmarks.pages import plots as benchmarks_plots
 from headkit.benchmarks.pages import render as report
 from headkit.benchmarks.pages.benchmarks import latencies
-from tests.conftest import lively_backbone
+from tests.backbones import active_backbone
 
 
 def test_plots_of_the_page_are_drawn_from_the_committed_results(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_dots_of_the_peers_are_the_measured_ratios() -> None:
 def test_memory_of_heads_is_measured_with_their_session(tmp_path: Path) -> None:
     if resident_bytes() is None:
         pytest.skip("the system does not tell")
-    model = headkit.adapt(lively_backbone(), 1000)
+    model = headkit.adapt(active_backbone(), 1000)
     for number in range(20):
         headkit.save_head(model, tmp_path / f"{number:02}.safetensors")
     head = headkit.Head.load(tmp_path / "00.safetensors")

@@ -5,7 +5,7 @@ import torch
 from timm.layers import CondConv2d
 
 from headkit.export.graph.condconv import Experts, replace_experts
-from tests.conftest import random_backbone
+from tests.backbones import random_backbone
 
 
 @pytest.mark.parametrize(

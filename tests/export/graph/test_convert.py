@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import headkit
-from tests.conftest import lively_backbone
+from tests.backbones import active_backbone
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    model = headkit.adapt(lively_backbone(), 3)
+    model = headkit.adapt(active_backbone(), 3)
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     headkit.export(model, path, label_names=["a", "b", "c"])
     return model, path
@@ -76,7 +76,7 @@ def test_model_that_does_not_agree_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
     with pytest.raises(headkit.ParityError, match="differ in logits by"):
-        headkit.export(headkit.adapt(lively_backbone(), 3), path, tolerance=0.0)
+        headkit.export(headkit.adapt(active_backbone(), 3), path, tolerance=0.0)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
@@ -86,7 +86,7 @@ class _BatchBound(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner: Any = lively_backbone()
+        self.inner: Any = active_backbone()
         self.pretrained_cfg, self.num_classes = self.inner.pretrained_cfg, 1000
         self.num_features = self.inner.num_features
 
@@ -132,7 +132,7 @@ def test_lost_constants_of_the_rewriter_are_noticed_and_avoided(tmp_path: Path) 
 
 
 def test_branches_are_fused_and_the_model_stays_as_it_was(tmp_path: Path) -> None:
-    model = headkit.adapt(lively_backbone("repghostnet_050"), 3)
+    model = headkit.adapt(active_backbone("repghostnet_050"), 3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trained = {name: p.requires_grad for name, p in model.named_parameters()}
     headkit.export(model, tmp_path / "model.onnx")

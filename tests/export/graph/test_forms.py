@@ -13,55 +13,26 @@ from timm.data import create_transform
 from torch import nn
 
 import headkit
-from headkit.adapters.heads.kinds import Kind
-from tests.conftest import lively_backbone
-
-Array = np.ndarray[Any, Any]
-
-
-def session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    return ort.InferenceSession(path, options)
-
-
-def made(model: nn.Module, num_classes: int, kind: Kind | None = None, **described: Any) -> Any:
-    """A head with random tensors for ``model``."""
-    headkit.adapt(model, num_classes, kind=kind)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.3)
-    return headkit.head_of(model, **described)
-
-
-def torch_logits(model: nn.Module, head: headkit.Head, x: torch.Tensor) -> Array:
-    with torch.inference_mode():
-        logits = headkit.attach(model, head)(x)
-    return np.asarray(logits.numpy())
-
-
-def close(found: Array, expected: Array) -> None:
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
+from tests.backbones import active_backbone
+from tests.heads import head_for
+from tests.images import X
+from tests.logits import assert_close, session, torch_logits
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return lively_backbone()
+    return active_backbone()
 
 
 @pytest.fixture(scope="module")
 def heads(model: nn.Module) -> dict[str, headkit.Head]:
     return {
-        "pets": made(model, 5, label_names="abcde"),
-        "birds": made(model, 3, temperature=2.0),
-        "curved": made(model, 4, kind="mlp"),
-        "angles": made(model, 6, kind="cosine"),
-        "tags": made(model, 3, task="multilabel", temperature=0.5),
+        "pets": head_for(model, 5, label_names="abcde"),
+        "birds": head_for(model, 3, temperature=2.0),
+        "curved": head_for(model, 4, kind="mlp"),
+        "angles": head_for(model, 6, kind="cosine"),
+        "tags": head_for(model, 3, task="multilabel", temperature=0.5),
     }
-
-
-X = torch.randn(3, 3, 160, 160, generator=torch.Generator().manual_seed(5))
 
 
 def test_swappable_session_takes_heads_of_other_class_counts(
@@ -80,14 +51,14 @@ def test_swappable_session_takes_heads_of_other_class_counts(
     )
     assert predictor.heads == ["", "birds", "file"]
     for name, head in (("", heads["pets"]), ("birds", heads["birds"]), ("file", heads["birds"])):
-        close(predictor.logits(X.numpy(), name), torch_logits(model, head, X))
+        assert_close(predictor.logits(X.numpy(), name), torch_logits(model, head, X))
     # The same by ONNX Runtime alone, as its own documentation shows it.
     adapter, options = ort.LoraAdapter(), ort.RunOptions()
     adapter.Load(str(tmp_path / "birds.onnx_adapter"))
     options.add_active_adapter(adapter)
     logits, probabilities = session(path).run(None, {"pixel_values": X.numpy()}, options)
-    close(logits, torch_logits(model, heads["birds"], X))
-    close(probabilities, torch.tensor(logits / 2).softmax(1).numpy())
+    assert_close(logits, torch_logits(model, heads["birds"], X))
+    assert_close(probabilities, torch.tensor(logits / 2).softmax(1).numpy())
 
 
 def test_swappable_session_gives_the_logits_of_a_merged_one_bit_for_bit(
@@ -105,7 +76,7 @@ def test_swappable_model_refuses_what_has_no_place_in_it(
 ) -> None:
     path = tmp_path / "model.onnx"
     headkit.export(heads["pets"], path, "swappable", backbone=model, probabilities=True)
-    other = made(lively_backbone(seed=1), 3)
+    other = head_for(active_backbone(seed=1), 3)
     refused: list[tuple[str, Any, type[Exception], str]] = [
         ("angles", heads["angles"], headkit.ExportError, "kind 'own', the head is of 'cosine'"),
         ("tags", heads["tags"], headkit.ExportError, "task 'multiclass', the head is of 'multil"),
@@ -141,10 +112,10 @@ def test_multi_model_gives_what_each_head_gives_alone(
     )
     for name, head in heads.items():
         expected = torch_logits(model, head, X)
-        close(found[f"logits_{name}"], expected)
+        assert_close(found[f"logits_{name}"], expected)
         scaled = torch.tensor(expected) / head.temperature
         given = scaled.sigmoid() if head.task == "multilabel" else scaled.softmax(1)
-        close(found[f"probabilities_{name}"], given.numpy())
+        assert_close(found[f"probabilities_{name}"], given.numpy())
     # The three linear heads share one matrix product.
     products = [n for n in onnx.load(path).graph.node if n.op_type == "Gemm"]
     assert sum("stack" in node.name for node in products) == 1
@@ -177,7 +148,7 @@ def test_backbone_gives_the_features(
     with torch.inference_mode():
         expected = headkit.features(model, X)
     assert isinstance(expected, torch.Tensor)
-    close(found, expected.numpy())
+    assert_close(found, expected.numpy())
     with pytest.raises(headkit.ExportError, match="has no heads"):
         headkit.Predictor(tmp_path / "backbone.onnx").logits(X.numpy())
 
@@ -208,13 +179,13 @@ def test_raw_images_give_what_timms_transform_and_torch_give(
 @pytest.mark.parametrize("architecture", ["levit_128s", "dla46x_c", "crossvit_tiny_240"])
 def test_special_classifiers_take_another_class_count(architecture: str, tmp_path: Path) -> None:
     """Two with norms, a convolution, and two branches of different widths."""
-    model = lively_backbone(architecture)
-    first, second = made(model, 5), made(model, 3)
+    model = active_backbone(architecture)
+    first, second = head_for(model, 5), head_for(model, 3)
     done = headkit.export(first, tmp_path / "a.onnx", backbone=model)
     headkit.graft(tmp_path / "a.onnx", second, tmp_path / "b.onnx")
     x = torch.randn(2, *first.pretrained_cfg["input_size"])
     found = headkit.Predictor(tmp_path / "b.onnx").logits(x.numpy())
-    close(found, torch_logits(model, second, x))
+    assert_close(found, torch_logits(model, second, x))
     assert max(done.difference.values()) < 1e-4
 
 
@@ -229,7 +200,7 @@ def test_forms_refuse_heads_that_they_cannot_hold(
         ({"a b": heads["pets"]}, "multi", {}, "called 'a b'"),
         ([heads["pets"]], "multi", {}, "heads by name"),
         (heads["pets"], "backbone", {"probabilities": True}, "no probabilities"),
-        (made(model, 2, task="regression"), "merged", {"probabilities": True}, "regression"),
+        (head_for(model, 2, task="regression"), "merged", {"probabilities": True}, "regression"),
         (heads["pets"], "merged", {"precision": "fp8"}, "precision is 'fp8'"),
     ]
     for given, form, options, message in cases:
@@ -246,7 +217,7 @@ def test_heads_of_another_pooling_or_preprocessing_are_refused(
     other = headkit.load_backbone("test_resnet", pretrained=False, global_pool="max")
     weights = {n: t for n, t in model.state_dict().items() if not n.startswith("fc.")}
     other.load_state_dict(weights, strict=False)
-    pooled = made(other, 5)
+    pooled = head_for(other, 5)
     assert pooled.backbone.fingerprint == heads["pets"].backbone.fingerprint
     with pytest.raises(headkit.BackboneMismatch, match="global_pool 'max', the backbone has 'avg'"):
         headkit.attach(model, pooled)
@@ -264,7 +235,7 @@ def test_heads_of_another_pooling_or_preprocessing_are_refused(
 def test_export_leaves_the_callers_model_as_it_was(
     heads: dict[str, headkit.Head], tmp_path: Path
 ) -> None:
-    own = headkit.adapt(lively_backbone(), 9)
+    own = headkit.adapt(active_backbone(), 9)
     own.train()
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     modes = {name: part.training for name, part in own.named_modules()}
@@ -281,23 +252,23 @@ def test_models_of_one_channel_without_classes_and_in_half_precision(tmp_path: P
     headkit.export(gray, tmp_path / "gray.onnx")
     x = torch.randn(2, 1, 160, 160)
     with torch.inference_mode():
-        close(headkit.Predictor(tmp_path / "gray.onnx").logits(x.numpy()), gray(x).numpy())
+        assert_close(headkit.Predictor(tmp_path / "gray.onnx").logits(x.numpy()), gray(x).numpy())
     with pytest.raises(ValueError, match="takes 1 channels"):
         headkit.export(gray, tmp_path / "raw.onnx", preprocess=True)
     without = headkit.load_backbone("test_resnet", pretrained=False, num_classes=0)
     headkit.export(without, tmp_path / "backbone.onnx", "backbone")
     with torch.inference_mode():
         (found,) = session(tmp_path / "backbone.onnx").run(None, {"pixel_values": X.numpy()})
-        close(found, without(X).numpy())
+        assert_close(found, without(X).numpy())
     with pytest.raises(headkit.ExportError, match=r"float16, expected float32: call model\.float"):
-        headkit.export(lively_backbone().half(), tmp_path / "half.onnx")
+        headkit.export(active_backbone().half(), tmp_path / "half.onnx")
     with pytest.raises(headkit.OutputError, match=r"called NAME\.onnx"):
         headkit.export(gray, tmp_path / "head.safetensors")
 
 
 def test_config_names_the_problem_and_labels_that_occur_twice(tmp_path: Path) -> None:
-    model = lively_backbone()
-    head = made(model, 3, label_names=["crane", "crane", "ox"], task="multilabel")
+    model = active_backbone()
+    head = head_for(model, 3, label_names=["crane", "crane", "ox"], task="multilabel")
     headkit.export(head, tmp_path / "model.onnx", backbone=model, config=True)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["id2label"] == {"0": "crane", "1": "crane", "2": "ox"}

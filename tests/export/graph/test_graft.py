@@ -15,9 +15,10 @@ from torch import nn
 
 import headkit
 from headkit.export.graph import onnx_file as onnxfile
-from tests.conftest import random_backbone
-
-from .test_forms import X, close, made, torch_logits
+from tests.backbones import random_backbone
+from tests.heads import head_for
+from tests.images import X
+from tests.logits import assert_close, torch_logits
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,11 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def heads(model: nn.Module) -> dict[str, headkit.Head]:
-    return {"old": made(model, 5), "new": made(model, 7), "mlp": made(model, 4, kind="mlp")}
+    return {
+        "old": head_for(model, 5),
+        "new": head_for(model, 7),
+        "mlp": head_for(model, 4, kind="mlp"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +78,7 @@ def test_graft_onto_the_file_itself(
     path = tmp_path / "model.onnx"
     path.write_bytes(merged.read_bytes())
     headkit.graft(path, heads["new"], path)
-    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+    assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
 
 
 def test_backbone_becomes_a_merged_model(
@@ -83,7 +88,7 @@ def test_backbone_becomes_a_merged_model(
     info = headkit.graft(tmp_path / "backbone.onnx", heads["new"], tmp_path / "model.onnx")
     assert info.form == "merged"
     found = headkit.Predictor(tmp_path / "model.onnx").logits(X.numpy())
-    close(found, torch_logits(model, heads["new"], X))
+    assert_close(found, torch_logits(model, heads["new"], X))
 
 
 def test_heads_of_a_multi_model_are_replaced_and_added(
@@ -99,7 +104,7 @@ def test_heads_of_a_multi_model_are_replaced_and_added(
     placed = {"a": heads["new"], "b": heads["mlp"], "old": heads["old"], "c": heads["mlp"]}
     assert predictor.heads == list(placed)
     for name, head in placed.items():
-        close(predictor.logits(X.numpy(), name), torch_logits(model, head, X))
+        assert_close(predictor.logits(X.numpy(), name), torch_logits(model, head, X))
         assert predictor.info.head(name).head_id == head.digest
     with pytest.raises(headkit.ExportError, match="a head 'a' already"):
         headkit.graft(path, heads["new"], path, name="a", add=True)
@@ -114,12 +119,17 @@ def test_wrong_backbones_and_heads_are_refused_and_lose_nothing(
 ) -> None:
     out = tmp_path / "out.onnx"
     out.write_bytes(b"old")
-    same_shape = made(random_backbone(seed=1), 4)
+    same_shape = head_for(random_backbone(seed=1), 4)
     cases: list[tuple[headkit.Head, dict[str, Any], type[Exception], str]] = [
         (same_shape, {}, headkit.BackboneMismatch, "fingerprint .* the model's is .*--force"),
-        (made(random_backbone("test_vit"), 4), {}, headkit.BackboneMismatch, "trained on test_vit"),
+        (
+            head_for(random_backbone("test_vit"), 4),
+            {},
+            headkit.BackboneMismatch,
+            "trained on test_vit",
+        ),
         (heads["new"], {"add": True}, headkit.ExportError, "only a multi model takes more"),
-        (made(model, 2, task="regression"), {}, headkit.ExportError, "regression"),
+        (head_for(model, 2, task="regression"), {}, headkit.ExportError, "regression"),
     ]
     for head, options, error, message in cases:
         with pytest.raises(error, match=message):
@@ -131,7 +141,7 @@ def test_wrong_backbones_and_heads_are_refused_and_lose_nothing(
     headkit.graft(merged, same_shape, out, force=True)
     headkit.attach(model, same_shape, force=True)
     with torch.inference_mode():
-        close(headkit.Predictor(out).logits(X.numpy()), model(X).numpy())
+        assert_close(headkit.Predictor(out).logits(X.numpy()), model(X).numpy())
 
 
 @settings(max_examples=60, deadline=None)
@@ -188,7 +198,7 @@ def test_weights_beside_the_file_are_grafted_and_missed(
     assert onnxfile.num_bytes(path) == done.num_bytes
     headkit.graft(path, heads["new"], other)
     data.rename(tmp_path / "away")
-    close(headkit.Predictor(other).logits(X.numpy()), torch_logits(model, heads["new"], X))
+    assert_close(headkit.Predictor(other).logits(X.numpy()), torch_logits(model, heads["new"], X))
     with pytest.raises(headkit.ExportError, match=r"large\.onnx\.\w+\.data is not beside it"):
         headkit.Predictor(path)
     with pytest.raises(headkit.ExportError, match=r"large\.onnx\.\w+\.data is not beside it"):
@@ -216,7 +226,7 @@ def test_backbone_takes_its_weights_along(
     (data,) = data_of(path)
     headkit.graft(path, heads["new"], out)
     data.unlink()
-    close(headkit.Predictor(out).logits(X.numpy()), torch_logits(model, heads["new"], X))
+    assert_close(headkit.Predictor(out).logits(X.numpy()), torch_logits(model, heads["new"], X))
 
 
 @pytest.mark.usefixtures("beside")
@@ -229,16 +239,16 @@ def test_new_weights_take_the_place_of_the_old(
     headkit.graft(path, heads["new"], path)
     (second,) = data_of(path)
     assert first != second
-    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+    assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
     # Data that carry another model's name are that model's.
     copy.write_bytes(path.read_bytes())
     headkit.graft(copy, heads["old"], copy)
-    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+    assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
     # A model that fits into one file leaves no data behind.
     monkeypatch.setattr(onnxfile, "MAX_BYTES", 2**30)
     headkit.graft(path, heads["old"], path)
     assert data_of(path) == []
-    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["old"], X))
+    assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["old"], X))
 
 
 @pytest.mark.usefixtures("beside")
@@ -249,7 +259,7 @@ def test_model_in_one_file_replaces_one_with_data(
     headkit.export(heads["old"], path, backbone=model)
     headkit.graft(merged, heads["new"], path)
     assert data_of(path) == []
-    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+    assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
 
 
 @pytest.mark.usefixtures("beside")
@@ -299,7 +309,7 @@ def test_no_file_stays_open(
 
     headkit.graft(merged, heads["new"], tmp_path / "out.onnx")
     assert not mapped()
-    other = made(random_backbone(seed=1), 4)
+    other = head_for(random_backbone(seed=1), 4)
     with pytest.raises(headkit.BackboneMismatch) as caught:  # its traceback keeps the frames alive
         headkit.graft(merged, other, tmp_path / "out.onnx")
     assert caught.tb is not None
@@ -373,9 +383,9 @@ def test_bias_may_come_and_go(
     with torch.inference_mode():
         entered = headkit.features(model, X)
     assert isinstance(entered, torch.Tensor)
-    close(headkit.Predictor(path).logits(X.numpy()), entered.numpy() @ weight.T)
+    assert_close(headkit.Predictor(path).logits(X.numpy()), entered.numpy() @ weight.T)
     headkit.graft(path, heads["new"], path)
-    close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+    assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
 
 
 def test_graft_needs_neither_torch_nor_timm(

@@ -10,13 +10,13 @@ from PIL import Image
 import headkit
 from headkit.export.precision.calibrate import Images
 from headkit.export.preprocess.pillow import Preprocess
-from tests.conftest import lively_backbone
-from tests.export.graph.test_forms import made
+from tests.backbones import active_backbone
+from tests.heads import head_for
 
 
 @pytest.fixture(scope="module")
 def fitted(shapes: Path) -> tuple[Any, headkit.Head]:
-    model = lively_backbone()
+    model = active_backbone()
     return model, headkit.fit(model, shapes, workers=0)
 
 
@@ -53,8 +53,8 @@ def test_reduced_precision_is_smaller_and_tells_its_cost(
 
 
 def test_precision_that_costs_too_much_leaves_no_file(tmp_path: Path) -> None:
-    model = lively_backbone()
-    head = made(model, 200)
+    model = active_backbone()
+    head = head_for(model, 200)
     images = list(np.random.default_rng(0).integers(0, 256, (40, 160, 160, 3), dtype=np.uint8))
     # Classes that differ only across what these images have in common: rounding changes them.
     preprocess = Preprocess.from_cfg(head.pretrained_cfg)

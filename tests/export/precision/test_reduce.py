@@ -18,7 +18,7 @@ from torch import nn
 import headkit
 from headkit.adapters.errors import DataError, ExportError, ParityError
 from headkit.export.precision.reduce import Cost, check, cost, to_fp16, to_int8
-from tests.conftest import random_backbone
+from tests.backbones import random_backbone
 
 Array = np.ndarray[Any, Any]
 PRECISIONS = ("fp16", "int8")

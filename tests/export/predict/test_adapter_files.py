@@ -10,8 +10,10 @@ from torch import nn
 import headkit
 from headkit.export.graph.metadata import ModelInfo
 from headkit.export.predict.adapter_files import Inputs, read_adapter
-from tests.conftest import random_backbone
-from tests.export.graph.test_forms import X, close, made, session, torch_logits
+from tests.backbones import random_backbone
+from tests.heads import head_for
+from tests.images import X
+from tests.logits import assert_close, session, torch_logits
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def warm(model: nn.Module) -> Any:
-    return made(model, 5, temperature=2.0)
+    return head_for(model, 5, temperature=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def softmax(logits: Any) -> Any:
 def test_adapter_does_not_inherit_the_temperature_of_the_models_own_head(
     model: nn.Module, plain: Path, tmp_path: Path
 ) -> None:
-    head = made(model, 3)
+    head = head_for(model, 3)
     headkit.graft(plain, head, tmp_path / "cold.onnx_adapter")
     predictor = headkit.Predictor(plain, {"cold": tmp_path / "cold.onnx_adapter"})
     images = [np.full((160, 160, 3), grey, np.uint8) for grey in (10, 200)]
@@ -68,7 +70,7 @@ def test_adapter_does_not_inherit_the_temperature_of_the_models_own_head(
 def test_temperature_needs_an_input_to_get_into_an_adapter(
     model: nn.Module, plain: Path, scaled: Path, tmp_path: Path
 ) -> None:
-    head, path = made(model, 3, temperature=0.5), tmp_path / "head.onnx_adapter"
+    head, path = head_for(model, 3, temperature=0.5), tmp_path / "head.onnx_adapter"
     with pytest.raises(headkit.ExportError, match=r"temperature is 0\.5.*--probabilities"):
         headkit.graft(plain, head, path)
     assert list(tmp_path.iterdir()) == []
@@ -78,7 +80,7 @@ def test_temperature_needs_an_input_to_get_into_an_adapter(
 
 
 def test_adapter_of_another_task_is_refused(model: nn.Module, plain: Path, tmp_path: Path) -> None:
-    head, path = made(model, 3), tmp_path / "tags.onnx_adapter"
+    head, path = head_for(model, 3), tmp_path / "tags.onnx_adapter"
     with pytest.raises(headkit.ExportError, match="task 'multiclass', the head is of 'multilabel'"):
         headkit.graft(plain, head.with_changes(task="multilabel"), path)
     headkit.export(
@@ -91,7 +93,7 @@ def test_adapter_of_another_task_is_refused(model: nn.Module, plain: Path, tmp_p
 
 def test_adapter_of_another_backbone_is_refused(plain: Path, tmp_path: Path) -> None:
     other = random_backbone(seed=1)
-    head, path = made(other, 5), tmp_path / "other.onnx_adapter"
+    head, path = head_for(other, 5), tmp_path / "other.onnx_adapter"
     headkit.export(head, tmp_path / "other.onnx", "swappable", backbone=other)
     headkit.graft(tmp_path / "other.onnx", head, path)
     info, inputs = described(plain)
@@ -108,7 +110,7 @@ def test_adapter_of_another_backbone_is_refused(plain: Path, tmp_path: Path) -> 
 def test_adapter_file_says_task_and_backbone_as_integers(
     model: nn.Module, plain: Path, tmp_path: Path
 ) -> None:
-    head = made(model, 3)
+    head = head_for(model, 3)
     headkit.graft(plain, head, tmp_path / "head.onnx_adapter")
     held = ort.AdapterFormat.read_adapter(str(tmp_path / "head.onnx_adapter"))
     assert held.get_adapter_version() == 1
@@ -118,7 +120,7 @@ def test_adapter_file_says_task_and_backbone_as_integers(
 def test_tensor_without_an_input_is_refused_and_not_dropped(
     model: nn.Module, plain: Path, tmp_path: Path
 ) -> None:
-    head, path = made(model, 3), tmp_path / "weight.onnx"
+    head, path = head_for(model, 3), tmp_path / "weight.onnx"
     weight = head.with_changes(tensors={"fc.weight": head.tensors["fc.weight"]})
     headkit.graft(plain, weight, path)  # no bias, and no input for one
     headkit.Predictor(path, {"weight": weight})
@@ -133,7 +135,7 @@ def test_tensor_without_an_input_is_refused_and_not_dropped(
 def test_counter_that_no_computation_reads_has_no_input(tmp_path: Path) -> None:
     """LeViT's classifier normalizes: its BatchNorm counts batches."""
     levit = random_backbone("levit_128s")
-    first, second = made(levit, 5), made(levit, 3)
+    first, second = head_for(levit, 5), head_for(levit, 3)
     assert any(name.endswith("num_batches_tracked") for name in second.tensors)
     path, adapter = tmp_path / "levit.onnx", tmp_path / "second.onnx_adapter"
     headkit.export(first, path, "swappable", backbone=levit)
@@ -142,4 +144,4 @@ def test_counter_that_no_computation_reads_has_no_input(tmp_path: Path) -> None:
     pixels = X.numpy()[:, :, :1, :1] + np.zeros((1, 1, 224, 224), np.float32)
     assert np.array_equal(predictor.logits(pixels, "head"), predictor.logits(pixels, "file"))
     x = X.new_tensor(pixels)
-    close(predictor.logits(pixels, "head"), torch_logits(levit, second, x))
+    assert_close(predictor.logits(pixels, "head"), torch_logits(levit, second, x))

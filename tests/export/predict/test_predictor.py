@@ -11,12 +11,12 @@ from torch import nn
 
 import headkit
 from headkit.export.predict.predictor import scores
-from tests.conftest import lively_backbone
+from tests.backbones import active_backbone
 
 
 @pytest.fixture(scope="module")
 def exported(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
-    model = lively_backbone()
+    model = active_backbone()
     head = headkit.fit(model, shapes, workers=0)
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     headkit.export(model, path, label_names=head.label_names)

@@ -12,7 +12,7 @@ from headkit.adapters.features.engine import TorchEngine, choose
 from headkit.export.runtimes import extraction as engines
 from headkit.export.runtimes.extraction import OnnxEngine, onnx_backbone
 from headkit.export.runtimes.openvino import openvino_core
-from tests.conftest import lively_backbone, random_backbone
+from tests.backbones import active_backbone, random_backbone
 
 BATCH = 4
 
@@ -26,7 +26,7 @@ def _pixels(model: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def test_onnx_runtime_gives_the_features_that_torch_gives(
     architecture: str, tmp_path: Path
 ) -> None:
-    model = lively_backbone(architecture)
+    model = active_backbone(architecture)
     pixels = _pixels(model)
     expected = TorchEngine().start(model, tmp_path, BATCH)(pixels)
     found = OnnxEngine().start(model, tmp_path, BATCH)(pixels)
@@ -43,7 +43,7 @@ def test_openvino_gives_the_features_that_torch_gives(
     capable = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if precision == "bf16" and "BF16" not in capable:
         pytest.skip("this processor has no bfloat16")
-    model = lively_backbone("test_vit")
+    model = active_backbone("test_vit")
     pixels = _pixels(model)
     (expected,) = TorchEngine().start(model, tmp_path, BATCH)(pixels)
     (found,) = choose("openvino", precision, model).start(model, tmp_path, BATCH)(pixels)
@@ -57,10 +57,10 @@ import gc, os, signal, sys
 from pathlib import Path
 import numpy as np
 from headkit.export.engines import OpenVinoEngine
-from tests.conftest import lively_backbone
+from tests.backbones import active_backbone
 
 def use():
-    model = lively_backbone("test_vit")
+    model = active_backbone("test_vit")
     runs = [OpenVinoEngine().start(model, Path(sys.argv[1]), 1) for _ in range(2)]
     for run in runs:
         run(np.zeros((1, *model.pretrained_cfg["input_size"]), np.uint8))
@@ -79,7 +79,7 @@ assert got
 
 
 def test_bfloat16_of_torch_is_near(tmp_path: Path) -> None:
-    model = lively_backbone("test_vit")
+    model = active_backbone("test_vit")
     pixels = _pixels(model)
     (expected,) = TorchEngine().start(model, tmp_path, BATCH)(pixels)
     (found,) = TorchEngine("bf16").start(model, tmp_path, BATCH)(pixels)

@@ -6,13 +6,13 @@ import pytest
 
 import headkit
 from headkit.export.runtimes.onnxruntime import PROVIDERS, open_session
-from tests.conftest import lively_backbone
+from tests.backbones import active_backbone
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("session") / "model.onnx"
-    headkit.export(headkit.adapt(lively_backbone(), 3), path)
+    headkit.export(headkit.adapt(active_backbone(), 3), path)
     return path
 
 

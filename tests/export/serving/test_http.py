@@ -21,7 +21,7 @@ from headkit.benchmarks.studies.http_client import Connection, form
 from headkit.export.exporter import export
 from headkit.export.serving.http import application
 from headkit.export.serving.service import Limits, Service
-from tests.conftest import SMALL, lively_backbone
+from tests.backbones import SMALL, active_backbone
 
 KINDS: dict[str, Kind] = {"plain": "linear", "deep": "mlp", "angle": "cosine"}
 
@@ -54,13 +54,13 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("serving")
-    backbone = lively_backbone()
+    backbone = active_backbone()
     store = HeadStore(folder / "store")
     for name, kind in KINDS.items():
-        headed = headkit.adapt(lively_backbone(), 3, kind=kind)
+        headed = headkit.adapt(active_backbone(), 3, kind=kind)
         head = headkit.save_head(headed, folder / f"{name}.safetensors", label_names=list("abc"))
         store.publish(head, name)
-    other = headkit.save_head(lively_backbone("test_vit"), folder / "other.safetensors")
+    other = headkit.save_head(active_backbone("test_vit"), folder / "other.safetensors")
     store.publish(other, "other")
     onnx = export(backbone, folder / "backbone.onnx", "backbone").path
     limits = Limits(upload_bytes=200_000, pixels=1_000_000, seconds=20)
@@ -91,7 +91,7 @@ def test_answers_are_those_of_the_exported_models(served: Served) -> None:
     for name in KINDS:
         head = Head.load(served.folder / f"{name}.safetensors")
         out = served.folder / f"{name}.onnx"
-        export(head, out, backbone=lively_backbone())
+        export(head, out, backbone=active_backbone())
         (expected,) = Predictor(out)(Image.open(io.BytesIO(image)), top_k=3)
         found = answers[name]
         assert (found["head"], found["digest"]) == (f"{name}@1", head.digest)
@@ -353,7 +353,7 @@ def test_heads_used_least_recently_leave_memory(served: Served) -> None:
 def test_only_a_backbone_can_serve(served: Served) -> None:
     head = Head.load(served.folder / "plain.safetensors")
     merged = served.folder / "merged.onnx"
-    export(head, merged, backbone=lively_backbone())
+    export(head, merged, backbone=active_backbone())
     with pytest.raises(ExportError, match="of the form 'merged': serving takes a backbone"):
         Service(served.store, merged)
 

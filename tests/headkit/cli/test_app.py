@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import headkit
-from tests.conftest import SMALL
+from tests.backbones import SMALL
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -97,7 +97,7 @@ def test_bad_input_is_one_line_and_the_old_file_stays(
     other = tmp_path / "other.safetensors"
     from safetensors.torch import save_file
 
-    from tests.conftest import random_backbone
+    from tests.backbones import random_backbone
 
     save_file(random_backbone(seed=1).state_dict(), other)
     mismatch = _fails(

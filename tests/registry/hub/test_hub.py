@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from headkit import RegistryError
 from headkit.registry.hub.card import config_of
 from headkit.registry.hub.hub import HubPlace
-from tests.registry.store.test_store import head
+from tests.heads import scored_head
 
 from .hub_server import Hub, hub_server
 
@@ -44,7 +44,7 @@ def call(environment: dict[str, str], *arguments: str | Path) -> subprocess.Comp
 def test_a_head_comes_back_byte_for_byte(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    path = head(1).save(tmp_path / "flowers.safetensors")
+    path = scored_head(1).save(tmp_path / "flowers.safetensors")
     pushed = call(environment, "heads", "push", path, "hf://user/flowers")
     assert (pushed.returncode, pushed.stderr) == (0, "")
     assert (
@@ -61,7 +61,7 @@ def test_a_head_comes_back_byte_for_byte(
 def test_a_published_head_is_pushed_by_its_reference(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    path = head(1).save(tmp_path / "1.safetensors")
+    path = scored_head(1).save(tmp_path / "1.safetensors")
     assert call(environment, "heads", "publish", path, "--name", "flowers").returncode == 0
     assert call(environment, "heads", "push", "flowers@1", "hf://user/repo").returncode == 0
     assert hub.repos["user/repo"]["head.safetensors"] == path.read_bytes()
@@ -72,7 +72,7 @@ def test_a_repository_holds_many_heads_and_one_card(
 ) -> None:
     paths = {}
     for seed, name in enumerate(("flowers", "roses"), 1):
-        paths[name] = head(seed).save(tmp_path / f"{name}.safetensors")
+        paths[name] = scored_head(seed).save(tmp_path / f"{name}.safetensors")
         url = f"hf://user/many/{name}"
         assert call(environment, "heads", "push", paths[name], url).returncode == 0
     files = hub.repos["user/many"]
@@ -91,7 +91,7 @@ def test_a_repository_holds_many_heads_and_one_card(
 def test_pushing_at_once_loses_nothing(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    path = head(1).save(tmp_path / "1.safetensors")
+    path = scored_head(1).save(tmp_path / "1.safetensors")
     assert call(environment, "heads", "push", path, "hf://user/many/zero").returncode == 0
     pushes = []
     for name in ("one", "two", "three", "four"):
@@ -108,8 +108,8 @@ def test_pushing_at_once_loses_nothing(
 
 
 def test_a_commit_in_between_is_seen(hub: Hub, environment: dict[str, str], tmp_path: Path) -> None:
-    path = head(1).save(tmp_path / "1.safetensors")
-    hub.meanwhile = {"two/config.json": json.dumps(config_of(head(2))).encode()}
+    path = scored_head(1).save(tmp_path / "1.safetensors")
+    hub.meanwhile = {"two/config.json": json.dumps(config_of(scored_head(2))).encode()}
     assert call(environment, "heads", "push", path, "hf://user/many/one").returncode == 0
     card = hub.repos["user/many"]["README.md"].decode()
     assert "## one\n" in card
@@ -120,7 +120,7 @@ def test_a_commit_in_between_is_seen(hub: Hub, environment: dict[str, str], tmp_
 def test_a_readme_of_someones_own_stays(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    path = head(1).save(tmp_path / "1.safetensors")
+    path = scored_head(1).save(tmp_path / "1.safetensors")
     hub.repos["user/flowers"], hub.commits["user/flowers"] = {"README.md": b"mine"}, ["2" * 40]
     ended = call(environment, "heads", "push", path, "hf://user/flowers")
     assert (ended.returncode, "did not write its README.md" in ended.stderr) == (0, True)
@@ -131,7 +131,7 @@ def test_a_readme_of_someones_own_stays(
 def test_the_configuration_loads_with_timm(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    path = head(1).save(tmp_path / "1.safetensors")
+    path = scored_head(1).save(tmp_path / "1.safetensors")
     assert call(environment, "heads", "push", path, "hf://user/flowers").returncode == 0
     program = (
         "import json; from timm.models import load_model_config_from_hf\n"
@@ -148,7 +148,7 @@ def test_the_configuration_loads_with_timm(
 def test_the_card_says_what_the_head_is(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    path = head(1, notes="of spring").save(tmp_path / "1.safetensors")
+    path = scored_head(1, notes="of spring").save(tmp_path / "1.safetensors")
     assert call(environment, "heads", "push", path, "hf://user/flowers").returncode == 0
     card = ModelCard(hub.repos["user/flowers"]["README.md"].decode())
     assert {k: v for k, v in vars(card.data).items() if v is not None} == {
@@ -165,7 +165,7 @@ def test_the_card_says_what_the_head_is(
 def test_what_the_hub_refuses_is_one_line(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    path = head(1).save(tmp_path / "1.safetensors")
+    path = scored_head(1).save(tmp_path / "1.safetensors")
     for arguments, message in (
         (("pull", "hf://user/none"), "there is no such repository"),
         (("pull", "hf://user"), "is no hf://user/repo"),
@@ -203,6 +203,6 @@ def test_places_on_the_hub() -> None:
 
 
 def test_configuration_carries_what_timm_does_not_know_apart() -> None:
-    config = config_of(head(1))
+    config = config_of(scored_head(1))
     assert config["headkit"]["backbone"]["fingerprint"] == "0" * 64
     assert config["label_names"] == ["no", "yes"]

@@ -7,8 +7,7 @@ from headkit import DependencyMissing, RegistryError
 from headkit.benchmarks.studies.s3_server import BUCKET, s3_server
 from headkit.registry.store.storage import LocalStorage, Storage, open_storage
 from headkit.registry.store.store import HeadStore
-
-from .test_store import head
+from tests.heads import scored_head
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +78,14 @@ def test_a_store_on_s3_is_one_like_on_the_disk(s3: str, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="there is no store"):
         store.list()
     for seed in (1, 2):
-        path = head(seed).save(tmp_path / f"{seed}.safetensors")
+        path = scored_head(seed).save(tmp_path / f"{seed}.safetensors")
         assert store.publish(path, "flowers", tags=["prod"]).version == seed
     other = HeadStore(f"{s3}/team/heads")
-    assert other.read("flowers@prod") == head(2).serialize()
+    assert other.read("flowers@prod") == scored_head(2).serialize()
     assert other.list()[0].versions == (1, 2)
     other.tag("flowers@1", "prod")
     assert store.resolve("flowers@prod").version == 1
-    key = f"blobs/{head(1).digest[:2]}/{head(1).digest}.safetensors"
+    key = f"blobs/{scored_head(1).digest[:2]}/{scored_head(1).digest}.safetensors"
     content = bytearray(store.storage.read(key))
     content[-1] ^= 1
     store.storage.replace(key, bytes(content))
@@ -98,7 +97,7 @@ def test_a_store_on_s3_is_one_like_on_the_disk(s3: str, tmp_path: Path) -> None:
 
 def test_a_missing_bucket_is_told(s3: str) -> None:
     with pytest.raises(RegistryError, match="no such bucket"):
-        HeadStore("s3://missing/heads").publish(head(1), "flowers")
+        HeadStore("s3://missing/heads").publish(scored_head(1), "flowers")
 
 
 def test_what_fsspec_does_not_open_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

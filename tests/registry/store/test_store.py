@@ -7,42 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import headkit
-from headkit import Head, HeadFormatError, RegistryError, StoreError
-from headkit.adapters.backbone.info import BackboneInfo
+from headkit import HeadFormatError, RegistryError, StoreError
 from headkit.registry.store.layout import Version as Published
 from headkit.registry.store.store import HeadStore
-
-CFG = {
-    "input_size": [3, 8, 8],
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-    "interpolation": "bicubic",
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-}
-
-
-def head(seed: int = 0, **changes: object) -> Head:
-    generator = np.random.default_rng(seed)
-    made = Head(
-        tensors={
-            "fc.weight": generator.normal(size=(2, 4)).astype(np.float32),
-            "fc.bias": np.zeros(2, np.float32),
-        },
-        architecture="resnet18",
-        num_classes=2,
-        num_features=4,
-        backbone=BackboneInfo("a1_in1k", "hub:timm/resnet18.a1_in1k", 11_000_000, "0" * 64),
-        pretrained_cfg=CFG,
-        label_names=("no", "yes"),
-        metrics={"accuracy": 0.5 + seed / 100, "recall": [0.5, 0.5]},
-        created="2026-01-01T00:00:00+00:00",
-    )
-    return made.with_changes(**changes)
+from tests.heads import scored_head
 
 
 @pytest.fixture
@@ -51,7 +22,7 @@ def store(tmp_path: Path) -> HeadStore:
 
 
 def publish(store: HeadStore, seed: int, name: str = "flowers", **options: object) -> Published:
-    path = head(seed).save(Path(store.url).parent / f"{seed}.safetensors")
+    path = scored_head(seed).save(Path(store.url).parent / f"{seed}.safetensors")
     return store.publish(path, name, **options)  # type: ignore[arg-type]
 
 
@@ -60,7 +31,7 @@ def test_versions_count_up_and_keep_who_made_them_from_what(store: HeadStore) ->
     second = publish(store, 2, publisher="bob")
     assert [str(one) for one in store.versions("flowers")] == ["flowers@1", "flowers@2"]
     assert (first.publisher, first.notes, first.parent) == ("ada", "first", "")
-    assert second.parent == first.digest == head(1).digest
+    assert second.parent == first.digest == scored_head(1).digest
     assert first.head["backbone"]["fingerprint"] == "0" * 64
     assert first.head["metrics"] == {"accuracy": 0.51}
     assert publish(store, 3, parent="flowers@1").parent == first.digest
@@ -68,7 +39,7 @@ def test_versions_count_up_and_keep_who_made_them_from_what(store: HeadStore) ->
 
 def test_references_lead_to_the_bytes_that_were_published(store: HeadStore) -> None:
     first, second = publish(store, 1), publish(store, 2, tags=["prod"])
-    content = head(1).serialize()
+    content = scored_head(1).serialize()
     assert store.read("flowers@1") == content
     assert store.read(f"sha256:{first.digest[:12]}") == content
     assert store.resolve("flowers") == store.resolve("flowers@prod") == second
@@ -149,7 +120,7 @@ def test_no_store_is_made_by_reading(store: HeadStore) -> None:
 
 def test_a_folder_of_other_files_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
-    path = head().save(tmp_path / "h.safetensors")
+    path = scored_head().save(tmp_path / "h.safetensors")
     with pytest.raises(RegistryError, match="holds other files"):
         HeadStore(tmp_path).publish(path, "flowers")
     (tmp_path / "new").mkdir()
@@ -167,7 +138,7 @@ def test_what_is_no_head_is_not_published(store: HeadStore, tmp_path: Path) -> N
         store.publish(tmp_path / "none.safetensors", "flowers")
     for name in ("../x", "Flowers", "a/b", ""):
         with pytest.raises(RegistryError, match="no name of a head"):
-            store.publish(head().save(tmp_path / "h.safetensors"), name)
+            store.publish(scored_head().save(tmp_path / "h.safetensors"), name)
     assert not Path(store.url).exists()
 
 
@@ -188,7 +159,7 @@ def test_a_flipped_bit_is_refused_and_repaired_by_publishing_again(store: HeadSt
     assert len(store.verify()) == 1
     publish(store, 1)
     assert store.verify() == []
-    assert store.read("flowers@1") == head(1).serialize()
+    assert store.read("flowers@1") == scored_head(1).serialize()
 
 
 def test_a_swapped_file_is_refused(store: HeadStore) -> None:
@@ -244,7 +215,7 @@ def test_symbolic_links_are_refused(store: HeadStore, tmp_path: Path) -> None:
 def test_first_publishers_of_a_store_do_not_refuse_each_other(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         jobs = [
-            pool.submit(HeadStore(tmp_path / "store").publish, head(seed), "flowers")
+            pool.submit(HeadStore(tmp_path / "store").publish, scored_head(seed), "flowers")
             for seed in range(8)
         ]
         numbers = sorted(job.result().version for job in jobs)
@@ -284,12 +255,12 @@ def test_a_folder_of_the_same_name_does_not_hide_a_head(
     monkeypatch.setenv("HEADKIT_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "flowers").mkdir()
-    headkit.HeadStore().publish(head(1), "flowers")
-    assert headkit.Head.load("flowers").digest == head(1).digest
+    headkit.HeadStore().publish(scored_head(1), "flowers")
+    assert headkit.Head.load("flowers").digest == scored_head(1).digest
 
 
 def test_reading_by_reference_needs_no_torch(tmp_path: Path) -> None:
-    HeadStore(tmp_path / "store").publish(head(1), "flowers")
+    HeadStore(tmp_path / "store").publish(scored_head(1), "flowers")
     program = "import sys, headkit; headkit.Head.load('flowers@1'); print('torch' in sys.modules)"
     environment = {
         **os.environ,
@@ -314,7 +285,7 @@ def test_gc_deletes_what_no_version_names_after_a_while(store: HeadStore) -> Non
     assert blob(store, gone).exists()
     assert store.gc() == expected
     assert not blob(store, gone).exists()
-    assert store.read("flowers@1") == head(1).serialize()
+    assert store.read("flowers@1") == scored_head(1).serialize()
 
 
 def test_publishing_again_saves_a_head_file_from_gc(store: HeadStore) -> None:
@@ -332,9 +303,9 @@ def test_the_command_line_publishes_finds_and_rolls_back(
     monkeypatch.setenv("HEADKIT_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("HEADKIT_PUBLISHER", "ada")
     for seed in (1, 2):
-        path = head(seed).save(tmp_path / f"{seed}.safetensors")
+        path = scored_head(seed).save(tmp_path / f"{seed}.safetensors")
         status, out, _ = run("heads", "publish", path, "--name", "flowers")
-        assert (status, out) == (0, f"flowers@{seed} sha256:{head(seed).digest}\n")
+        assert (status, out) == (0, f"flowers@{seed} sha256:{scored_head(seed).digest}\n")
     assert run("heads", "tag", "flowers@2", "prod")[0] == 0
     assert run("heads", "tag", "flowers@1", "prod")[:2] == (0, "flowers@prod is flowers@1\n")
     status, out, _ = run("heads", "list", "--json")
@@ -343,7 +314,7 @@ def test_the_command_line_publishes_finds_and_rolls_back(
     assert "publisher: ada" in out
     assert "0.52" in out
     status, out, _ = run("heads", "pull", "flowers@prod")
-    assert Path(out.strip()).read_bytes() == head(1).serialize()
+    assert Path(out.strip()).read_bytes() == scored_head(1).serialize()
     assert run("heads", "verify")[:2] == (0, "nothing is wrong\n")
     assert run("heads", "yank", "flowers@2")[0] == 0
     status, out, _ = run("info", "flowers", "--json")
@@ -362,10 +333,10 @@ def test_a_reference_stands_for_a_head_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HEADKIT_STORE", str(tmp_path / "store"))
-    path = head(1).save(tmp_path / "1.safetensors")
+    path = scored_head(1).save(tmp_path / "1.safetensors")
     headkit.HeadStore().publish(path, "flowers", tags=["prod"])
-    for ref in ("flowers", "flowers@1", "flowers@prod", f"sha256:{head(1).digest}"):
-        assert headkit.Head.load(ref).digest == head(1).digest
+    for ref in ("flowers", "flowers@1", "flowers@prod", f"sha256:{scored_head(1).digest}"):
+        assert headkit.Head.load(ref).digest == scored_head(1).digest
     with pytest.raises(RegistryError, match="no head 'flowrs'"):
         headkit.Head.load("flowrs")
     with pytest.raises(HeadFormatError, match="no such file"):
