@@ -19,7 +19,7 @@ from headkit.adapters.files import write_atomically
 from headkit.benchmarks.coverage import record
 from headkit.benchmarks.studies import freezing
 
-from . import benchmarks, coverage, fitting, plots, registry
+from . import benchmarks, coverage, fitting, picture, plots, registry
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -160,7 +160,7 @@ def main() -> None:
         print(path.relative_to(ROOT))
     write_atomically(COVERAGE, coverage.page(record.load(record.RESULTS)).encode())
     print(COVERAGE.relative_to(ROOT))
-    for path in plots.draw(RESULTS, PLOTS):
+    for path in (picture.main(RESULTS, ROOT / "docs"), *plots.draw(RESULTS, PLOTS)):
         print(path.relative_to(ROOT))
 
 
