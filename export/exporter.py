@@ -20,7 +20,6 @@ from headkit.adapters.files import check_writable, write_atomically
 from headkit.adapters.heads.attach import attach, head_of
 from headkit.adapters.heads.backbone_of_head import load_backbone_of
 from headkit.adapters.heads.head import Head
-from headkit.adapters.heads.reference import head_name
 from headkit.export.graph.convert import convert
 from headkit.export.graph.forms import (
     check_heads,
@@ -44,6 +43,7 @@ from headkit.export.precision.calibrate import (
 from headkit.export.predict.predictor import ImageLike
 from headkit.export.preprocess.onnx_graph import preprocessing_model
 from headkit.export.preprocess.pillow import Preprocess
+from headkit.registry.resolve import head_name, load_head
 
 from .verify import TOLERANCE, verify, verify_preprocessing, verify_runs
 
@@ -99,8 +99,9 @@ def export(
     Above 2 GiB the weights lie beside it, in ``PATH.8HEXDIGITS.data``.
 
     Args:
-        model_or_head: a timm model with a head on it, a head, or the path of a head file; for the
-            form ``multi`` several heads, by name or named after their files.
+        model_or_head: a timm model with a head on it, a head, the path of a head file, or a
+            reference to a store; for the form ``multi`` several heads, by name or named after their
+            files.
         path: where to write.
         form: ``merged``, the head as constants; ``swappable``, the head as overridable
             initializers, so that each call can bring another; ``multi``, many heads, each with an
@@ -135,7 +136,7 @@ def export(
         DataError: there are no ``images``, or one cannot be read.
         BackboneMismatch: heads of one model were trained on other backbones, or on one that was
             run with another pooling or preprocessing.
-        WeightsError, HeadFormatError: a head or its backbone cannot be loaded.
+        WeightsError, HeadFormatError, RegistryError: a head or its backbone cannot be loaded.
     """
     _check_options(
         form,
@@ -279,20 +280,16 @@ def _heads(given: Any, form: str) -> dict[str, Head]:
             (given,) = given.values() if isinstance(given, Mapping) else given
         if not isinstance(given, Head | str | Path):
             raise ExportError(f"the form {form!r} takes one head, found {len(given)}")
-        return {"": _load(given)}
+        return {"": load_head(given)}
     if isinstance(given, Mapping):
-        return {name: _load(head) for name, head in given.items()}
+        return {name: load_head(head) for name, head in given.items()}
     listed = [given] if isinstance(given, str | Path) else given
     if isinstance(listed, Head) or any(isinstance(head, Head) for head in listed):
         raise ExportError("the form 'multi' takes heads by name: {name: head, ...}")
-    heads = {head_name(head): _load(head) for head in listed}
+    heads = {head_name(head): load_head(head) for head in listed}
     if len(heads) < len(listed):
         raise ExportError("two head files have the same name: pass {name: head, ...}")
     return heads
-
-
-def _load(head: HeadLike) -> Head:
-    return head if isinstance(head, Head) else Head.load(head)
 
 
 def _versions() -> dict[str, Any]:

@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
-
-from .adapters.heads.reference import RESOLVERS
 
 if TYPE_CHECKING:
     from headkit.adapters.backbone.fingerprint import fingerprint
@@ -116,14 +113,6 @@ __all__ = [
     "models",
     "save_head",
 ]
-
-
-def _resolve(reference: str) -> Path | None:
-    found: Path | None = import_module(".registry.store.store", __name__).located(reference)
-    return found
-
-
-RESOLVERS.append(_resolve)
 
 
 class _Face(ModuleType):

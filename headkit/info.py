@@ -24,9 +24,9 @@ def info(name: str | Path) -> dict[str, Any]:
     if suffix == ".onnx":
         return _model(Path(name))
     from headkit.registry.catalogue import architecture, sources, timm_version
-    from headkit.registry.resolve import head_of_word
+    from headkit.registry.resolve import head_file_or_architecture
 
-    path = head_of_word(name)
+    path = head_file_or_architecture(name)
     if path is not None:
         return _head(path)
 

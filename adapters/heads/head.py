@@ -23,7 +23,6 @@ from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.files import write_atomically
 
-from .reference import head_path
 from .schema import check_described
 
 FORMAT = "headkit"
@@ -185,13 +184,11 @@ class Head:
         """Read a head file, trusting nothing in it.
 
         Args:
-            path: of the file, or a reference to a store such as ``flowers@prod``.
+            path: of the file. References to a store are no paths, see ``HeadStore.load``.
 
         Raises:
             HeadFormatError: the file is missing, truncated, damaged, or no head file of version 1.
-            RegistryError: the reference names nothing.
         """
-        path = head_path(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from headkit.adapters.errors import DataError, ExportError
 from headkit.benchmarks.bench.macs import count_gmacs
-from headkit.registry.resolve import head_of_word
+from headkit.registry.resolve import head_file_or_architecture
 
 if TYPE_CHECKING:
     from headkit.export.precision.calibrate import Images
@@ -318,7 +318,7 @@ def _parts(
     from headkit.adapters.heads.backbone_of_head import load_backbone_of
     from headkit.adapters.heads.head import Head
 
-    path = head_of_word(target)
+    path = head_file_or_architecture(target)
     if path is not None:
         head = Head.load(path)
         load = partial(load_backbone_of, head, weights, folder=path.parent)

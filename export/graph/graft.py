@@ -10,8 +10,8 @@ import numpy as np
 from headkit.adapters.errors import ExportError, OutputError, first_line
 from headkit.adapters.files import check_writable
 from headkit.adapters.heads.head import Head
-from headkit.adapters.heads.reference import head_name
 from headkit.export.predict.adapter_files import SUFFIX, write_adapter
+from headkit.registry.resolve import head_name, load_head
 
 from .forms import Heads, head_model, opset_of, put_heads, swappable_inputs, take_heads
 from .metadata import PREFIX, TEMPERATURE, ModelInfo
@@ -40,11 +40,11 @@ def graft(
     Args:
         onnx_path: a merged, swappable, multi or backbone model that headkit exported. A backbone
             becomes a merged model.
-        head: a head, or the path of a head file.
+        head: a head, the path of a head file, or a reference to a store.
         out: where to write the new model, with the suffix ``.onnx``; may be ``onnx_path``. With the
             suffix ``.onnx_adapter`` it is a file of the head alone for a swappable model, as ONNX
             Runtime takes it.
-        name: of the head in a multi model; the stem of its file without it.
+        name: of the head in a multi model; the stem of its file, or its published name, without it.
         add: to a multi model, instead of replacing the head of that name.
         force: graft onto another backbone of the same architecture too. Logits will differ.
 
@@ -56,10 +56,11 @@ def graft(
         ExportError: the model is damaged, or has no place for such a head.
         OutputError: ``out`` cannot be written, has another suffix, or is the head file.
         HeadFormatError: ``head`` cannot be read.
+        RegistryError: the store has no such head.
     """
     path = None if isinstance(head, Head) else Path(head)
     out = _checked_out(Path(out), path)
-    head = head if isinstance(head, Head) else Head.load(head)
+    head = load_head(head)
     with opened(onnx_path) as source:
         source.info.check_backbone(head, force=force)
         if out.suffix == SUFFIX:

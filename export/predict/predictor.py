@@ -56,9 +56,9 @@ class Predictor:
 
     Args:
         onnx_path: a file that ``headkit export`` or ``headkit graft`` wrote.
-        heads: of a swappable model, further ones by name: heads, head files, or ONNX Runtime's
-            ``.onnx_adapter`` files (which carry no label names). A head costs its own bytes, and
-            switching between heads costs nothing.
+        heads: of a swappable model, further ones by name: heads, head files, references to a
+            store, or ONNX Runtime's ``.onnx_adapter`` files (which carry no label names). A head
+            costs its own bytes, and switching between heads costs nothing.
         provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``.
         threads: of ONNX Runtime; without it one per core.
         force: take heads of another backbone of the same architecture too.
@@ -192,9 +192,9 @@ class Predictor:
             if Path(head).suffix == SUFFIX:
                 adapter = read_adapter(self.info, inputs, name, Path(head), force=force)
                 return _Ready(adapter.info, adapter=adapter)
-            from headkit.adapters.heads.head import Head
+            from headkit.registry.resolve import load_head
 
-            head = Head.load(head)
+            head = load_head(head)
         self.info.check_backbone(head, force=force)
         return _Ready(HeadInfo.from_head(head, name), swapped(self.info, inputs, head))
 

@@ -133,9 +133,9 @@ def push(
 ) -> None:
     """Put a head into a repository of the Hugging Face Hub, with a model card."""
     from headkit.registry.hub.hub import push as push_to_hub
+    from headkit.registry.resolve import head_file
 
-    path = Path(head) if head.endswith(".safetensors") else _store(store).pull(head)
-    commit = push_to_hub(path, url, private=private, message=message)
+    commit = push_to_hub(head_file(head, store), url, private=private, message=message)
     show({"commit": commit}, as_json, commit)
 
 

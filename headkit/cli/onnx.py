@@ -45,11 +45,11 @@ def export(
 ) -> None:
     """Export a head with its backbone to verified ONNX."""
     from headkit.adapters.files import check_writable
-    from headkit.adapters.heads.head import Head
+    from headkit.registry.resolve import load_head
 
     check_writable(out)
     for head in heads:
-        Head.load(head)  # a bad file is told before torch is imported
+        load_head(head)  # refuses a bad file before torch is imported
     from headkit.export.exporter import export as export_model
 
     done = export_model(
@@ -153,8 +153,8 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Classify images with an exported model. Needs no torch."""
-    from headkit.adapters.heads.reference import head_name
     from headkit.export.predict.predictor import Predictor, list_images
+    from headkit.registry.resolve import head_name
 
     extra = {head_name(path): path for path in head or []}
     if len(extra) < len(head or []):

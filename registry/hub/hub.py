@@ -15,7 +15,7 @@ from typing import Any
 from headkit.adapters.errors import HeadFormatError, RegistryError, first_line
 from headkit.adapters.files import write_atomically
 from headkit.adapters.heads.head import Head
-from headkit.adapters.heads.reference import head_path
+from headkit.registry.resolve import head_file
 from headkit.registry.store.reference import check_name
 
 from .card import CARD_FILE, CONFIG_FILE, GENERATED, HEAD_FILE, card, config_of, config_text
@@ -94,7 +94,7 @@ def push(
     from huggingface_hub import HfApi
 
     place = HubPlace.parse(url)
-    path = head_path(path)
+    path = head_file(path)
     head = Head.load(path)
     own = {
         place.path(HEAD_FILE): path.read_bytes(),

@@ -35,7 +35,7 @@ from .layout import (
     tag_key,
 )
 from .objects import ATTEMPTS, Objects, default_publisher, now
-from .reference import LATEST, Reference, check_name, check_tag, looks_like_reference
+from .reference import LATEST, Reference, check_name, check_tag
 from .storage import Storage, open_storage
 
 GRACE_SECONDS = 24 * 3600
@@ -314,23 +314,6 @@ class HeadStore:
 
     def _version(self, ref: str | Reference | Version) -> Version:
         return ref if isinstance(ref, Version) else self.resolve(ref)
-
-
-def located(text: str) -> Path | None:
-    """Return the local file of what a reference names in the user's store.
-
-    Returns:
-        None if the text is no reference by its form.
-
-    Raises:
-        RegistryError: the reference names nothing.
-    """
-    if not looks_like_reference(text):
-        return None
-    try:
-        return HeadStore().pull(text)
-    except RegistryError as error:
-        raise RegistryError(f"there is no file {text}, and as a reference: {error}") from error
 
 
 def default_url() -> str:

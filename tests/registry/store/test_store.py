@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-import headkit
 from headkit import HeadFormatError, RegistryError, StoreError
 from headkit.registry.store.layout import Version as Published
 from headkit.registry.store.store import HeadStore
@@ -249,29 +246,6 @@ def test_gc_deletes_nothing_where_a_name_is_a_link(store: HeadStore, tmp_path: P
     assert blob(store, version).exists()
 
 
-def test_a_folder_of_the_same_name_does_not_hide_a_head(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HEADKIT_STORE", str(tmp_path / "store"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "flowers").mkdir()
-    headkit.HeadStore().publish(scored_head(1), "flowers")
-    assert headkit.Head.load("flowers").digest == scored_head(1).digest
-
-
-def test_reading_by_reference_needs_no_torch(tmp_path: Path) -> None:
-    HeadStore(tmp_path / "store").publish(scored_head(1), "flowers")
-    program = "import sys, headkit; headkit.Head.load('flowers@1'); print('torch' in sys.modules)"
-    environment = {
-        **os.environ,
-        "HEADKIT_STORE": str(tmp_path / "store"),
-        "HEADKIT_CACHE": str(tmp_path / "cache"),
-    }
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout == "False\n", done.stderr
-
-
 def test_gc_deletes_what_no_version_names_after_a_while(store: HeadStore) -> None:
     kept, gone = publish(store, 1), publish(store, 2)
     (Path(store.url) / "heads" / "flowers" / "2.json").unlink()
@@ -327,17 +301,3 @@ def test_the_command_line_publishes_finds_and_rolls_back(
     assert "no name of a head" in err
     assert run("heads", "gc", "--dry-run")[:2] == (0, "0 would be deleted\n")
     assert run("heads", "gc", "--grace-hours", "-1")[0] == 2
-
-
-def test_a_reference_stands_for_a_head_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HEADKIT_STORE", str(tmp_path / "store"))
-    path = scored_head(1).save(tmp_path / "1.safetensors")
-    headkit.HeadStore().publish(path, "flowers", tags=["prod"])
-    for ref in ("flowers", "flowers@1", "flowers@prod", f"sha256:{scored_head(1).digest}"):
-        assert headkit.Head.load(ref).digest == scored_head(1).digest
-    with pytest.raises(RegistryError, match="no head 'flowrs'"):
-        headkit.Head.load("flowrs")
-    with pytest.raises(HeadFormatError, match="no such file"):
-        headkit.Head.load("flowrs.safetensors")
