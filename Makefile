@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint coverage bench bench-full docs clean
+.PHONY: demo test lint coverage bench bench-full docs clean wheel-files
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -35,6 +35,9 @@ bench-full: $(INSTALLED)  ## all that docs/benchmarks.md shows, measured anew (h
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench,peers]"
 	for what in speed peers tasks growth; do $(BIN)/python -m headkit.benchmarks.studies.$$what || exit 1; done
 	$(BIN)/python -m headkit.benchmarks.pages.render
+
+wheel-files: $(INSTALLED)  ## write the list of files in the wheel, which a test compares
+	$(BIN)/python -m tests.wheel
 
 docs: $(INSTALLED)  ## write the committed measurements into README and docs
 	$(BIN)/python -m headkit.benchmarks.pages.render

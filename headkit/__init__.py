@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from .fit import fit
     from .info import info
 
+    __version__: str
+
 _NAMES_BY_MODULE = {
     "adapters.heads.attach": ("adapt", "attach", "head_of", "save_head"),
     "adapters.heads.backbone_of_head": ("load_backbone_of",),
@@ -132,6 +134,8 @@ sys.modules[__name__].__class__ = _Face
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("importlib.metadata").version(__name__)
     if name == "export":
         return import_module(".export", __name__)
     if name not in _MODULE_OF:
@@ -140,4 +144,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

@@ -8,6 +8,7 @@ import pytest
 from headkit.benchmarks.coverage import record as coverage
 from headkit.benchmarks.pages import coverage as coverage_page
 from headkit.benchmarks.pages import render as report
+from headkit.benchmarks.studies.catalogue import RECORD
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -39,7 +40,7 @@ def test_generated_numbers_are_those_of_the_committed_results(name: str) -> None
 
 
 def test_coverage_page_is_that_of_the_committed_record() -> None:
-    page = coverage_page.page(coverage.load(coverage.RESULTS))
+    page = coverage_page.page(coverage.load(RECORD))
     assert report.COVERAGE.read_text(encoding="utf-8") == page
 
 

@@ -27,9 +27,6 @@ from headkit.adapters.files import write_atomically
 
 from .contract import CHECKS, Row
 
-RESULTS = Path(__file__).parents[1] / "results" / "coverage.jsonl"
-"""The committed record."""
-
 Progress = Callable[[str, int, int | None], None]
 Key = tuple[str, str]
 """Architecture and check."""

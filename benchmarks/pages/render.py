@@ -17,7 +17,7 @@ from typing import Any
 
 from headkit.adapters.files import write_atomically
 from headkit.benchmarks.coverage import record
-from headkit.benchmarks.studies import freezing
+from headkit.benchmarks.studies import catalogue, freezing
 
 from . import benchmarks, coverage, fitting, picture, plots, registry
 
@@ -158,7 +158,7 @@ def main() -> None:
         path = ROOT / name
         write_atomically(path, render(path.read_text(encoding="utf-8")).encode())
         print(path.relative_to(ROOT))
-    write_atomically(COVERAGE, coverage.page(record.load(record.RESULTS)).encode())
+    write_atomically(COVERAGE, coverage.page(record.load(catalogue.RECORD)).encode())
     print(COVERAGE.relative_to(ROOT))
     for path in (picture.main(RESULTS, ROOT / "docs"), *plots.draw(RESULTS, PLOTS)):
         print(path.relative_to(ROOT))

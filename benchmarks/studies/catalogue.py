@@ -13,11 +13,14 @@ import timm
 
 from headkit.adapters.files import write_atomically
 from headkit.benchmarks.coverage.contract import Row
-from headkit.benchmarks.coverage.record import RESULTS, Key, load
+from headkit.benchmarks.coverage.record import Key, load
 from headkit.registry import catalogue
 from headkit.registry.catalogue import Architecture, Tag, default_first
 
 from .timm_results import RESULT as TIMM_RESULTS
+
+RECORD = Path(__file__).parents[1] / "results" / "coverage.jsonl"
+"""The committed coverage record."""
 
 
 def write(rows: dict[Key, Row], path: Path) -> Path:
@@ -84,7 +87,7 @@ def _architecture(
 
 def main() -> None:
     """Write the catalogue of the installed timm."""
-    print(write(load(RESULTS), Path(catalogue.__file__).parent / catalogue.FILE))
+    print(write(load(RECORD), Path(catalogue.__file__).parent / catalogue.FILE))
 
 
 if __name__ == "__main__":

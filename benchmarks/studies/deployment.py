@@ -31,7 +31,7 @@ from headkit.adapters.fitting.fit import fit
 from headkit.adapters.heads.attach import adapt, head_of
 from headkit.adapters.heads.head import Head
 from headkit.benchmarks.bench.timing import alternate
-from headkit.benchmarks.samples import ARCHITECTURE, write_digits, write_photographs, write_weights
+from headkit.benchmarks.samples import ARCHITECTURE, write_digits, write_weights
 from headkit.export.exporter import export
 from headkit.export.graph.graft import graft
 from headkit.export.predict.predictor import Predictor
@@ -39,6 +39,7 @@ from headkit.export.preprocess.onnx_graph import preprocessing_model
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 
+from .samples import write_photographs
 from .sections import run_sections
 
 RESULT = Path(__file__).parents[1] / "results" / "deployment.json"

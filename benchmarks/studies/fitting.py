@@ -45,15 +45,10 @@ from headkit.adapters.features.transform import View
 from headkit.adapters.fitting.fit import fit
 from headkit.adapters.fitting.linear.solve import STRENGTHS, solve
 from headkit.adapters.heads.attach import adapt
-from headkit.benchmarks.samples import (
-    ARCHITECTURE,
-    write_digits,
-    write_mnist,
-    write_photographs,
-    write_weights,
-)
+from headkit.benchmarks.samples import ARCHITECTURE, write_digits, write_weights
 from headkit.export.runtimes import extraction as engines  # noqa: F401  (adds its own to the table of engines)
 
+from .samples import write_mnist, write_photographs
 from .sections import run_sections
 
 RESULT = Path(__file__).parents[1] / "results" / "fitting.json"

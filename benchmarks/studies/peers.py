@@ -42,6 +42,7 @@ from headkit.export.graph.onnx_file import num_bytes
 from headkit.export.runtimes.onnxruntime import open_session
 from headkit.export.verify import TOLERANCE, random_images
 
+from .catalogue import RECORD
 from .sections import run_sections
 
 RESULT = Path(__file__).parents[1] / "results" / "peers.json"
@@ -209,7 +210,7 @@ def verdict(row: Mapping[str, Any]) -> str:
 def exports(folder: Path) -> dict[str, Any]:
     """Which of the smallest architectures of all families each exporter manages."""
     rows = {(row["architecture"], row["exporter"]): row for row in _read(EXPORTS)}
-    names = coverage.smallest_of_each_family(coverage.load(coverage.RESULTS))
+    names = coverage.smallest_of_each_family(coverage.load(RECORD))
     for exporter, name in itertools.product(reversed(EXPORTERS), names):
         if (name, exporter) in rows:
             continue

@@ -31,7 +31,6 @@ from .terminal import Json, lines_of, number, progress_bar, show
 app = typer.Typer(
     help="Swappable classifier heads for every timm image model.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,9 +39,9 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        import headkit
 
-        print(f"headkit {version('headkit')}")
+        print(f"headkit {headkit.__version__}")
         raise typer.Exit
 
 
@@ -78,13 +77,16 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the files that the demo makes.")] = Path(
         "demo"
     ),
+    images_per_class: Annotated[
+        int | None, typer.Option(help="Number of images of each digit; without it about 180.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train, ship, export and run a head for scikit-learn's digits, and measure it."""
     from headkit.demo import run, table
 
     with progress_bar() as progress:
-        result = run(out, progress)
+        result = run(out, progress, images_per_class=images_per_class)
     show(result, as_json, "")
     if not as_json:
         from rich.console import Console

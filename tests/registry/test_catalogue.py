@@ -19,7 +19,7 @@ def test_data_are_those_of_the_installed_timm_and_the_committed_record() -> None
     assert catalogue.timm_version() == timm.__version__
     assert [row.name for row in headkit.models()] == sorted(timm.list_models())
     committed = (Path(catalogue.__file__).parent / catalogue.FILE).read_text(encoding="utf-8")
-    assert data.text(coverage.load(coverage.RESULTS)) == committed
+    assert data.text(coverage.load(data.RECORD)) == committed
 
 
 def test_search_by_substring_glob_and_family() -> None:
@@ -130,7 +130,7 @@ def test_the_command_line_searches(run: Run) -> None:
 
 def test_the_catalogue_is_written_from_a_record(tmp_path: Path) -> None:
     record, out = tmp_path / "record.jsonl", tmp_path / "architectures.json"
-    coverage.save(record, coverage.load(coverage.RESULTS))
+    coverage.save(record, coverage.load(data.RECORD))
     data.write(coverage.load(record), out)
     committed = (Path(catalogue.__file__).parent / catalogue.FILE).read_text(encoding="utf-8")
     assert out.read_text(encoding="utf-8") == committed

@@ -12,8 +12,9 @@ import headkit
 from headkit.benchmarks.coverage import contract
 from headkit.benchmarks.coverage import record as coverage
 from headkit.benchmarks.pages import coverage as coverage_page
+from headkit.benchmarks.studies.catalogue import RECORD
 
-COMMITTED = coverage.load(coverage.RESULTS)
+COMMITTED = coverage.load(RECORD)
 
 
 def test_every_entry_point_is_recorded_and_passes_the_structural_check() -> None:
