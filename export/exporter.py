@@ -20,6 +20,7 @@ from headkit.adapters.files import check_writable, write_atomically
 from headkit.adapters.heads.attach import attach, head_of
 from headkit.adapters.heads.backbone_of_head import load_backbone_of
 from headkit.adapters.heads.head import Head
+from headkit.adapters.images import ImageLike
 from headkit.export.graph.convert import convert
 from headkit.export.graph.forms import (
     check_heads,
@@ -40,7 +41,6 @@ from headkit.export.precision.calibrate import (
     measured,
     reduce,
 )
-from headkit.export.predict.predictor import ImageLike
 from headkit.export.preprocess.onnx_graph import preprocessing_model
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.registry.resolve import head_name, load_head

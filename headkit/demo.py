@@ -32,10 +32,10 @@ def run(
     """
     import numpy as np
     import torch
-    from PIL import Image
     from timm.data import create_transform
 
     import headkit
+    from headkit.adapters.images import open_image
     from headkit.benchmarks.bench.machine import machine
     from headkit.benchmarks.bench.timing import alternate
 
@@ -60,7 +60,7 @@ def run(
     predictions = predictor(samples, top_k=1)
 
     transform = create_transform(**head.pretrained_cfg, is_training=False)
-    pixels = torch.stack([transform(Image.open(path).convert("RGB")) for path in samples[:1]])
+    pixels = torch.stack([transform(open_image(path)) for path in samples[:1]])
     latency = {}
     for batch in (1, 8):
         x = pixels.repeat(batch, 1, 1, 1) + 0.1 * torch.randn(batch, *pixels.shape[1:])

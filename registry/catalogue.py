@@ -134,14 +134,15 @@ def _asked(rows: dict[str, Architecture]) -> dict[str, Architecture]:
     """Ask timm which architectures and tags there are; keep what is known of them."""
     import timm
     from timm.models import get_pretrained_cfg
-    from timm.models._registry import _model_to_module
+
+    from headkit.adapters.compat import family_of
 
     found = {}
     for name in sorted(timm.list_models()):
         cfg = get_pretrained_cfg(name)
         empty = Architecture(
             name=name,
-            family=_model_to_module[name],
+            family=family_of(name),
             input_size=None if cfg is None else tuple(cfg.input_size),
             classifier=(),
             tags=(),

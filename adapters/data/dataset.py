@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from headkit.adapters.errors import DataError, first_line
+from headkit.adapters.errors import DataError
 from headkit.adapters.heads.head import Task
 
 Targets = np.ndarray[Any, np.dtype[Any]]
@@ -51,30 +50,6 @@ def count(source: ImageDataset) -> int | None:
     if source.reader is not None:
         return len(source.reader)
     return len(source.stream) or None
-
-
-def open_image(source: Any) -> Image.Image:
-    """Decode an image to RGB as timm does: EXIF orientation is not applied.
-
-    Args:
-        source: a path, a PIL image, or a binary file, which is closed.
-
-    Raises:
-        DataError: it cannot be read or decoded; the message is the reason alone.
-    """
-    # Whatever Pillow raises on damaged bytes (OSError, SyntaxError, struct.error, …) means the same
-    # here: this image cannot be read.
-    try:
-        if isinstance(source, Image.Image):
-            return source.convert("RGB")
-        with Image.open(source) as image:
-            return image.convert("RGB")
-    except Exception as error:
-        raise DataError(first_line(error)) from error
-    finally:
-        # Pillow closes only the files that it opened itself.
-        if hasattr(source, "read"):
-            source.close()
 
 
 def nothing_in(path: str | os.PathLike[str], expected: str) -> DataError:

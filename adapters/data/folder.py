@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from timm.data import get_img_extensions
 
 from headkit.adapters.errors import DataError
+from headkit.adapters.images import is_image
 
 from .dataset import ImageDataset, Targets, enumerated, refuse_one, refuse_unknown
 
@@ -65,8 +65,8 @@ def indices(labels: list[str], names: tuple[str, ...]) -> Targets:
 
 
 def _list_images(root: str) -> tuple[list[str], list[str]]:
-    # timm.data.readers.find_images_and_targets says which files count, what their class is and how
-    # they are sorted. It also follows a link to a folder above until the system refuses, passes
+    # timm.data.readers.find_images_and_targets says what the class of a file is and how files are
+    # sorted. It also follows a link to a folder above until the system refuses, passes
     # over folders that it may not read, and sorts whole paths, which takes most of its time.
     paths: list[str] = []
     labels: list[str] = []
@@ -88,14 +88,13 @@ def _list_images(root: str) -> tuple[list[str], list[str]]:
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
     # The separator takes part in the order, as it does where whole paths are sorted.
-    extensions = get_img_extensions(as_set=True)
     kept = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if _is_folder(entry):
                     kept.append((natural_key(entry.name + os.sep), entry))
-                elif os.path.splitext(entry.name)[1].lower() in extensions:  # noqa: PTH122
+                elif is_image(entry.name):
                     kept.append((natural_key(entry.name), entry))
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror}") from error

@@ -12,12 +12,12 @@ from headkit.adapters.errors import DataError
 from headkit.adapters.heads.head import Task
 
 from .csv import open_table, open_table_like
-from .dataset import ImageDataset, count, enumerated, nothing_in, open_image
+from .dataset import ImageDataset, count, enumerated, nothing_in
 from .folder import open_folder
 from .holdout import holdout
 from .timm_readers import open_reader, reader_of
 
-__all__ = ["ImageDataset", "count", "holdout", "open_data", "open_image"]
+__all__ = ["ImageDataset", "count", "holdout", "open_data"]
 
 logger = logging.getLogger("headkit")
 

@@ -14,6 +14,7 @@ from timm.data import create_dataset
 from timm.data.readers import create_reader
 
 from headkit.adapters.errors import DataError, DependencyMissing, HeadkitError, first_line
+from headkit.adapters.images import SUFFIXES
 
 from .dataset import ImageDataset, enumerated, refuse_one, refuse_unknown
 from .folder import natural_key
@@ -29,8 +30,8 @@ READERS = {
 """Prefixes of timm's readers, and the module that each needs."""
 CLASSES_FILE = "classes.txt"
 """Beside the shards of a WebDataset: a class name per line, as in timm's class maps."""
-SHARD_IMAGES = "jpg;jpeg;png;webp"
-"""Extensions of images in shards; timm's own list lacks ``jpeg``."""
+SHARD_IMAGES = ";".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
+"""Extensions of images in shards; timm's own list is shorter."""
 
 
 def reader_of(data: str | Path) -> str:

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from headkit.adapters.data.dataset import ImageDataset, open_image
+from headkit.adapters.data.dataset import ImageDataset
+from headkit.adapters.images import open_image
 
 from .cache import PIXEL_DIGEST
 from .engine import Pixels
@@ -118,8 +119,7 @@ def _from_picture(file: Any, target: Any, transform: Transform) -> Sample:
 
 
 def _decoded(file: io.BytesIO | Image.Image, transform: Transform, digest: bytes) -> Any:
-    # Whatever Pillow raises on damaged bytes (OSError, SyntaxError, struct.error, …) means the same
-    # here: this image cannot be read. It is named and counted by the caller.
+    # The caller names and counts what cannot be read.
     try:
         return transform(open_image(file), digest)
     except Exception:

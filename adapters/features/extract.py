@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
-from headkit.adapters.data.dataset import ImageDataset, count, open_image
+from headkit.adapters.data.dataset import ImageDataset, count
 from headkit.adapters.errors import DataError
+from headkit.adapters.images import UnreadableImage, open_image
 
 from .cache import FeatureCache, Found
 from .decode import Batch, Files, Sample, as_digests, collate, end_with_parent, streamed
@@ -310,7 +311,9 @@ def _unreadable(
 def _reason(path: str) -> str:
     try:
         open_image(path)
-    except Exception as error:
+    except UnreadableImage as error:
+        return f"{path} ({error.reason})"
+    except DataError as error:
         return f"{path} ({error})"
     return path
 

@@ -286,7 +286,7 @@ def subjects(
     found: list[Subject] = []
     listed = None
     if images is not None:
-        from headkit.export.predict.predictor import list_images
+        from headkit.adapters.images import list_images
 
         listed = list_images(images)
         listed = listed[:: max(1, len(listed) // MAX_IMAGES)][:MAX_IMAGES]

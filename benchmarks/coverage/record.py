@@ -22,6 +22,7 @@ from typing import Any
 import timm
 import torch
 
+from headkit.adapters.compat import family_of
 from headkit.adapters.errors import UnknownArchitecture, first_line
 from headkit.adapters.files import write_atomically
 
@@ -246,10 +247,7 @@ def _serve(connection: Connection) -> None:
 
 
 def _identity(name: str, check: str) -> Row:
-    from timm.models._registry import _model_to_module
-
-    family = _model_to_module[name]
-    return {"name": name, "check": check, "family": family, "timm": timm.__version__}
+    return {"name": name, "check": check, "family": family_of(name), "timm": timm.__version__}
 
 
 def _own_peak() -> int:

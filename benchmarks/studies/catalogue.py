@@ -11,6 +11,7 @@ from pathlib import Path
 
 import timm
 
+from headkit.adapters.compat import family_of
 from headkit.adapters.files import write_atomically
 from headkit.benchmarks.coverage.contract import Row
 from headkit.benchmarks.coverage.record import Key, load
@@ -57,8 +58,6 @@ def text(rows: dict[Key, Row]) -> str:
 def _architecture(
     name: str, by_check: dict[str, dict[str, Row]], values: dict[str, dict[str, float]]
 ) -> Architecture:
-    from timm.models._registry import _model_to_module
-
     row = by_check["structure"].get(name, {})
     tags = default_first(name, row.get("tags", ()))
     names = [f"{name}.{tag}" if tag else name for tag in tags]
@@ -67,7 +66,7 @@ def _architecture(
     size = row.get("input_size")
     return Architecture(
         name=name,
-        family=_model_to_module[name],
+        family=family_of(name),
         parameters=row.get("parameters"),
         gmacs=by_check["macs"].get(name, {}).get("gmacs"),
         num_features=row.get("num_features"),

@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 
 from headkit.adapters.errors import DataError, ExportError
+from headkit.adapters.images import ImageLike, list_images, open_image
 from headkit.export.graph.forms import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name
-from headkit.export.predict.predictor import ImageLike, batched, list_images, open_image
+from headkit.export.predict.predictor import batched
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 

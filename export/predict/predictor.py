@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-from PIL import Image
 
-from headkit.adapters.errors import DataError, ExportError, first_line
+from headkit.adapters.errors import ExportError, first_line
+from headkit.adapters.images import ImageLike, list_images, open_image
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import PROVIDERS, open_session
@@ -22,13 +22,7 @@ from .adapter_files import SUFFIX, Adapter, read_adapter, swapped
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head
 
-ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
 Array = np.ndarray[Any, Any]
-
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-"""Of the files that are images when a folder is given."""
 
 
 class Prediction(TypedDict):
@@ -261,30 +255,6 @@ def scores(described: Mapping[str, Any], logits: Array) -> Array:
     return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
-def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return what ``Predictor.__call__`` takes as a list; a folder as its images, by name.
-
-    Raises:
-        DataError: a folder holds no images.
-    """
-    if isinstance(images, str | Path) and Path(images).is_dir():
-        files = sorted(Path(images).rglob("*"))
-        found: list[ImageLike] = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-        if not found:
-            raise DataError(f"there is no image in the folder {images}")
-        return found
-    if isinstance(images, str | Path | Image.Image | np.ndarray):
-        return [images]
-    return list(images)
-
-
-def _rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        # Pillow cuts at 255 what has more than 8 bits: most of such an image would turn white.
-        raise DataError(f"{name} has more than 8 bits per channel: convert it to 8 bits first")
-    return image.convert("RGB")
-
-
 def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yield ``values`` in lists of ``size``, the last one shorter."""
     values = iter(values)
@@ -297,29 +267,3 @@ def top(info: HeadInfo, row: Sequence[float], top_k: int) -> list[Prediction]:
     order = np.argsort(-np.asarray(row), kind="stable")[:top_k]
     names = info.label_names
     return [Prediction(label=names[i], score=float(row[i])) for i in order]
-
-
-def open_image(image: ImageLike) -> Image.Image:
-    """Return an image in RGB.
-
-    Raises:
-        DataError: it cannot be read, has more than 8 bits per channel, or is no uint8 array
-            ``[height, width, 3]``.
-    """
-    if isinstance(image, Image.Image):
-        return _rgb(image, "the image")
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise DataError(
-                f"an image array is {image.dtype} {list(image.shape)}, "
-                "expected uint8 [height, width, 3]"
-            )
-        return Image.fromarray(image)
-    try:
-        with Image.open(image) as opened:
-            return _rgb(opened, str(image))
-    except DataError:
-        raise
-    except Exception as error:  # whatever Pillow raises on damaged bytes
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise DataError(f"cannot read image {image}: {reason}") from error

@@ -17,9 +17,10 @@ from headkit.adapters.errors import (
     RegistryError,
     StoreError,
 )
+from headkit.adapters.images import TooLarge
 from headkit.registry.store.reference import Reference
 
-from .service import Limits, Overloaded, Service, TooLarge, TooManyHeads
+from .service import Limits, Overloaded, Service, TooManyHeads
 
 try:
     from fastapi import FastAPI, File, Form, HTTPException, Request, Response, UploadFile

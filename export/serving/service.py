@@ -17,21 +17,20 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from PIL import Image
 
 from headkit.adapters.errors import (
     BackboneMismatch,
-    DataError,
     ExportError,
     RegistryError,
     StoreError,
     first_line,
 )
 from headkit.adapters.heads.head import Head
+from headkit.adapters.images import TooLarge, open_image
 from headkit.export.graph.forms import head_model
 from headkit.export.graph.head_graph import is_linear, matrix_of
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
-from headkit.export.predict.predictor import Prediction, open_image, scores, top
+from headkit.export.predict.predictor import Prediction, scores, top
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 from headkit.registry.store.layout import Entry, Version
@@ -41,14 +40,8 @@ from headkit.registry.store.store import HeadStore
 logger = logging.getLogger("headkit")
 
 Array = np.ndarray[Any, Any]
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Of images: others may be decoded before their size is known."""
 OPSET = 20
 """Of the small models that heads of other kinds than linear become."""
-
-
-class TooLarge(DataError):
-    """An image has more pixels than are allowed."""
 
 
 class TooManyHeads(RegistryError):
@@ -314,16 +307,7 @@ class Service:
         return _Ready(described, logits, head.num_bytes)
 
     def _pixels(self, content: bytes) -> Array:
-        try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-                self._check_size(*opened.size)
-                return self.preprocess(open_image(opened))
-        except DataError:
-            raise
-        except Exception as error:  # whatever Pillow raises on damaged bytes
-            if isinstance(error, Image.DecompressionBombError):
-                raise TooLarge(f"the image is too large: {first_line(error)}") from error
-            raise DataError(f"cannot read the image: {first_line(error)}") from error
+        return self.preprocess(open_image(io.BytesIO(content), self._check_size))
 
     def _check_size(self, width: int, height: int) -> None:
         """Refuse an image that is large, or narrow and large once its short edge is resized."""

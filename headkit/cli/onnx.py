@@ -153,7 +153,8 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Classify images with an exported model. Needs no torch."""
-    from headkit.export.predict.predictor import Predictor, list_images
+    from headkit.adapters.images import list_images
+    from headkit.export.predict.predictor import Predictor
     from headkit.registry.resolve import head_name
 
     extra = {head_name(path): path for path in head or []}

@@ -79,6 +79,16 @@ def test_unreadable_image_is_named_skipped_and_counted(
     assert str(Path("dark") / "3.png") in caplog.text
 
 
+def test_image_of_more_than_8_bits_is_named_skipped_and_counted(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(folder / "dark" / "3.png")
+    with caplog.at_level(logging.WARNING, "headkit"):
+        head = headkit.fit(random_backbone(), folder, workers=0)
+    assert head.metrics["num_unreadable"] == 1
+    assert "3.png (it has more than 8 bits per channel" in caplog.text
+
+
 def test_too_many_unreadable_images_are_an_error(folder: Path) -> None:
     for index in range(2):
         path = folder / "dark" / f"{index}.png"

@@ -9,6 +9,7 @@ from timm.data.readers import create_reader
 
 from headkit.adapters.data.open import count, open_data
 from headkit.adapters.errors import DataError
+from headkit.adapters.images import SUFFIXES
 
 from .listings import opened, write_images
 
@@ -23,7 +24,7 @@ def test_folder_gives_the_classes_targets_and_order_of_timm(tmp_path: Path) -> N
         "c3/b.JpEg",
         "c3/.jpg",
         "c3/no image.txt",
-        "c3/animation.gif",
+        "c3/notes.gif.txt",
         "with space/a #1%20.jpg",
         "with space/ü 猫.jpg",
         "Ünïcode 猫/1.jpg",
@@ -49,6 +50,13 @@ def test_folder_gives_the_classes_targets_and_order_of_timm(tmp_path: Path) -> N
     assert {name: i for i, name in enumerate(source.label_names)} == reader.class_to_idx
     assert source.task == "multiclass"
     assert count(source) == len(reader.samples)
+
+
+def test_images_of_all_formats_are_listed(tmp_path: Path) -> None:
+    names = [f"1{suffix}" for suffix in sorted(SUFFIXES)]
+    root = write_images(tmp_path, *(f"cat/{name}" for name in names), "dog/1.jpg", "dog/1.jp2")
+    paths = [str(root / "cat" / name) for name in names]
+    assert opened(root).paths == (*paths, str(root / "dog" / "1.jpg"))
 
 
 def test_names_that_timm_sorts_at_random_have_a_fixed_order(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headkit.adapters.data.open import ImageDataset, count, open_data, open_image
+from headkit.adapters.data.open import ImageDataset, count, open_data
 from headkit.adapters.errors import DataError, DependencyMissing
+from headkit.adapters.images import open_image
 
 from .listings import opened, write_images
 

@@ -1,0 +1,129 @@
+"""Open image files. This is the only module that does, and it has the only list of formats."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from .errors import DataError, first_line
+
+ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jpeg", ".jpg"),
+    "PNG": (".png",),
+    "PPM": (".ppm",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+"""Formats that are read, as Pillow names them, and the suffixes of their files.
+
+Pillow decodes some other formats before it knows the size of the image.
+"""
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+"""Lowercase suffixes of the files that count as images in a folder."""
+
+
+class UnreadableImage(DataError):
+    """An image cannot be read or decoded.
+
+    Attributes:
+        reason: why, without the name of the image.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"cannot read {name}: {reason}")
+        self.reason = reason
+
+
+class TooLarge(DataError):
+    """An image has more pixels than are allowed."""
+
+
+def open_image(
+    source: ImageLike | BinaryIO,
+    check_size: Callable[[int, int], None] | None = None,
+) -> Image.Image:
+    """Decode an image to RGB. EXIF orientation is not applied.
+
+    Args:
+        source: a path, a Pillow image, an array uint8 ``[height, width, 3]``, or a binary file,
+            which is closed.
+        check_size: called with width and height in pixels before anything is decoded; it raises
+            to refuse the image.
+
+    Raises:
+        UnreadableImage: the image cannot be read or decoded, is in no format of ``FORMATS``, or has
+            more than 8 bits per channel.
+        TooLarge: Pillow takes the image for a decompression bomb.
+        DataError: an array has another type or shape.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    name = f"image {source}" if isinstance(source, str | Path) else "the image"
+    try:
+        if isinstance(source, Image.Image):
+            return _rgb(source, name, check_size)
+        with Image.open(source, formats=tuple(FORMATS)) as opened:
+            return _rgb(opened, name, check_size)
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise TooLarge(f"{name} is too large: {first_line(error)}") from error
+    # Whatever Pillow raises on damaged bytes (OSError, SyntaxError, struct.error, …) means the same
+    # here: this image cannot be read.
+    except Exception as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise UnreadableImage(name, "no such file" if missing else first_line(error)) from error
+    finally:
+        # Pillow closes only the files that it opened itself.
+        if not isinstance(source, str | Path | Image.Image):
+            source.close()
+
+
+def is_image(path: str | Path) -> bool:
+    """Return True if the suffix of ``path`` is one of ``SUFFIXES``, in any case."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES  # noqa: PTH122 - as timm; much faster
+
+
+def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
+    """Return one or many images as a list; a folder as the images below it, in order of path.
+
+    Raises:
+        DataError: a folder holds no images.
+    """
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        listed: list[ImageLike] = [p for p in sorted(Path(images).rglob("*")) if is_image(p)]
+        if not listed:
+            raise DataError(f"there is no image in the folder {images}")
+        return listed
+    if isinstance(images, str | Path | Image.Image | np.ndarray):
+        return [images]
+    return list(images)
+
+
+def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise DataError(
+            f"an image array is {array.dtype} {list(array.shape)}, "
+            "expected uint8 [height, width, 3]"
+        )
+    return Image.fromarray(array)
+
+
+def _rgb(
+    image: Image.Image, name: str, check_size: Callable[[int, int], None] | None
+) -> Image.Image:
+    if check_size is not None:
+        check_size(*image.size)
+    if image.mode.startswith(("I", "F")):
+        # Pillow cuts at 255 what has more than 8 bits: most of such an image would turn white.
+        raise UnreadableImage(name, "it has more than 8 bits per channel; convert it to 8 bits")
+    return image.convert("RGB")
