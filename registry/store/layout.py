@@ -1,12 +1,12 @@
-"""What lies where in a store, and what its objects say.
+"""The layout of a store: keys of its objects, and their contents.
 
 Objects in a store, under one root:
 
 - ``store.json``: format and version of the layout.
-- ``blobs/ab/abc….safetensors``: a head file under its own SHA-256.
-- ``heads/NAME/3.json``: version 3, what it is and who made it from what; never written twice.
+- ``blobs/ab/abc….safetensors``: a head file; its key is its own SHA-256.
+- ``heads/NAME/3.json``: record of version 3: its head file, publisher and parent; written once.
 - ``heads/NAME/prod.tag``: the version that a tag points to.
-- ``heads/NAME/3.yanked``: version 3 is no longer found without naming it.
+- ``heads/NAME/3.yanked``: marks version 3 as yanked: ``latest`` skips it.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Version:
     """One published head.
 
     Attributes:
-        name: under which it was published.
-        version: its number, from 1.
+        name: Name under which it was published.
+        version: Number of the version, from 1.
         digest: SHA-256 of the head file, 64 hexadecimal digits.
-        size: of the head file in bytes.
-        published: UTC time, ISO 8601.
-        publisher: who published it.
-        parent: digest of the head that it replaces or came from; empty if there is none.
-        notes: free text.
-        head: what the head file says of itself, label names and recall left out.
+        size: Size of the head file in bytes.
+        published: UTC time of publication, ISO 8601.
+        publisher: Who published it.
+        parent: Digest of the head that it replaces or was made from; empty if it has no parent.
+        notes: Free text.
+        head: Metadata of the head file, without label names and recall per class.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Entry:
     """A name in a store, as a listing shows it.
 
     Attributes:
-        name: under which heads were published.
-        latest: number of the newest version that is not yanked; none if all are.
-        versions: all numbers, ascending.
-        tags: names of the tags.
-        yanked: numbers of the yanked versions.
+        name: Name under which heads were published.
+        latest: Number of the newest version that is not yanked; None if all are yanked.
+        versions: Numbers of all versions, ascending.
+        tags: Names of the tags.
+        yanked: Numbers of the yanked versions.
     """
 
     name: str
@@ -75,8 +75,15 @@ class Entry:
 
 
 @dataclass
-class Listed:
-    """What was found under one name, in no order; keys of symbolic links apart."""
+class NameListing:
+    """The objects under one name, in no particular order.
+
+    Attributes:
+        versions: Numbers of the versions.
+        tags: Names of the tags.
+        yanked: Numbers of the yanked versions.
+        links: Keys of symbolic links, which a store must not contain.
+    """
 
     versions: list[int] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
@@ -88,17 +95,16 @@ class Listed:
         """The newest version that is not yanked."""
         return max(set(self.versions) - set(self.yanked), default=None)
 
-
-def sort_into(listed: Listed, key: str, last: str, is_link: bool) -> None:
-    """Add the object ``last`` of a name to what was found under it."""
-    stem, _, suffix = last.rpartition(".")
-    suffix = f".{suffix}"
-    if is_link:
-        listed.links.append(key)
-    elif suffix == TAG:
-        listed.tags.append(stem)
-    elif suffix in (RECORD, YANKED) and stem.isdecimal():
-        (listed.versions if suffix == RECORD else listed.yanked).append(int(stem))
+    def add(self, key: str, *, is_link: bool) -> None:
+        """Add the object with this key, if it is a version, a tag or a mark of a yanked version."""
+        stem, _, suffix = key.removeprefix(HEADS).partition("/")[2].rpartition(".")
+        suffix = f".{suffix}"
+        if is_link:
+            self.links.append(key)
+        elif suffix == TAG:
+            self.tags.append(stem)
+        elif suffix in (RECORD, YANKED) and stem.isdecimal():
+            (self.versions if suffix == RECORD else self.yanked).append(int(stem))
 
 
 def blob_key(digest: str) -> str:
@@ -107,7 +113,7 @@ def blob_key(digest: str) -> str:
 
 
 def record_key(name: str, number: int) -> str:
-    """Return the key of a version."""
+    """Return the key of the record of a version."""
     return f"{HEADS}{name}/{number}{RECORD}"
 
 
@@ -116,20 +122,20 @@ def tag_key(name: str, tag: str) -> str:
     return f"{HEADS}{name}/{tag}{TAG}"
 
 
-def encoded(values: Mapping[str, Any]) -> bytes:
+def encode_json(values: Mapping[str, Any]) -> bytes:
     """Return the content of an object that holds JSON values."""
     return (json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode()
 
 
-def described_of(head: Head) -> dict[str, Any]:
-    """Return what a head says of itself, without what it has per class."""
-    described = head.to_json()
-    described.pop("label_names", None)
-    described["metrics"] = {k: v for k, v in head.metrics.items() if k != PER_CLASS}
-    return described
+def describe_head(head: Head) -> dict[str, Any]:
+    """Return the metadata of a head, without label names and recall per class."""
+    metadata = head.to_json()
+    metadata.pop("label_names", None)
+    metadata["metrics"] = {k: v for k, v in head.metrics.items() if k != PER_CLASS}
+    return metadata
 
 
-def ranges(numbers: Sequence[int]) -> str:
+def format_ranges(numbers: Sequence[int]) -> str:
     """Return ``1-3, 5`` for 1, 2, 3, 5."""
     return ", ".join(_runs(numbers))
 

@@ -1,4 +1,4 @@
-"""The objects of a store, read and written one by one; what they say is checked on every read."""
+"""Read and write the objects of a store one by one; check their content on every read."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ from .layout import (
     STORE,
     SUFFIX,
     VERSION,
-    Listed,
+    NameListing,
     Version,
     blob_key,
-    encoded,
+    encode_json,
     record_key,
-    sort_into,
     tag_key,
 )
 from .reference import DIGEST
 from .storage import TEMPORARY, LocalStorage, Storage
 
 ATTEMPTS = 1000
-"""At what another publisher was faster with."""
+"""Number of attempts at a write that other publishers may get ahead of."""
 
 
 class Objects:
-    """What lies in one storage.
+    """The objects of a store in one storage.
 
-    The methods raise ``StoreError`` where it cannot be used, or an object is damaged.
+    The methods raise ``StoreError`` if the storage cannot be used or an object is damaged.
     """
 
     def __init__(self, storage: Storage) -> None:
@@ -51,187 +50,194 @@ class Objects:
         """Root of the store."""
         return self.storage.url
 
-    def open(self, *, make: bool = False) -> None:
-        """Check once that the root is a store."""
+    def check_root(self, *, create: bool = False) -> None:
+        """Raise ``RegistryError`` if the root is not a store; check this once.
+
+        Args:
+            create: Make the root a store if it is not one yet.
+        """
         if self._checked:
             return
         expected = {"format": FORMAT, "version": VERSION}
         try:
-            found = json.loads(self.storage.read(STORE))
+            actual = json.loads(self.storage.read(STORE))
         except FileNotFoundError as error:
-            if not make:
+            if not create:
                 raise RegistryError(
-                    f"there is no store at {self.url}: publishing a head makes one"
+                    f"there is no store at {self.url}: publish a head to create one"
                 ) from error
-            found = self._made(expected)
+            actual = self._create_store(expected)
         except ValueError as error:
-            raise RegistryError(f"{self.url}/{STORE} is no JSON: {first_line(error)}") from error
-        if found != expected:
-            raise RegistryError(f"{self.url}/{STORE} says {found}, expected {expected}")
+            raise RegistryError(f"{self.url}/{STORE} is not JSON: {first_line(error)}") from error
+        if actual != expected:
+            raise RegistryError(f"{self.url}/{STORE} says {actual}, expected {expected}")
         self._checked = True
 
-    def _made(self, expected: Mapping[str, str]) -> object:
-        """Make the root a store, unless another publisher does; return what it then says."""
-        other = isinstance(self.storage, LocalStorage) and _has_files(self.storage.root)
+    def _create_store(self, expected: Mapping[str, str]) -> object:
+        """Make the root a store, unless another publisher does; return what ``STORE`` then says."""
+        has_files = isinstance(self.storage, LocalStorage) and _has_files(self.storage.root)
         try:
-            if not other:
-                self.storage.create(STORE, encoded(expected))
+            if not has_files:
+                self.storage.create(STORE, encode_json(expected))
                 return expected
-            return json.loads(self.storage.read(STORE))  # of someone who was faster
+            return json.loads(self.storage.read(STORE))  # another publisher was faster
         except FileExistsError:
             return json.loads(self.storage.read(STORE))
         except FileNotFoundError as error:
             raise RegistryError(
-                f"{self.url} holds other files and no {STORE}: name an empty folder"
+                f"{self.url} contains other files but no {STORE}: name an empty folder"
             ) from error
 
-    def still_there(self) -> None:
-        """Raise ``StoreError`` where the store was found once and is gone, as an unmounted disk."""
+    def check_still_exists(self) -> None:
+        """Raise ``StoreError`` if the store has disappeared, for example with an unmounted disk."""
         try:
             self.storage.read(STORE)
         except FileNotFoundError as error:
             raise StoreError(f"{self.url}/{STORE} is gone") from error
 
-    def put_blob(self, digest: str, content: bytes) -> None:
-        """Write a head file, or again where it is damaged; its age begins anew."""
+    def write_blob(self, digest: str, content: bytes) -> None:
+        """Write a head file if it is missing or damaged; otherwise reset its age."""
         key = blob_key(digest)
         for _ in range(ATTEMPTS):
-            with suppress(FileNotFoundError):  # deleted meanwhile as the blob of no version
+            with suppress(FileNotFoundError):  # gc has just deleted it, as no version names it yet
                 try:
                     self.storage.create(key, content)
                 except FileExistsError:
                     if hashlib.sha256(self.storage.read(key)).hexdigest() == digest:
                         self.storage.refresh(key)
-                    else:  # damaged on the disk: these are the bytes that it should have
+                    else:  # damaged on the disk: ``content`` has the right bytes
                         self.storage.replace(key, content)
                 return
-        raise StoreError(f"{self.url}: {key} is deleted as often as it is written")
+        raise StoreError(
+            f"{self.url}: {key} was deleted after each of {ATTEMPTS} attempts to write it"
+        )
 
-    def blob(self, version: Version) -> bytes:
-        """Return a head file, checked against its hash."""
+    def read_blob(self, version: Version) -> bytes:
+        """Return the bytes of a head file; raise ``StoreError`` if they do not match its hash."""
         key = blob_key(version.digest)
         try:
             content = self.storage.read(key)
         except FileNotFoundError as error:
             raise StoreError(f"{version}: its head file {key} is gone") from error
-        found = hashlib.sha256(content).hexdigest()
-        if found != version.digest:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != version.digest:
             raise StoreError(
-                f"{version}: the head file {key} was changed: its SHA-256 is {found}. Publish the "
-                "original again, which repairs it"
+                f"{version}: the head file {key} was changed: its SHA-256 is {digest}. Publish the "
+                "original file again to repair it"
             )
         return content
 
-    def record(self, name: str, number: int) -> Version:
-        """Return a version; ``FileNotFoundError`` if there is none of that number."""
+    def read_record(self, name: str, number: int) -> Version:
+        """Return a version; raise ``FileNotFoundError`` if no version has that number."""
         key = record_key(name, number)
-        values = self._json(key)
+        values = self._read_json(key)
         try:
             version = Version(**values)
         except TypeError as error:
-            raise StoreError(f"{self.url}/{key} is no version of a head: {error}") from error
-        digits = set(version.digest) <= set("0123456789abcdef") and len(version.digest) == 64
-        if (version.name, version.version) != (name, number) or not digits:
+            raise StoreError(f"{self.url}/{key} is not a record of a version: {error}") from error
+        is_digest = set(version.digest) <= set("0123456789abcdef") and len(version.digest) == 64
+        if (version.name, version.version) != (name, number) or not is_digest:
             raise StoreError(f"{self.url}/{key} is the record of another version")
         return version
 
-    def _json(self, key: str) -> dict[str, Any]:
+    def _read_json(self, key: str) -> dict[str, Any]:
         try:
-            found = json.loads(self.storage.read(key))
+            values = json.loads(self.storage.read(key))
         except ValueError as error:
-            raise StoreError(f"{self.url}/{key} is no JSON: {first_line(error)}") from error
-        if not isinstance(found, dict):
-            raise StoreError(f"{self.url}/{key} is no JSON object")
-        return found
+            raise StoreError(f"{self.url}/{key} is not JSON: {first_line(error)}") from error
+        if not isinstance(values, dict):
+            raise StoreError(f"{self.url}/{key} is not a JSON object")
+        return values
 
-    def names(self) -> dict[str, Listed]:
-        """Return what lies under each name."""
-        found: dict[str, Listed] = {}
+    def list_names(self) -> dict[str, NameListing]:
+        """Return the objects under each name."""
+        listings: dict[str, NameListing] = {}
         for one in self.storage.objects(HEADS):
-            name, _, last = one.key.removeprefix(HEADS).partition("/")
-            sort_into(found.setdefault(name, Listed()), one.key, last, one.is_link)
-        return found
+            name = one.key.removeprefix(HEADS).partition("/")[0]
+            listings.setdefault(name, NameListing()).add(one.key, is_link=one.is_link)
+        return listings
 
-    def listed(self, name: str) -> Listed:
-        """Return what lies under one name."""
-        found = Listed()
-        prefix = f"{HEADS}{name}/"
-        for one in self.storage.objects(prefix):
-            sort_into(found, one.key, one.key.removeprefix(prefix), one.is_link)
-        return found
+    def list_name(self, name: str) -> NameListing:
+        """Return the objects under one name."""
+        listing = NameListing()
+        for one in self.storage.objects(f"{HEADS}{name}/"):
+            listing.add(one.key, is_link=one.is_link)
+        return listing
 
-    def tagged(self, name: str, tag: str) -> int:
-        """Return the version that a tag points to."""
+    def read_tag(self, name: str, tag: str) -> int:
+        """Return the number of the version that a tag points to."""
         try:
-            found = self._json(tag_key(name, tag))
+            values = self._read_json(tag_key(name, tag))
         except FileNotFoundError as error:
-            raise self.no_tag(name, tag) from error
-        number = found.get("version")
-        own = (found.get("name"), found.get("tag")) == (name, tag)
-        if not own or not isinstance(number, int) or number < 1:
-            raise StoreError(f"{self.url}/{tag_key(name, tag)} names no version")
+            raise self.missing_tag_error(name, tag) from error
+        number = values.get("version")
+        is_own = (values.get("name"), values.get("tag")) == (name, tag)
+        if not is_own or not isinstance(number, int) or number < 1:
+            raise StoreError(f"{self.url}/{tag_key(name, tag)} does not name a version of {name}")
         return number
 
     def set_tag(self, version: Version, tag: str) -> None:
-        """Have a tag point to a version."""
-        moved = {
+        """Point a tag to a version."""
+        values = {
             "name": version.name,
             "tag": tag,
             "version": version.version,
             "at": now(),
             "by": default_publisher(),
         }
-        self.storage.replace(tag_key(version.name, tag), encoded(moved))
+        self.storage.replace(tag_key(version.name, tag), encode_json(values))
 
-    def by_digest(self, digits: str) -> Version:
-        """Return a version by the first digits of its digest."""
-        found = [
+    def find_digest(self, digits: str) -> Version:
+        """Return a version whose digest starts with these digits."""
+        digests = [
             one.key.rpartition("/")[2].removesuffix(SUFFIX)
             for one in self.storage.objects(f"{BLOBS}{digits[:2]}/")
             if one.key.rpartition("/")[2].startswith(digits)
         ]
-        if len(found) > 1:
-            raise RegistryError(f"{DIGEST}{digits} names {len(found)} head files: give more digits")
-        for name, listed in sorted(self.names().items()) if found else ():
-            for number in sorted(listed.versions):
-                version = self.record(name, number)
-                if version.digest == found[0]:
+        if len(digests) > 1:
+            raise RegistryError(
+                f"{DIGEST}{digits} matches {len(digests)} head files: give more digits"
+            )
+        for name, listing in sorted(self.list_names().items()) if digests else ():
+            for number in sorted(listing.versions):
+                version = self.read_record(name, number)
+                if version.digest == digests[0]:
                     return version
         raise RegistryError(f"{self.url} has no head {DIGEST}{digits}")
 
-    def no_name(self, name: str) -> RegistryError:
-        """Return the error for a name that is not there."""
+    def missing_name_error(self, name: str) -> RegistryError:
+        """Return the error for a name that the store does not have."""
         names = self.storage.folders(HEADS)
         if not names:
-            self.still_there()
+            self.check_still_exists()
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}" if near else "`headkit heads list` lists all names"
         return RegistryError(f"{self.url} has no head {name!r}; {hint}")
 
-    def no_tag(self, name: str, tag: str) -> RegistryError:
-        """Return the error for a tag that is not there."""
-        listed = self.listed(name)
-        if not listed.versions:
-            return self.no_name(name)
-        has = f"it has {', '.join(sorted(listed.tags))}" if listed.tags else "it has none"
-        return RegistryError(f"{name} has no tag {tag!r}; {has}")
+    def missing_tag_error(self, name: str, tag: str) -> RegistryError:
+        """Return the error for a tag that a name does not have."""
+        listing = self.list_name(name)
+        if not listing.versions:
+            return self.missing_name_error(name)
+        tags = f"it has {', '.join(sorted(listing.tags))}" if listing.tags else "it has none"
+        return RegistryError(f"{name} has no tag {tag!r}; {tags}")
 
 
 def default_publisher() -> str:
     """Return ``$HEADKIT_PUBLISHER``, or the user's name."""
     try:
         return os.environ.get("HEADKIT_PUBLISHER") or getpass.getuser()
-    except (KeyError, OSError):  # a container may have no user of this number
+    except (KeyError, OSError):  # a container may have no name for the user's id
         return "unknown"
 
 
 def now() -> str:
-    """Return the UTC time, ISO 8601."""
+    """Return the current UTC time, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _has_files(folder: Path) -> bool:
-    """Whether there is more than what another publisher writes first."""
+    """Return True if the folder holds more than a publisher's temporary files."""
     try:
         return any(one.name != TEMPORARY for one in folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):

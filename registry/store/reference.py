@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from headkit.adapters.errors import RegistryError
 
 LATEST = "latest"
-"""As a tag: the newest version that is not yanked."""
+"""The tag that always points to the newest version that is not yanked."""
 DIGEST = "sha256:"
 MIN_DIGITS = 8
-"""Of a digest that is cut short."""
+"""Number of digits that a shortened digest has at least."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.)){0,62}(?<![.])")
 _DIGITS = re.compile(rf"[0-9a-f]{{{MIN_DIGITS},64}}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -22,10 +22,10 @@ class Reference:
     """One head of a store, by name or by content.
 
     Attributes:
-        name: under which the head was published; empty for a digest.
-        version: its number, or none.
-        tag: none where a version is named; ``latest`` where neither is.
-        digest: the first hexadecimal digits of the SHA-256 of the head file; empty for a name.
+        name: Name under which the head was published; empty for a digest.
+        version: Number of the version; None if the reference has no number.
+        tag: Name of the tag; None for a number or a digest, ``latest`` for a name alone.
+        digest: First hexadecimal digits of the SHA-256 of the head file; empty for a name.
     """
 
     name: str = ""
@@ -43,14 +43,14 @@ class Reference:
         """Read a reference.
 
         Raises:
-            RegistryError: it is none; the message says what is wrong.
+            RegistryError: The text is not a reference; the message says what is wrong.
         """
         if text.startswith(DIGEST):
             digest = text.removeprefix(DIGEST)
             if not _DIGITS.fullmatch(digest):
                 raise RegistryError(
-                    f"{text!r} is no digest: expected {MIN_DIGITS} to 64 hexadecimal digits, in "
-                    "lower case"
+                    f"{text!r} is not a digest: expected {DIGEST} and {MIN_DIGITS} to 64 "
+                    "hexadecimal digits in lower case"
                 )
             return cls(digest=digest)
         name, at, which = text.partition("@")
@@ -64,36 +64,36 @@ class Reference:
 
 
 def check_name(name: str) -> str:
-    """Return a name under which heads can be published.
+    """Return the name of a head unchanged if it is valid.
 
     Raises:
-        RegistryError: it is none.
+        RegistryError: The name is not valid.
     """
-    return _checked(name, "name of a head")
+    return _check(name, "head name")
 
 
 def check_tag(tag: str) -> str:
-    """Return a tag. Numbers are versions, never tags.
+    """Return a tag unchanged if it is valid. A number is always a version, never a tag.
 
     Raises:
-        RegistryError: it is none.
+        RegistryError: The tag is not valid.
     """
     if tag.isdecimal():
-        raise RegistryError(f"{tag!r} is no tag: numbers name versions")
-    return _checked(tag, "tag")
+        raise RegistryError(f"{tag!r} is not a valid tag: a number always means a version")
+    return _check(tag, "tag")
 
 
 def looks_like_reference(text: str) -> bool:
-    """Tell whether a text can be a reference, by its form alone, and not a path."""
+    """Return True if a text has the form of a reference rather than of a path."""
     if text.startswith(DIGEST) or "@" in text:
         return "/" not in text and "\\" not in text
     return bool(_NAME.fullmatch(text)) and not text.endswith((".safetensors", ".onnx"))
 
 
-def _checked(text: str, what: str) -> str:
+def _check(text: str, what: str) -> str:
     if not _NAME.fullmatch(text):
         raise RegistryError(
-            f"{text!r} is no {what}: expected 1 to 63 of a-z, 0-9, '-', '_' and single '.', "
-            "a letter or digit first, no '.' last"
+            f"{text!r} is not a valid {what}: expected 1 to 63 characters from a-z, 0-9, '-', '_' "
+            "and single '.', starting with a letter or digit and not ending with '.'"
         )
     return text

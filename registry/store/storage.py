@@ -1,7 +1,7 @@
 """Where a store keeps its bytes: a local directory, or an object store through fsspec.
 
-Both create an object only if there is none, and whole or not at all: publishers are kept apart by
-that alone, without locks.
+Both create an object only if its key is free, and write it whole or not at all. Simultaneous
+publishers need nothing else, in particular no locks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,19 @@ from headkit.adapters.files import sync_folder
 logger = logging.getLogger("headkit")
 
 TEMPORARY = "tmp"
-"""Folder of a local store where files are written before they move to their place."""
+"""Folder of a local store for files that are not complete yet."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One object. ``modified`` is in seconds since 1970; ``is_link`` is true for symbolic links."""
+class ObjectInfo:
+    """Key and properties of one object.
+
+    Attributes:
+        key: Relative path with ``/``.
+        size: Size in bytes.
+        modified: Time of the last write in seconds since 1970.
+        is_link: True for a symbolic link.
+    """
 
     key: str
     size: int
@@ -38,56 +45,56 @@ class Stored:
 class Storage(Protocol):
     """Bytes under keys, which are relative paths with ``/``.
 
-    ``create`` raises ``FileExistsError`` and leaves what is there; ``read``, ``delete`` and
-    ``refresh`` raise ``FileNotFoundError``. All raise ``RegistryError`` where the storage cannot be
-    used.
+    ``create`` raises ``FileExistsError`` if the object exists, and leaves it as it is. ``read``,
+    ``delete``, ``refresh`` and ``stat`` raise ``FileNotFoundError`` if it does not exist. All raise
+    ``RegistryError`` if the storage cannot be used.
     """
 
     url: str
 
     def read(self, key: str) -> bytes:
-        """Return an object."""
+        """Return the content of an object."""
 
     def create(self, key: str, content: bytes) -> None:
-        """Write an object if there is none."""
+        """Write an object that does not exist yet."""
 
     def replace(self, key: str, content: bytes) -> None:
-        """Write an object, whatever is there."""
+        """Write an object, whether it exists or not."""
 
     def delete(self, key: str) -> None:
         """Remove an object."""
 
     def refresh(self, key: str) -> None:
-        """Make ``modified`` now."""
+        """Set the time of the last write to now."""
 
-    def objects(self, prefix: str) -> Iterator[Stored]:
-        """List all under ``prefix``, which ends in ``/``, in no order."""
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield all objects under ``prefix``, which ends in ``/``, in no particular order."""
 
     def folders(self, prefix: str) -> list[str]:
-        """Return the names of the folders right under ``prefix``, which ends in ``/``."""
+        """Return the names of the folders directly under ``prefix``, which ends in ``/``."""
 
-    def one(self, key: str) -> Stored:
-        """Describe one object."""
+    def stat(self, key: str) -> ObjectInfo:
+        """Return the properties of one object."""
 
 
 def open_storage(url: str | Path) -> Storage:
-    """Return the storage at ``url``: a path, ``file://``, or what fsspec knows.
+    """Return the storage at ``url``: a path, a ``file://`` URL, or a URL that fsspec supports.
 
     Raises:
         DependencyMissing: fsspec's package for this kind of URL is not installed.
-        RegistryError: fsspec does not know this kind of URL.
+        RegistryError: fsspec does not support this kind of URL.
     """
     text = str(url)
     scheme, separator, rest = text.partition("://")
     if not separator:
         return LocalStorage(Path(url))
     if "::" in text:
-        raise RegistryError(f"{text} is no place for a store: name one URL, not a chain")
+        raise RegistryError(f"{text} cannot hold a store: name one URL, not a chain of URLs")
     return LocalStorage(Path(rest)) if scheme in ("file", "local") else ObjectStorage(text)
 
 
 class LocalStorage:
-    """A directory. Symbolic links in it are refused: they could lead anywhere."""
+    """A local directory. It refuses symbolic links inside it, as they could lead anywhere."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.expanduser().absolute()
@@ -95,13 +102,14 @@ class LocalStorage:
         self._real = Path(os.path.realpath(self.root))
 
     def _path(self, key: str) -> Path:
-        """The path of an object, none of its parts a link."""
+        """Return the path of an object; raise ``StoreError`` if a part of it is a link."""
         if not key or any(part in ("", ".", "..") for part in key.split("/")) or "\\" in key:
-            raise RegistryError(f"{key!r} is no key of a store")
+            raise RegistryError(f"{key!r} is not a valid key of a store")
         path = self._real / key
         if os.path.realpath(path) != str(path):
             raise StoreError(
-                f"{self.root / key} is or lies behind a symbolic link: a store has none; remove it"
+                f"{self.root / key} is a symbolic link or is inside one; a store must not contain "
+                "links: remove it"
             )
         return path
 
@@ -112,13 +120,13 @@ class LocalStorage:
 
     def create(self, key: str, content: bytes) -> None:
         """See ``Storage``."""
-        with self._translate_errors(key), self._written(key, content) as (beside, path):
-            os.link(beside, path)  # unlike a rename, this fails where there is a file
+        with self._translate_errors(key), self._write_temporary(key, content) as (temporary, path):
+            os.link(temporary, path)  # unlike a rename, this fails if the file exists
 
     def replace(self, key: str, content: bytes) -> None:
         """See ``Storage``."""
-        with self._translate_errors(key), self._written(key, content) as (beside, path):
-            beside.replace(path)
+        with self._translate_errors(key), self._write_temporary(key, content) as (temporary, path):
+            temporary.replace(path)
 
     def delete(self, key: str) -> None:
         """See ``Storage``."""
@@ -130,13 +138,13 @@ class LocalStorage:
         with self._translate_errors(key):
             os.utime(self._path(key))
 
-    def one(self, key: str) -> Stored:
+    def stat(self, key: str) -> ObjectInfo:
         """See ``Storage``."""
         with self._translate_errors(key):
-            found = self._path(key).stat()
-        return Stored(key, found.st_size, found.st_mtime)
+            status = self._path(key).stat()
+        return ObjectInfo(key, status.st_size, status.st_mtime)
 
-    def objects(self, prefix: str) -> Iterator[Stored]:
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """See ``Storage``."""
         with self._translate_errors(prefix):
             yield from _walk(self._path(prefix.rstrip("/")), prefix)
@@ -150,26 +158,26 @@ class LocalStorage:
         return []
 
     @contextmanager
-    def _written(self, key: str, content: bytes) -> Iterator[tuple[Path, Path]]:
-        """Yield a complete file in the folder for temporary ones, and the path that it gets."""
+    def _write_temporary(self, key: str, content: bytes) -> Iterator[tuple[Path, Path]]:
+        """Write a temporary file; yield its path and the path of the object."""
         path = self._path(key)
         folder = self._path(TEMPORARY)
         for parent in (folder, path.parent):
             parent.mkdir(parents=True, exist_ok=True)
-        beside = folder / secrets.token_hex(8)
+        temporary = folder / secrets.token_hex(8)
         try:
-            with beside.open("xb") as file:
+            with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            yield beside, path
+            yield temporary, path
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
 
     @contextmanager
     def _translate_errors(self, key: str) -> Iterator[None]:
-        """Pass on what callers expect; other errors of the system become ours."""
+        """Pass on the errors that ``Storage`` documents; turn other ``OSError``s into ours."""
         try:
             yield
         except (FileExistsError, FileNotFoundError):
@@ -178,23 +186,23 @@ class LocalStorage:
             raise StoreError(f"{self.root / key}: {error.strerror or error}") from error
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[Stored]:
+def _walk(folder: Path, prefix: str) -> Iterator[ObjectInfo]:
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
                 continue
             with suppress(FileNotFoundError):
-                found = entry.stat(follow_symlinks=False)
-                is_link = entry.is_symlink()
-                yield Stored(f"{prefix}{entry.name}", found.st_size, found.st_mtime, is_link)
+                status = entry.stat(follow_symlinks=False)
+                key, is_link = f"{prefix}{entry.name}", entry.is_symlink()
+                yield ObjectInfo(key, status.st_size, status.st_mtime, is_link)
 
 
 class ObjectStorage:
     """An object store through fsspec, such as ``s3://``, ``gs://`` or ``az://``.
 
-    https://filesystem-spec.readthedocs.io. Creation is a conditional write where fsspec's package
-    for the store makes it one, as those for S3, Google Cloud Storage and Azure do.
+    https://filesystem-spec.readthedocs.io. ``create`` is a conditional write if fsspec's package
+    for the store supports it, as those for S3, Google Cloud Storage and Azure do.
     """
 
     def __init__(self, url: str) -> None:
@@ -207,13 +215,13 @@ class ObjectStorage:
             package = _PACKAGES.get(scheme, "the package that fsspec names")
             raise DependencyMissing.for_feature(f"a store at {scheme}://", package) from error
         except ValueError as error:
-            raise RegistryError(f"{url} is no place for a store: {first_line(error)}") from error
+            raise RegistryError(f"{url} cannot hold a store: {first_line(error)}") from error
         self.url = url.rstrip("/")
         self.root = self.root.rstrip("/")
         if url.partition("://")[0] not in (*_PACKAGES, "memory"):
             logger.warning(
-                "%s: fsspec makes no conditional writes there that headkit knows of: let one "
-                "publisher at a time write",
+                "%s: headkit does not know whether conditional writes work there: let only one "
+                "publisher write at a time",
                 self.url,
             )
 
@@ -244,42 +252,42 @@ class ObjectStorage:
     def delete(self, key: str) -> None:
         """See ``Storage``."""
         with self._translate_errors(key):
-            self.files.info(self._path(key))  # S3 deletes what is not there without a word
+            self.files.info(self._path(key))  # S3 reports no error if the object does not exist
             self.files.rm_file(self._path(key))
 
     def refresh(self, key: str) -> None:
-        """Write the object again: object stores count from the last write."""
+        """Write the object again: object stores cannot set the time of the last write."""
         self.replace(key, self.read(key))
 
-    def one(self, key: str) -> Stored:
+    def stat(self, key: str) -> ObjectInfo:
         """See ``Storage``."""
         with self._translate_errors(key):
-            return self._stored(self.files.info(self._path(key)))
+            return self._object_info(self.files.info(self._path(key)))
 
-    def objects(self, prefix: str) -> Iterator[Stored]:
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
         """See ``Storage``."""
         with self._translate_errors(prefix), suppress(FileNotFoundError):
-            found = self.files.find(f"{self.root}/{prefix}".rstrip("/"), detail=True)
-            yield from map(self._stored, found.values())
+            details = self.files.find(f"{self.root}/{prefix}".rstrip("/"), detail=True)
+            yield from map(self._object_info, details.values())
 
     def folders(self, prefix: str) -> list[str]:
         """See ``Storage``."""
         with self._translate_errors(prefix), suppress(FileNotFoundError):
-            found = self.files.ls(f"{self.root}/{prefix}".rstrip("/"), detail=True)
-            names = [str(one["name"]).rstrip("/") for one in found if one["type"] == "directory"]
+            details = self.files.ls(f"{self.root}/{prefix}".rstrip("/"), detail=True)
+            names = [str(one["name"]).rstrip("/") for one in details if one["type"] == "directory"]
             return [name.rpartition("/")[2] for name in names]
         return []
 
-    def _stored(self, found: dict[str, Any]) -> Stored:
-        key = str(found["name"]).removeprefix(self.root).lstrip("/")
-        times = (found.get(name) for name in ("LastModified", "mtime", "last_modified", "created"))
+    def _object_info(self, detail: dict[str, Any]) -> ObjectInfo:
+        key = str(detail["name"]).removeprefix(self.root).lstrip("/")
+        times = (detail.get(name) for name in ("LastModified", "mtime", "last_modified", "created"))
         when = next((one for one in times if one is not None), time.time())
         modified = when.timestamp() if hasattr(when, "timestamp") else float(when)
-        return Stored(key, int(found["size"] or 0), modified)
+        return ObjectInfo(key, int(detail["size"] or 0), modified)
 
     def _path(self, key: str) -> str:
         if any(part in ("", ".", "..") for part in key.split("/")):
-            raise RegistryError(f"{key!r} is no key of a store")
+            raise RegistryError(f"{key!r} is not a valid key of a store")
         return f"{self.root}/{key}"
 
     @contextmanager
@@ -288,7 +296,7 @@ class ObjectStorage:
             yield
         except (FileExistsError, FileNotFoundError, RegistryError):
             raise
-        except Exception as error:  # each package of fsspec raises errors of its own client
+        except Exception as error:  # each package for fsspec raises the errors of its own client
             raise StoreError(f"{self.url}/{key}: {first_line(error)}") from error
 
 

@@ -1,8 +1,8 @@
-"""The store of published heads: immutable versions, tags that move, content found by its hash.
+"""The store of published heads: immutable versions, movable tags, head files named by their hash.
 
-A version is one object that is created only if there is none of its number, after the head file it
-names: a publisher that dies leaves no half version, and no two get the same number. What lies where
-is in ``layout``.
+A publisher first writes the head file, then the record of the version, which is one object that is
+created only if its number is free. So a publisher that dies leaves no incomplete version, and no
+two publishers get the same number. ``layout`` describes the objects of a store.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headkit.adapters.errors import HeadFormatError, RegistryError
 from headkit.adapters.files import cache_folder, write_atomically
 from headkit.adapters.heads.head import Head
 
-from . import maintenance as upkeep
+from . import maintenance
 from .layout import (
     HEADS,
     SUFFIX,
@@ -28,9 +28,9 @@ from .layout import (
     Entry,
     Version,
     blob_key,
-    described_of,
-    encoded,
-    ranges,
+    describe_head,
+    encode_json,
+    format_ranges,
     record_key,
     tag_key,
 )
@@ -39,18 +39,18 @@ from .reference import LATEST, Reference, check_name, check_tag
 from .storage import Storage, open_storage
 
 GRACE_SECONDS = 24 * 3600
-"""Age below which ``gc`` leaves objects alone: someone may be publishing them."""
+"""Age in seconds below which ``gc`` keeps an object: someone may be publishing it."""
 
 
 class HeadStore:
     """Heads by name and version, under one root.
 
     Args:
-        url: a local directory, or what fsspec opens: ``s3://bucket/folder``, ``gs://…``, ``az://…``.
-            Without it ``$HEADKIT_STORE``, or ``heads`` in the user's data folder.
+        url: A local directory, or a URL for fsspec: ``s3://bucket/folder``, ``gs://…``, ``az://…``.
+            Default: ``$HEADKIT_STORE``, or ``headkit/heads`` in the user's data folder.
 
     Raises:
-        DependencyMissing, RegistryError: see ``open_storage``; or the root holds something else.
+        DependencyMissing, RegistryError: See ``open_storage``.
     """
 
     def __init__(self, url: str | Path | None = None) -> None:
@@ -72,33 +72,34 @@ class HeadStore:
         parent: str | None = None,
         notes: str = "",
     ) -> Version:
-        """Publish a head as the next version of a name; the first one makes the store.
+        """Publish a head as the next version of a name; create the store if there is none.
 
         Args:
-            head: head file, or a head.
-            name: 1 to 63 of a-z, 0-9, '-', '_' and '.'.
-            tags: to set on the new version.
-            publisher: who publishes it; ``$HEADKIT_PUBLISHER`` or the user's name without it.
-            parent: reference to the head that it came from; the newest version without it.
-            notes: free text.
+            head: A head, or the path of a head file.
+            name: Name with 1 to 63 characters from a-z, 0-9, '-', '_' and '.'.
+            tags: Tags to set on the new version.
+            publisher: Who publishes it. Default: ``$HEADKIT_PUBLISHER`` or the user's name.
+            parent: Reference to the head that it was made from. Default: the newest version.
+            notes: Free text.
 
         Raises:
-            HeadFormatError: the file is no head.
-            RegistryError: a name, tag or reference is none, or the store cannot be written.
+            HeadFormatError: The file is not a head file.
+            RegistryError: The name, a tag or the reference is not valid, or the store cannot be
+                written.
         """
         check_name(name)
         for tag in tags:
             _check_settable(tag)
         content = head.serialize() if isinstance(head, Head) else _read_file(head)
-        described = described_of(head if isinstance(head, Head) else _parsed(content, head))
-        came_from = "" if parent is None else self.resolve(parent).digest
-        self._objects.open(make=True)
+        metadata = describe_head(head if isinstance(head, Head) else _parse_head(content, head))
+        parent_digest = "" if parent is None else self.resolve(parent).digest
+        self._objects.check_root(create=True)
         digest = hashlib.sha256(content).hexdigest()
-        self._objects.put_blob(digest, content)
-        listed = self._objects.listed(name)
-        number = max(listed.versions, default=0) + 1
-        if parent is None and listed.latest is not None:
-            came_from = self._objects.record(name, listed.latest).digest
+        self._objects.write_blob(digest, content)
+        listing = self._objects.list_name(name)
+        number = max(listing.versions, default=0) + 1
+        if parent is None and listing.latest is not None:
+            parent_digest = self._objects.read_record(name, listing.latest).digest
         for _ in range(ATTEMPTS):
             version = Version(
                 name=name,
@@ -107,25 +108,28 @@ class HeadStore:
                 size=len(content),
                 published=now(),
                 publisher=publisher or default_publisher(),
-                parent=came_from,
+                parent=parent_digest,
                 notes=notes,
-                head=described,
+                head=metadata,
             )
             try:
-                self.storage.create(record_key(name, number), encoded(asdict(version)))
+                self.storage.create(record_key(name, number), encode_json(asdict(version)))
                 break
             except FileExistsError:
-                # Of a publisher who was faster; or a store refused all of several at once.
+                # Another publisher was faster, or the store refused all simultaneous writes.
                 with suppress(FileNotFoundError):
-                    other = self._objects.record(name, number)
+                    other = self._objects.read_record(name, number)
                     number += 1
-                    came_from = other.digest if parent is None else came_from
+                    parent_digest = other.digest if parent is None else parent_digest
         else:
-            raise RegistryError(f"{self.url}: no number for {name} in {ATTEMPTS} attempts")
+            raise RegistryError(
+                f"{self.url}: other publishers of {name} were faster in {ATTEMPTS} attempts: try "
+                "again"
+            )
         try:
-            self.storage.one(blob_key(digest))
-        except FileNotFoundError:  # swept away meanwhile as the blob of no version
-            self._objects.put_blob(digest, content)
+            self.storage.stat(blob_key(digest))
+        except FileNotFoundError:  # gc deleted it before the record named it
+            self._objects.write_blob(digest, content)
         for tag in tags:
             self._objects.set_tag(version, tag)
         return version
@@ -134,99 +138,99 @@ class HeadStore:
         """List the names that match a glob, in alphabetical order.
 
         Raises:
-            RegistryError: there is no store.
+            RegistryError: There is no store.
         """
-        self._objects.open()
-        names = self._objects.names()
+        self._objects.check_root()
+        names = self._objects.list_names()
         if not names:
-            self._objects.still_there()
+            self._objects.check_still_exists()
         return [
             Entry(
                 name,
-                listed.latest,
-                tuple(sorted(listed.versions)),
-                tuple(sorted(listed.tags)),
-                tuple(sorted(listed.yanked)),
+                listing.latest,
+                tuple(sorted(listing.versions)),
+                tuple(sorted(listing.tags)),
+                tuple(sorted(listing.yanked)),
             )
-            for name, listed in sorted(names.items())
-            if listed.versions and fnmatchcase(name, pattern)
+            for name, listing in sorted(names.items())
+            if listing.versions and fnmatchcase(name, pattern)
         ]
 
     def versions(self, name: str) -> Sequence[Version]:
         """Return all versions of a name, the oldest first.
 
         Raises:
-            RegistryError: there is none.
+            RegistryError: The store does not have the name.
         """
-        self._objects.open()
-        numbers = sorted(self._objects.listed(check_name(name)).versions)
+        self._objects.check_root()
+        numbers = sorted(self._objects.list_name(check_name(name)).versions)
         if not numbers:
-            raise self._objects.no_name(name)
-        return [self._objects.record(name, number) for number in numbers]
+            raise self._objects.missing_name_error(name)
+        return [self._objects.read_record(name, number) for number in numbers]
 
     def tags(self, name: str) -> dict[str, int]:
-        """Return which version each tag of a name points to."""
-        self._objects.open()
-        listed = self._objects.listed(check_name(name))
-        return {tag: self._objects.tagged(name, tag) for tag in sorted(listed.tags)}
+        """Return the number of the version that each tag of a name points to."""
+        self._objects.check_root()
+        listing = self._objects.list_name(check_name(name))
+        return {tag: self._objects.read_tag(name, tag) for tag in sorted(listing.tags)}
 
     def resolve(self, ref: str | Reference) -> Version:
         """Return the version that a reference names.
 
         Raises:
-            RegistryError: it names none, or more than one.
+            RegistryError: The reference names no version, or more than one.
         """
         reference = ref if isinstance(ref, Reference) else Reference.parse(ref)
-        self._objects.open()
+        self._objects.check_root()
         if reference.digest:
-            return self._objects.by_digest(reference.digest)
+            return self._objects.find_digest(reference.digest)
         name = reference.name
         if reference.version is not None:
             number = reference.version
         elif reference.tag == LATEST:
-            listed = self._objects.listed(name)
-            if not listed.versions:
-                raise self._objects.no_name(name)
-            if listed.latest is None:
+            listing = self._objects.list_name(name)
+            if not listing.versions:
+                raise self._objects.missing_name_error(name)
+            if listing.latest is None:
                 raise RegistryError(
                     f"all versions of {name} are yanked: name one, such as "
-                    f"{name}@{max(listed.versions)}"
+                    f"{name}@{max(listing.versions)}"
                 )
-            number = listed.latest
+            number = listing.latest
         else:
-            number = self._objects.tagged(name, reference.tag or LATEST)
+            number = self._objects.read_tag(name, reference.tag or LATEST)
         try:
-            return self._objects.record(name, number)
+            return self._objects.read_record(name, number)
         except FileNotFoundError as error:
-            numbers = sorted(self._objects.listed(name).versions)
+            numbers = sorted(self._objects.list_name(name).versions)
             if not numbers:
-                raise self._objects.no_name(name) from error
+                raise self._objects.missing_name_error(name) from error
             raise RegistryError(
-                f"{name} has no version {number}, it has {ranges(numbers)}"
+                f"{name} has no version {number}, it has {format_ranges(numbers)}"
             ) from error
 
     def read(self, ref: str | Reference | Version) -> bytes:
-        """Return the head file that a reference names, checked against its hash.
+        """Return the bytes of the head file that a reference names, checked against its hash.
 
         Raises:
-            RegistryError: there is none, or its bytes are not those that were published.
+            RegistryError: The reference names no version, or the bytes are not the published ones.
         """
-        return self._objects.blob(self._version(ref))
+        return self._objects.read_blob(self._version(ref))
 
     def pull(self, ref: str | Reference | Version, out: str | Path | None = None) -> Path:
-        """Return the path of a local head file with the bytes that were published.
+        """Write the head file that a reference names to a local path, and return the path.
 
         Args:
-            ref: reference or version.
-            out: where to write it; without it the file lies in the cache
-                (``$HEADKIT_CACHE`` or the user's), named after its content.
+            ref: A reference or a version.
+            out: Path to write. Default: a path in the cache (``$HEADKIT_CACHE`` or the user's) that
+                is named after the file's hash.
 
         Raises:
-            RegistryError: see ``read``.
+            RegistryError: See ``read``.
             OutputError: ``out`` cannot be written.
         """
         version = self._version(ref)
-        content = self._objects.blob(version)
+        content = self._objects.read_blob(version)
         if out is not None:
             return write_atomically(out, content)
         folder = cache_folder() / "heads"
@@ -239,18 +243,21 @@ class HeadStore:
     def load(self, ref: str | Reference | Version) -> Head:
         """Return the head that a reference names; see ``read``."""
         version = self._version(ref)
-        return _parsed(self._objects.blob(version), str(version))
+        return _parse_head(self._objects.read_blob(version), str(version))
 
     def tag(self, ref: str, tag: str) -> Version:
-        """Have a tag point to a version, whatever it pointed to before.
+        """Point a tag to a version, whatever it pointed to before.
 
         Raises:
-            RegistryError: the reference names none, the version is yanked, or the tag is none.
+            RegistryError: The reference names no version, the version is yanked, or the tag is not
+                valid.
         """
         _check_settable(tag)
         version = self.resolve(ref)
-        if version.version in self._objects.listed(version.name).yanked:
-            raise RegistryError(f"{version} is yanked: nothing new should use it")
+        if version.version in self._objects.list_name(version.name).yanked:
+            raise RegistryError(
+                f"{version} is yanked: tag another version, or undo the yank of this one first"
+            )
         self._objects.set_tag(version, tag)
         return version
 
@@ -258,25 +265,26 @@ class HeadStore:
         """Remove a tag; the version that it pointed to stays.
 
         Raises:
-            RegistryError: there is no such tag.
+            RegistryError: The name does not have the tag.
         """
-        self._objects.open()
+        self._objects.check_root()
         check_name(name)
         _check_settable(tag)
         try:
             self.storage.delete(tag_key(name, tag))
         except FileNotFoundError as error:
-            raise self._objects.no_tag(name, tag) from error
+            raise self._objects.missing_tag_error(name, tag) from error
 
     def yank(self, ref: str, *, undo: bool = False) -> Version:
-        """Have a version no longer be the newest; by its number or a tag it is still found.
+        """Yank a version: ``latest`` skips it, while its number and its tags still work.
 
         Args:
-            ref: to one version.
-            undo: have it be found again.
+            ref: Reference to the version.
+            undo: Undo an earlier yank instead.
 
         Raises:
-            RegistryError: the reference names none.
+            RegistryError: The reference names no version, or ``undo`` is True and the version is
+                not yanked.
         """
         version = self.resolve(ref)
         key = f"{HEADS}{version.name}/{version.version}{YANKED}"
@@ -286,31 +294,31 @@ class HeadStore:
             except FileNotFoundError as error:
                 raise RegistryError(f"{version} is not yanked") from error
         else:
-            self.storage.replace(key, encoded({"at": now(), "by": default_publisher()}))
+            self.storage.replace(key, encode_json({"at": now(), "by": default_publisher()}))
         return version
 
     def verify(self) -> Sequence[str]:
-        """Check every object of the store. Returns what is wrong, one line each.
+        """Check every object of the store; return the problems, one line each.
 
         Raises:
-            RegistryError: there is no store.
+            RegistryError: There is no store.
         """
-        return upkeep.verify(self._objects)
+        return maintenance.verify(self._objects)
 
     def gc(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> Sequence[str]:
-        """Delete head files that no version names, and what interrupted publishers left.
+        """Delete head files that no version names, and files that interrupted publishers left.
 
         Args:
-            grace_seconds: younger objects stay.
-            dry_run: delete nothing.
+            grace_seconds: Age in seconds below which an object is kept.
+            dry_run: Delete nothing; return what would be deleted.
 
         Returns:
-            Keys of what was deleted.
+            Keys of the deleted objects.
 
         Raises:
-            RegistryError: there is no store, or a version cannot be read: nothing is deleted then.
+            RegistryError: There is no store, or a version cannot be read; then nothing is deleted.
         """
-        return upkeep.gc(self._objects, grace_seconds=grace_seconds, dry_run=dry_run)
+        return maintenance.gc(self._objects, grace_seconds=grace_seconds, dry_run=dry_run)
 
     def _version(self, ref: str | Reference | Version) -> Version:
         return ref if isinstance(ref, Version) else self.resolve(ref)
@@ -324,7 +332,9 @@ def default_url() -> str:
 
 def _check_settable(tag: str) -> None:
     if check_tag(tag) == LATEST:
-        raise RegistryError(f"{LATEST!r} is always the newest version: it cannot be set or removed")
+        raise RegistryError(
+            f"{LATEST!r} always means the newest version: it cannot be set or removed"
+        )
 
 
 def _read_file(path: str | Path) -> bytes:
@@ -334,8 +344,8 @@ def _read_file(path: str | Path) -> bytes:
         raise HeadFormatError(f"cannot read head {path}: {error.strerror or error}") from error
 
 
-def _parsed(content: bytes, what: str | Path) -> Head:
-    """Read a head from the bytes of its file."""
+def _parse_head(content: bytes, what: str | Path) -> Head:
+    """Return the head in the bytes of a head file; errors call the file ``what``."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "head.safetensors"
         path.write_bytes(content)

@@ -130,7 +130,7 @@ def test_new_versions_and_moved_tags_are_picked_up(served: Served) -> None:
         (b"", "plain", 400, "cannot read the image"),
         (picture(), "unknown", 404, "no head 'unknown'"),
         (picture(), "plain@9", 404, "no version 9"),
-        (picture(), "../x", 422, "no name of a head"),
+        (picture(), "../x", 422, "not a valid head name"),
         (picture(), "other", 409, "trained on test_vit"),
         (bytes(300_000), "plain", 413, "bytes are allowed"),
     ],

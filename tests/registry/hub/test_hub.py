@@ -170,7 +170,7 @@ def test_what_the_hub_refuses_is_one_line(
         (("pull", "hf://user/none"), "there is no such repository"),
         (("pull", "hf://user"), "is no hf://user/repo"),
         (("push", path, "hf://user/repo/../x"), "is no hf://user/repo"),
-        (("push", path, "hf://user/repo/Upper"), "is no name of a head"),
+        (("push", path, "hf://user/repo/Upper"), "is not a valid head name"),
     ):
         ended = call(environment, "heads", *arguments)
         assert ended.returncode == 2, ended.stderr

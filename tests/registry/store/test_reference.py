@@ -32,13 +32,13 @@ def test_forms_of_references(text: str, expected: Reference) -> None:
         *("flowers@../x", "flowers@9999999999"),
     ],
 )
-def test_what_is_no_reference(text: str) -> None:
+def test_malformed_references_are_refused(text: str) -> None:
     with pytest.raises(RegistryError):
         Reference.parse(text)
 
 
 @given(st.text(max_size=80))
-def test_what_parses_makes_a_key_without_surprises(text: str) -> None:
+def test_parsed_references_are_safe_as_keys(text: str) -> None:
     try:
         found = Reference.parse(text)
     except RegistryError:
@@ -49,7 +49,7 @@ def test_what_parses_makes_a_key_without_surprises(text: str) -> None:
         assert not part.startswith(".")
 
 
-def test_paths_are_told_from_references() -> None:
+def test_paths_do_not_look_like_references() -> None:
     assert looks_like_reference("flowers")
     assert looks_like_reference("flowers@prod")
     assert looks_like_reference("sha256:0123abcd")

@@ -37,12 +37,12 @@ def test_an_object_is_created_once(storage: Storage) -> None:
     assert storage.read("a/b.json") == b"third"
     storage.refresh("a/b.json")
     assert storage.read("a/b.json") == b"third"
-    assert storage.one("a/b.json").size == 5
+    assert storage.stat("a/b.json").size == 5
 
 
-def test_what_is_not_there_raises(storage: Storage) -> None:
+def test_missing_objects_raise(storage: Storage) -> None:
     storage.create("a/b.json", b"x")
-    for act in (storage.read, storage.delete, storage.refresh, storage.one):
+    for act in (storage.read, storage.delete, storage.refresh, storage.stat):
         with pytest.raises(FileNotFoundError):
             act("a/c.json")
     storage.delete("a/b.json")
@@ -50,7 +50,7 @@ def test_what_is_not_there_raises(storage: Storage) -> None:
         storage.read("a/b.json")
 
 
-def test_folders_are_listed_without_what_is_in_them(storage: Storage) -> None:
+def test_folders_are_listed_without_their_content(storage: Storage) -> None:
     for key in ("heads/a/1.json", "heads/a/2.json", "heads/b/1.json", "heads/file"):
         storage.create(key, b"x")
     assert sorted(storage.folders("heads/")) == ["a", "b"]
@@ -69,11 +69,11 @@ def test_objects_are_listed_under_a_prefix(storage: Storage) -> None:
 @pytest.mark.parametrize("key", ["", "../x", "a/../../x", "/etc/passwd", "a//b", "a/."])
 def test_keys_stay_below_the_root(storage: Storage, key: str) -> None:
     for act in (storage.read, storage.delete, lambda k: storage.create(k, b"x")):
-        with pytest.raises(RegistryError, match="no key"):
+        with pytest.raises(RegistryError, match="not a valid key"):
             act(key)
 
 
-def test_a_store_on_s3_is_one_like_on_the_disk(s3: str, tmp_path: Path) -> None:
+def test_a_store_on_s3_behaves_like_one_on_disk(s3: str, tmp_path: Path) -> None:
     store = HeadStore(f"{s3}/team/heads")
     with pytest.raises(RegistryError, match="there is no store"):
         store.list()
@@ -95,13 +95,13 @@ def test_a_store_on_s3_is_one_like_on_the_disk(s3: str, tmp_path: Path) -> None:
     assert store.gc(grace_seconds=0) == []
 
 
-def test_a_missing_bucket_is_told(s3: str) -> None:
+def test_a_missing_bucket_is_reported(s3: str) -> None:
     with pytest.raises(RegistryError, match="no such bucket"):
         HeadStore("s3://missing/heads").publish(scored_head(1), "flowers")
 
 
-def test_what_fsspec_does_not_open_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RegistryError, match="no place for a store"):
+def test_urls_that_fsspec_cannot_open_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RegistryError, match="cannot hold a store"):
         open_storage("nonsense://x")
     assert isinstance(open_storage("file:///tmp/x"), LocalStorage)
     assert isinstance(open_storage("local:///tmp/x"), LocalStorage)

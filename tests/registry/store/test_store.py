@@ -23,7 +23,7 @@ def publish(store: HeadStore, seed: int, name: str = "flowers", **options: objec
     return store.publish(path, name, **options)  # type: ignore[arg-type]
 
 
-def test_versions_count_up_and_keep_who_made_them_from_what(store: HeadStore) -> None:
+def test_versions_count_up_and_record_publisher_and_parent(store: HeadStore) -> None:
     first = publish(store, 1, publisher="ada", notes="first")
     second = publish(store, 2, publisher="bob")
     assert [str(one) for one in store.versions("flowers")] == ["flowers@1", "flowers@2"]
@@ -62,7 +62,7 @@ def test_a_tag_moves_forward_and_back(store: HeadStore) -> None:
             store.tag("flowers@1", tag)
 
 
-def test_a_yanked_version_is_no_longer_the_newest(store: HeadStore) -> None:
+def test_latest_skips_a_yanked_version(store: HeadStore) -> None:
     publish(store, 1)
     publish(store, 2, tags=["prod"])
     store.yank("flowers@2")
@@ -101,7 +101,9 @@ def test_listing_shows_names_versions_and_tags(store: HeadStore) -> None:
         ("sha256:" + "f" * 64, "has no head sha256:fff"),
     ],
 )
-def test_what_is_not_there_is_told_with_what_is(store: HeadStore, ref: str, message: str) -> None:
+def test_missing_references_are_reported_with_existing_ones(
+    store: HeadStore, ref: str, message: str
+) -> None:
     for seed in range(1, 6):
         publish(store, seed, tags=["prod"])
     (Path(store.url) / "heads" / "flowers" / "4.json").unlink()
@@ -109,16 +111,16 @@ def test_what_is_not_there_is_told_with_what_is(store: HeadStore, ref: str, mess
         store.resolve(ref)
 
 
-def test_no_store_is_made_by_reading(store: HeadStore) -> None:
+def test_reading_does_not_create_a_store(store: HeadStore) -> None:
     with pytest.raises(RegistryError, match="there is no store at"):
         store.list()
     assert not Path(store.url).exists()
 
 
-def test_a_folder_of_other_files_is_no_store(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_does_not_become_a_store(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"x")
     path = scored_head().save(tmp_path / "h.safetensors")
-    with pytest.raises(RegistryError, match="holds other files"):
+    with pytest.raises(RegistryError, match="contains other files"):
         HeadStore(tmp_path).publish(path, "flowers")
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "store.json").write_text('{"format": "headkit-store", "version": "9"}')
@@ -126,7 +128,7 @@ def test_a_folder_of_other_files_is_no_store(tmp_path: Path) -> None:
         HeadStore(tmp_path / "new").list()
 
 
-def test_what_is_no_head_is_not_published(store: HeadStore, tmp_path: Path) -> None:
+def test_files_that_are_not_heads_are_not_published(store: HeadStore, tmp_path: Path) -> None:
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"not a head")
     with pytest.raises(HeadFormatError, match=r"bad\.safetensors"):
@@ -134,7 +136,7 @@ def test_what_is_no_head_is_not_published(store: HeadStore, tmp_path: Path) -> N
     with pytest.raises(HeadFormatError, match="No such file"):
         store.publish(tmp_path / "none.safetensors", "flowers")
     for name in ("../x", "Flowers", "a/b", ""):
-        with pytest.raises(RegistryError, match="no name of a head"):
+        with pytest.raises(RegistryError, match="not a valid head name"):
             store.publish(scored_head().save(tmp_path / "h.safetensors"), name)
     assert not Path(store.url).exists()
 
@@ -171,7 +173,7 @@ def test_a_swapped_file_is_refused(store: HeadStore) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"name": "flowers"}', "\x00"])
-def test_a_damaged_record_is_told(store: HeadStore, content: str) -> None:
+def test_a_damaged_record_is_reported(store: HeadStore, content: str) -> None:
     publish(store, 1)
     (Path(store.url) / "heads" / "flowers" / "1.json").write_text(content)
     with pytest.raises(RegistryError, match=r"1\.json"):
@@ -224,18 +226,18 @@ def test_a_tag_of_another_name_is_refused(store: HeadStore) -> None:
     publish(store, 2, "roses", tags=["prod"])
     heads = Path(store.url) / "heads"
     (heads / "flowers" / "prod.tag").write_bytes((heads / "roses" / "prod.tag").read_bytes())
-    with pytest.raises(StoreError, match=r"prod\.tag names no version"):
+    with pytest.raises(StoreError, match=r"prod\.tag does not name a version"):
         store.resolve("flowers@prod")
 
 
-def test_a_version_that_is_gone_is_seen(store: HeadStore) -> None:
+def test_a_missing_version_is_reported(store: HeadStore) -> None:
     for seed in (1, 2, 3):
         publish(store, seed)
     (Path(store.url) / "heads" / "flowers" / "2.json").unlink()
-    assert store.verify() == ["flowers@2 is gone"]
+    assert store.verify() == ["flowers@2 is missing"]
 
 
-def test_gc_deletes_nothing_where_a_name_is_a_link(store: HeadStore, tmp_path: Path) -> None:
+def test_gc_deletes_nothing_if_a_name_is_a_link(store: HeadStore, tmp_path: Path) -> None:
     version = publish(store, 1)
     os.utime(blob(store, version), (0, 0))
     heads = Path(store.url) / "heads"
@@ -246,7 +248,7 @@ def test_gc_deletes_nothing_where_a_name_is_a_link(store: HeadStore, tmp_path: P
     assert blob(store, version).exists()
 
 
-def test_gc_deletes_what_no_version_names_after_a_while(store: HeadStore) -> None:
+def test_gc_deletes_old_head_files_that_no_version_names(store: HeadStore) -> None:
     kept, gone = publish(store, 1), publish(store, 2)
     (Path(store.url) / "heads" / "flowers" / "2.json").unlink()
     left = Path(store.url) / "tmp" / "half"
@@ -298,6 +300,6 @@ def test_the_command_line_publishes_finds_and_rolls_back(
     assert (status, err) == (2, "error: flowers has no tag 'prod'; it has none\n")
     status, _, err = run("heads", "publish", path, "--name", "../x")
     assert status == 2
-    assert "no name of a head" in err
+    assert "not a valid head name" in err
     assert run("heads", "gc", "--dry-run")[:2] == (0, "0 would be deleted\n")
     assert run("heads", "gc", "--grace-hours", "-1")[0] == 2
