@@ -1,1 +1,1 @@
-"""Rewrites of an ONNX graph that give the same numbers in less time."""
+"""Graph rewrites: the exported ONNX model computes the same numbers in less time."""

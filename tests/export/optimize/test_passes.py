@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from headkit.export.optimize import fuse as optimize_fuse
+from headkit.export.optimize import fuse_attention
 from headkit.export.optimize.passes import optimize
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -45,12 +45,12 @@ FUSED = {
     "test_maxvit": {"FusedMatMul": 8},
     "efficientformerv2_s0": {"FusedMatMul": 6},  # scores and values of three layers
 }
-"""What the optimized graph has of ONNX Runtime's own operators; the others have none."""
+"""ONNX Runtime's own operators in each optimized graph; the other graphs have none."""
 
 
 @cache
 def traced(architecture: str) -> onnx.ModelProto:
-    """Random parameters everywhere, so that no branch of the model is without effect."""
+    """Convert with random parameters everywhere, so that each branch of the model has an effect."""
     torch.manual_seed(0)
     model = timm.create_model(architecture, **SMALL[architecture]).eval()
     with torch.no_grad():
@@ -97,7 +97,7 @@ def own_operators(model: onnx.ModelProto) -> Counter[str]:
 
 
 def assert_same_numbers(model: onnx.ModelProto, optimized: onnx.ModelProto) -> None:
-    """Relative to what an image changes of the logits: that may be little of them."""
+    """Compare logits, relative to how much they differ between images: that may be little."""
     spread = 0.0
     for batch in (8, 3, 1):
         expected, found = run(model, batch), run(optimized, batch)
@@ -108,7 +108,7 @@ def assert_same_numbers(model: onnx.ModelProto, optimized: onnx.ModelProto) -> N
 
 
 @pytest.mark.parametrize("architecture", SMALL)
-def test_gives_the_same_numbers_at_any_batch(architecture: str) -> None:
+def test_logits_are_the_same_at_any_batch(architecture: str) -> None:
     model = traced(architecture)
     optimized = optimize(model)
     onnx.checker.check_model(optimized, full_check=True)
@@ -116,14 +116,14 @@ def test_gives_the_same_numbers_at_any_batch(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", SMALL)
-def test_fused_operators_are_there(architecture: str) -> None:
+def test_optimized_graph_has_the_fused_operators(architecture: str) -> None:
     found = own_operators(optimize(traced(architecture)))
     assert found == FUSED.get(architecture, {}), dict(found)
     assert own_operators(traced(architecture)) == {}
 
 
 @pytest.mark.parametrize("architecture", SMALL)
-def test_names_stay_and_the_input_is_not_changed(architecture: str) -> None:
+def test_names_stay_and_the_original_is_not_changed(architecture: str) -> None:
     model = traced(architecture)
     before = model.SerializeToString(deterministic=True)
     optimized = optimize(model)
@@ -149,7 +149,7 @@ def test_optimizing_again_changes_nothing() -> None:
 
 
 def sizes(model: onnx.ModelProto, op_type: str) -> list[list[int]]:
-    """The static sizes of what the nodes of an operator write, in the graph's order."""
+    """Return the static sizes of the outputs of an operator's nodes, in the graph's order."""
     values = {v.name: v for v in (*model.graph.value_info, *model.graph.output)}
     written = [node.output[0] for node in model.graph.node if node.op_type == op_type]
     return [[d.dim_value for d in values[n].type.tensor_type.shape.dim[1:]] for n in written]
@@ -161,7 +161,7 @@ def test_last_block_computes_the_class_token_alone() -> None:
     assert sizes(optimize(model), "Gelu") == [[101, 192]] * 5 + [[1, 192]]
 
 
-def test_both_tokens_of_a_distilled_model_are_picked() -> None:
+def test_both_tokens_of_a_distilled_model_are_selected_early() -> None:
     optimized = optimize(traced("deit_tiny_distilled_patch16_224"))
     assert sizes(optimized, "Gelu") == [[198, 768], [2, 768]]
 
@@ -175,11 +175,11 @@ def test_average_comes_before_the_last_linear_layer() -> None:
     assert not any(n.input[0] in averaged for n in nodes(traced("test_vit2").graph, "MatMul"))
 
 
-def test_windows_are_moved_once_and_padded_by_nothing() -> None:
+def test_windows_are_gathered_once_and_empty_padding_is_removed() -> None:
     before = Counter(node.op_type for node in traced("swin_tiny_patch4_window7_224").graph.node)
     optimized = optimize(traced("swin_tiny_patch4_window7_224"))
     after = Counter(node.op_type for node in optimized.graph.node)
-    # One block is shifted: its tokens move there and back.
+    # One block has shifted windows: its tokens move there and back.
     assert (before["Concat"], after["Concat"], after["Gather"]) == (4, 0, 2)
     assert before["Pad"] > 0
     assert after["Pad"] == 0
@@ -187,20 +187,20 @@ def test_windows_are_moved_once_and_padded_by_nothing() -> None:
     assert before["Squeeze"] == 9
     assert after["Squeeze"] == after["Slice"] == 0
     assert after["MatMul"] + after["FusedMatMul"] == before["MatMul"] + 2 * 3
-    # Biases of keys change nothing, those of values are in the next layer's; one block has a mask.
+    # Biases of keys change nothing, biases of values move to the next layer; one block has a mask.
     assert after["Add"] == before["Add"] - 1
     assert mask_range(traced("swin_tiny_patch4_window7_224")) == 100
     assert mask_range(optimized) == pytest.approx(1000, abs=5)  # with the bias of positions
 
 
 def mask_range(model: onnx.ModelProto) -> float:
-    """How far apart the largest constant that is added to scores puts two of them."""
+    """Return the largest difference between two numbers that constants add to a row of scores."""
     arrays = map(onnx.numpy_helper.to_array, model.graph.initializer)
     added = [array for array in arrays if array.ndim > 2 and array.shape[-2:] == (49, 49)]
     return float(max(np.ptp(array, axis=-1).max() for array in added))
 
 
-def test_small_images_are_resized_by_a_product_and_norms_become_part_of_convolutions() -> None:
+def test_small_images_are_resized_by_matmul_and_norms_fold_into_convolutions() -> None:
     for architecture, op_type in (("efficientformerv2_s0", "Resize"), ("test_maxvit", "Split")):
         assert nodes(traced(architecture).graph, op_type)
         assert not nodes(optimize(traced(architecture)).graph, op_type)
@@ -209,7 +209,7 @@ def test_small_images_are_resized_by_a_product_and_norms_become_part_of_convolut
     assert norms[0] - norms[1] == 4  # the first norm of each of four blocks
 
 
-# What looks similar but is not
+# Graphs that look similar but must not match
 
 
 def changed(
@@ -227,7 +227,7 @@ def softmax_over_queries(graph: onnx.GraphProto) -> None:
 
 
 def scales(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The products of queries with their scale: the keys are transposed right after."""
+    """Return the products of queries with their scale; a Transpose of the keys follows each."""
     pairs = itertools.pairwise(graph.node)
     return [a for a, b in pairs if (a.op_type, b.op_type) == ("Mul", "Transpose")]
 
@@ -272,10 +272,10 @@ def test_other_attention_is_left_alone(change: Callable[[onnx.GraphProto], objec
     assert_same_numbers(model, optimized)
 
 
-def test_few_tokens_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimize_fuse, "MIN_FUSED_TOKENS", 101)
+def test_attention_over_few_tokens_is_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse_attention, "MIN_FUSED_TOKENS", 101)
     assert own_operators(optimize(traced("test_vit2"))) == {"Attention": 8}
-    monkeypatch.setattr(optimize_fuse, "MIN_FUSED_TOKENS", 102)
+    monkeypatch.setattr(fuse_attention, "MIN_FUSED_TOKENS", 102)
     assert own_operators(optimize(traced("test_vit2"))) == {"FusedMatMul": 8}
 
 
@@ -304,7 +304,7 @@ def test_angles_that_differ_within_a_pair_are_left_alone() -> None:
     assert_same_numbers(model, optimized)
 
 
-def test_all_tokens_are_computed_where_all_are_read() -> None:
+def test_all_tokens_are_computed_if_an_output_reads_them() -> None:
     def read_all(graph: onnx.GraphProto) -> None:
         norm = nodes(graph, "LayerNormalization")[-1]
         graph.output.append(onnx.helper.make_tensor_value_info(norm.output[0], 1, None))

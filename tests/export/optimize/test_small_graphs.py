@@ -1,4 +1,4 @@
-"""Rewrites on graphs of a few nodes: those that match, and those that only look like it."""
+"""Rewrites on graphs of a few nodes: some match, others only look as if they did."""
 
 from collections import Counter
 from typing import Any
@@ -68,7 +68,7 @@ SMALL_GRAPHS = {
         y = Relu(t)""",
         {"Reshape": 4, "Gather": 2, "Relu": 2},
     ),
-    "tokens that are there twice": (
+    "tokens that occur twice": (
         "(float[batch, 4, 4] x) => (float[batch, 5, 4] y)",
         """a = Slice(x, zero, one, one)
         r = Concat<axis=1>(x, a)
@@ -131,7 +131,7 @@ SMALL_GRAPHS = {
         y = Relu(f)""",
         {"MatMul": 1, "Mul": 1, "Relu": 1},
     ),
-    "factors by chance": (
+    "random factors": (
         "(float[batch, 5, 4] x) => (float[batch, 5, 4] y)",
         """p = MatMul(x, matrix)
         r = RandomUniform<shape=[4], seed=1.0>()
@@ -139,7 +139,7 @@ SMALL_GRAPHS = {
         y = Relu(f)""",
         {"MatMul": 1, "RandomUniform": 1, "Mul": 1, "Relu": 1},
     ),
-    "sum with what is put together of three": (
+    "sum with a concatenation of three parts": (
         "(float[batch, 2, 5, 6] x) => (float[batch, 2, 5, 6] y)",
         """a = Slice(x, zero, two, three)
         c = Slice(x, two, four, three)
@@ -164,7 +164,7 @@ SMALL_GRAPHS = {
         y = Transpose<perm=[0, 2, 1, 3]>(r)""",
         {"MatMul": 1, "Reshape": 1, "Transpose": 1},
     ),
-    "image of which scales make another size": (
+    "image whose scales give another size": (
         "(float[batch, 2, 7, 7] x) => (float[batch, 2, 13, 13] y)",
         'y = Resize<mode="linear">(x, , odd)',
         {"Resize": 1},
@@ -202,18 +202,18 @@ ATTENTION = """
 PROJECTED = ATTENTION + "z = MatMul(j, matrix)\ny = Add(z, b)"
 _APART = {"MatMul": 5, "Reshape": 4, "Transpose": 4, "FusedMatMul": 1, "Softmax": 1}
 SMALL_GRAPHS |= {
-    f"attention of which {what}": (
+    f"attention: {what}": (
         f"(float[batch, 5, 4] x) => (float[batch, 5, 4] y{also})",
         body,
         expected,
     )
     for what, also, body, expected in (
-        ("nothing else is read", "", PROJECTED, {**_APART, "Add": 2}),
+        ("no inner value is read", "", PROJECTED, {**_APART, "Add": 2}),
         ("keys are read", ", float[batch, 2, 5, 2] keys", PROJECTED, {**_APART, "Add": 3}),
         ("values are read", ", float[batch, 2, 5, 2] values", PROJECTED, {**_APART, "Add": 3}),
-        ("averages are read", ", float[batch, 5, 4] j", PROJECTED, {**_APART, "Add": 3}),
+        ("means of values are read", ", float[batch, 5, 4] j", PROJECTED, {**_APART, "Add": 3}),
         (
-            "averages are all that is read",
+            "only means of values are read",
             "",
             ATTENTION + "y = Relu(j)",
             {**_APART, "MatMul": 4, "Add": 2, "Relu": 1},
@@ -223,7 +223,7 @@ SMALL_GRAPHS |= {
 
 
 @pytest.mark.parametrize("name", SMALL_GRAPHS)
-def test_small_graphs_become_what_they_may(name: str) -> None:
+def test_small_graph_has_these_operators_and_the_same_numbers_after_rewriting(name: str) -> None:
     signature, body, expected = SMALL_GRAPHS[name]
     model = onnx.parser.parse_model(
         f"""<ir_version: 10, opset_import: ["" : 20]>
@@ -260,7 +260,10 @@ def test_small_graphs_become_what_they_may(name: str) -> None:
 
 
 def masked(body: str, mask: float) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """Scores of five queries and keys; the first query may not see the last key."""
+    """Return attention scores of five queries and keys, before and after ``optimize``.
+
+    A mask hides the last key from the first query.
+    """
     model = onnx.parser.parse_model(
         f"""<ir_version: 10, opset_import: ["" : 20]>
         agraph (float[batch, 2, 5, 3] q, float[batch, 2, 3, 5] k) => (float[batch, 2, 5, 5] y)
@@ -286,7 +289,7 @@ def mask_of(model: onnx.ModelProto) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("body", ["m = Add(s, mask)", "f = Mul(s, half) m = Add(mask, f)"])
-def test_a_mask_hides_wholly(body: str) -> None:
+def test_masked_keys_get_probability_zero(body: str) -> None:
     model, optimized = masked(body, -100)
     rng = np.random.default_rng(2)
     feed = {
@@ -299,7 +302,7 @@ def test_a_mask_hides_wholly(body: str) -> None:
         for m in (optimized, model, furthest)
     )
     assert np.abs(found - expected).max() < 1e-6
-    # Zero, as with AVX2 behind any such mask; with AVX-512 exponentials become subnormal first.
+    # Exactly zero, as AVX2 gives after any such mask; AVX-512 would give a subnormal number.
     assert np.array_equal(found[:, :, 0, 4], hidden[:, :, 0, 4])
     assert expected[:, :, 0, 4].max() < np.finfo(np.float32).tiny
     before, after = mask_of(model), mask_of(optimized)
@@ -317,11 +320,11 @@ def test_a_mask_hides_wholly(body: str) -> None:
         ("a = Add(s, mask) m = Mul(a, half)", -100),
     ],
 )
-def test_other_constants_of_scores_stay(body: str, mask: float) -> None:
+def test_other_constants_added_to_scores_stay(body: str, mask: float) -> None:
     model, optimized = masked(body, mask)
     assert np.array_equal(mask_of(model), mask_of(optimized))
 
 
-def test_a_mask_that_another_constant_undoes_stays() -> None:
+def test_mask_that_another_constant_undoes_stays() -> None:
     model, optimized = masked("a = Add(s, mask) m = Add(a, back)", -90)
     assert list(optimized.graph.initializer) == list(model.graph.initializer)
