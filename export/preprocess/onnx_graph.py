@@ -17,9 +17,9 @@ from .pillow import Preprocess
 PREFIX = "preprocess/"
 IR_VERSION = 10
 MIN_OPSET = 18
-"""The first opset whose Resize has ``antialias``, which Pillow always applies."""
+"""First opset whose Resize has ``antialias``; Pillow always antialiases."""
 
-# Pillow leaves weights outside the image out and takes -0.5 as the cubic coefficient.
+# Pillow ignores weights outside the image and uses the cubic coefficient -0.5.
 _RESIZE: dict[str, dict[str, Any]] = {
     "bicubic": {"mode": "cubic", "cubic_coeff_a": -0.5, "antialias": 1, "exclude_outside": 1},
     "bilinear": {"mode": "linear", "antialias": 1, "exclude_outside": 1},
@@ -27,8 +27,8 @@ _RESIZE: dict[str, dict[str, Any]] = {
 _INTERPOLATIONS = (*_RESIZE, "nearest")
 
 
-class _Graph:
-    """Nodes and constants under one prefix; each call adds a node and returns its output's name."""
+class _GraphBuilder:
+    """A graph under construction; a call adds a node and returns the name of its output."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -45,45 +45,47 @@ class _Graph:
         self.initializers.append(numpy_helper.from_array(np.asarray(values, dtype), name))
         return name
 
-    def double(self, value: str) -> str:
+    def to_double(self, value: str) -> str:
         return self("Cast", value, to=TensorProto.DOUBLE)
 
-    def rounded(self, value: str) -> str:
-        """To int64, a half to the even neighbor as Python's ``round``."""
+    def round_to_int(self, value: str) -> str:
+        """Round to int64, halves to the even neighbor like Python's ``round``."""
         return self("Cast", self("Round", value), to=TensorProto.INT64)
 
 
 def preprocessing_model(preprocess: Preprocess, opset: int) -> onnx.ModelProto:
     """Build a model that resizes, crops and normalizes a batch of images of one size.
 
-    Input ``image`` uint8 ``[batch, height, width, 3]``, all but the channels dynamic; output
-    ``pixel_values`` float32 ``[batch, 3, H, W]`` with the static ``H`` and ``W`` of ``preprocess``.
-    All other names begin with ``preprocess/``.
+    The input is ``image`` uint8 ``[batch, height, width, 3]``; all dimensions but the channels are
+    dynamic. The output is ``pixel_values`` float32 ``[batch, 3, H, W]`` with the static ``H`` and
+    ``W`` of ``preprocess``. All other names begin with ``preprocess/``.
 
-    ``nearest`` gives Pillow's pixels bit for bit. ``bicubic`` and ``bilinear`` are ONNX Resize with
-    ``antialias`` on uint8: ONNX Runtime's weights are float32 where Pillow's are float64, so a
-    value that lies close to a half can be rounded to the other side. Most pixels are equal, others
-    differ by one grey level, about one in ten million by two.
+    ``nearest`` computes Pillow's pixels bit for bit. ``bicubic`` and ``bilinear`` use ONNX Resize
+    with ``antialias`` on uint8. ONNX Runtime's weights are float32 and Pillow's are float64, so a
+    value close to a half can be rounded to the other side. Most pixels are equal; the others differ
+    by one grey level, about one in ten million by two.
 
     Args:
-        preprocess: what the graph shall do.
-        opset: of the default ONNX domain, 18 or later: that of the model it will be merged with.
+        preprocess: The transform that the graph computes.
+        opset: Version of the default operator set, 18 or later; use that of the model that this
+            model will be merged with.
 
     Raises:
-        ExportError: the interpolation has no faithful counterpart in ONNX, or the opset is too old.
+        ExportError: ONNX has no operator that computes this interpolation like Pillow, or the opset
+            is too old.
     """
     if preprocess.interpolation not in _INTERPOLATIONS:
         raise ExportError(
-            f"interpolation {preprocess.interpolation!r} cannot be a part of an ONNX model, "
-            f"possible are {', '.join(_INTERPOLATIONS)}; export without preprocessing"
+            f"interpolation {preprocess.interpolation!r} cannot be part of an ONNX model, "
+            f"expected one of {', '.join(_INTERPOLATIONS)}; export without preprocessing"
         )
     if opset < MIN_OPSET:
         raise ExportError(f"preprocessing needs opset {MIN_OPSET} or later, found {opset}")
-    graph = _Graph()
+    graph = _GraphBuilder()
     size = graph("Shape", "image", start=1, end=3)
-    resized = _resized(graph, preprocess, size)
+    resized = _resized_size(graph, preprocess, size)
     if preprocess.interpolation == "nearest":
-        pixels = _take_nearest(graph, "image", size, resized)
+        pixels = _resize_nearest(graph, "image", size, resized)
     else:
         pixels = _resize(graph, _RESIZE[preprocess.interpolation], "image", size, resized)
     pixels = _crop(graph, preprocess, pixels, resized)
@@ -94,46 +96,49 @@ def preprocessing_model(preprocess: Preprocess, opset: int) -> onnx.ModelProto:
 
 
 def normalizing_model(preprocess: Preprocess, opset: int) -> onnx.ModelProto:
-    """Build a model that normalizes a batch of images that are resized and cropped already.
+    """Build a model that normalizes a batch of resized and cropped images.
 
-    Input ``image`` uint8 ``[batch, 3, H, W]``, output as of ``preprocessing_model``.
+    The input is ``image`` uint8 ``[batch, 3, H, W]``; the output is that of
+    ``preprocessing_model``.
     """
-    graph = _Graph()
+    graph = _GraphBuilder()
     _normalize(graph, preprocess, graph("Cast", "image", to=TensorProto.FLOAT))
     return _model(graph, preprocess, opset, ["batch", 3, preprocess.height, preprocess.width])
 
 
-def _targets(preprocess: Preprocess) -> tuple[int, int]:
-    """Height and width that the image is scaled to fit or to cover."""
+def _target_size(preprocess: Preprocess) -> tuple[int, int]:
+    """Return the height and width that the scaled image fits into or covers."""
     return (
         math.floor(preprocess.height / preprocess.crop_pct),
         math.floor(preprocess.width / preprocess.crop_pct),
     )
 
 
-def _resized(graph: _Graph, preprocess: Preprocess, size: str) -> str:
-    """Height and width after scaling, int64 ``[2]``: the arithmetic of ``Preprocess.resize``."""
-    targets = _targets(preprocess)
+def _resized_size(graph: _GraphBuilder, preprocess: Preprocess, size: str) -> str:
+    """Compute height and width after scaling, int64 ``[2]``, like ``Preprocess.resize``."""
+    target = _target_size(preprocess)
     if preprocess.crop_mode == "squash":
-        return graph.constant(targets, np.int64)
-    if preprocess.crop_mode != "border" and targets[0] == targets[1]:
-        # The shorter edge becomes the target, the longer one is cut down to an integer.
-        scaled = graph("Mul", size, graph.constant(targets, np.int64))
+        return graph.constant(target, np.int64)
+    if preprocess.crop_mode != "border" and target[0] == target[1]:
+        # The shorter edge becomes the target; the longer edge is truncated to an integer.
+        scaled = graph("Mul", size, graph.constant(target, np.int64))
         return graph("Div", scaled, graph("ReduceMin", size))
-    edges = graph.double(size)
-    ratios = graph("Div", edges, graph.constant(targets, np.float64))
+    edges = graph.to_double(size)
+    ratios = graph("Div", edges, graph.constant(target, np.float64))
     fitting = "ReduceMax" if preprocess.crop_mode == "border" else "ReduceMin"
-    resized = graph.rounded(graph("Div", edges, graph(fitting, ratios)))
-    # A line of pixels keeps its one pixel, which can round to 0 with `border` alone.
+    resized = graph.round_to_int(graph("Div", edges, graph(fitting, ratios)))
+    # An edge has at least one pixel; with `border` it can round to 0.
     return graph("Max", resized, graph.constant([1], np.int64))
 
 
-def _resize(graph: _Graph, options: Mapping[str, Any], image: str, size: str, resized: str) -> str:
-    """Scale in two passes of uint8, as Pillow does, in the order that Pillow 13 takes.
+def _resize(
+    graph: _GraphBuilder, options: Mapping[str, Any], image: str, size: str, resized: str
+) -> str:
+    """Scale in two passes on uint8 in the order of Pillow 13.
 
     Pillow scales the width first, unless the height loses more than twice as many pixels as the
-    width; since the values are rounded between the passes, the order shows. Scaling to the size
-    that is already there copies, so one node for the height alone decides the order.
+    width. It rounds between the passes, so the order changes pixels. A Resize to the same size only
+    copies, so one conditional Resize of the height decides the order.
     """
     first, second = graph.constant([0], np.int64), graph.constant([1], np.int64)
     lost = graph("Sub", size, resized)
@@ -145,13 +150,13 @@ def _resize(graph: _Graph, options: Mapping[str, Any], image: str, size: str, re
     return graph("Resize", image, "", "", resized, axes=[1, 2], **options)
 
 
-def _take_nearest(graph: _Graph, image: str, size: str, resized: str) -> str:
-    """Take the pixel under each new pixel's center.
+def _resize_nearest(graph: _GraphBuilder, image: str, size: str, resized: str) -> str:
+    """Copy the pixel under each new pixel's center.
 
-    The positions are summed up step by step in float64, because Pillow does it so and a position
-    between two pixels falls to the side of its rounding error.
+    Positions are summed step by step in float64 like in Pillow: the rounding error of the sum
+    decides a position that is exactly between two pixels.
     """
-    steps = graph("Div", graph.double(size), graph.double(resized))
+    steps = graph("Div", graph.to_double(size), graph.to_double(resized))
     zero, one = graph.constant([0], np.int64), graph.constant([1], np.int64)
     half = graph.constant([0.5], np.float64)
     for axis, index in enumerate((zero, one)):
@@ -164,21 +169,21 @@ def _take_nearest(graph: _Graph, image: str, size: str, resized: str) -> str:
     return image
 
 
-def _crop(graph: _Graph, preprocess: Preprocess, image: str, resized: str) -> str:
-    """Cut the center out along each axis that is longer than the crop."""
+def _crop(graph: _GraphBuilder, preprocess: Preprocess, image: str, resized: str) -> str:
+    """Cut out the center along each axis that is longer than the crop."""
     crop = graph.constant((preprocess.height, preprocess.width), np.int64)
-    surplus = graph.double(graph("Sub", resized, crop))
-    start = graph.rounded(graph("Div", surplus, graph.constant([2], np.float64)))
+    surplus = graph.to_double(graph("Sub", resized, crop))
+    start = graph.round_to_int(graph("Div", surplus, graph.constant([2], np.float64)))
     start = graph("Max", start, graph.constant([0], np.int64))
     axes = graph.constant([1, 2], np.int64)
     return graph("Slice", image, start, graph("Add", start, crop), axes)
 
 
-def _pad(graph: _Graph, preprocess: Preprocess, pixels: str, resized: str) -> str:
+def _pad(graph: _GraphBuilder, preprocess: Preprocess, pixels: str, resized: str) -> str:
     """Pad float32 ``[batch, 3, height, width]`` along each axis that is shorter than the crop."""
     size = (preprocess.height, preprocess.width)
     is_border = preprocess.crop_mode == "border"
-    if not is_border and all(t >= s for t, s in zip(_targets(preprocess), size, strict=True)):
+    if not is_border and all(t >= s for t, s in zip(_target_size(preprocess), size, strict=True)):
         return pixels
     missing = graph("Sub", graph.constant(size, np.int64), resized)
     missing = graph("Max", missing, graph.constant([0], np.int64))
@@ -187,24 +192,24 @@ def _pad(graph: _Graph, preprocess: Preprocess, pixels: str, resized: str) -> st
     axes = graph.constant([2, 3], np.int64)
     if not is_border:
         return graph("Pad", pixels, pads, "", axes)
-    # Pad takes one value for all channels; whole numbers of this size are exact in float32.
+    # Pad has one value for all channels. Integers of this size are exact in float32.
     fill = _per_channel(graph, [round(255 * value) for value in preprocess.mean])
     return graph("Add", graph("Pad", graph("Sub", pixels, fill), pads, "", axes), fill)
 
 
-def _normalize(graph: _Graph, preprocess: Preprocess, pixels: str) -> str:
-    """The steps of ``Preprocess.normalize`` in its order, so that the rounding is the same."""
+def _normalize(graph: _GraphBuilder, preprocess: Preprocess, pixels: str) -> str:
+    """Do the steps of ``Preprocess.normalize`` in the same order, so that they round alike."""
     pixels = graph("Div", pixels, graph.constant(255, np.float32))
     pixels = graph("Sub", pixels, _per_channel(graph, preprocess.mean))
     return graph("Div", pixels, _per_channel(graph, preprocess.std), output="pixel_values")
 
 
-def _per_channel(graph: _Graph, values: Sequence[float]) -> str:
+def _per_channel(graph: _GraphBuilder, values: Sequence[float]) -> str:
     return graph.constant(np.reshape(values, (1, -1, 1, 1)), np.float32)
 
 
 def _model(
-    graph: _Graph, preprocess: Preprocess, opset: int, shape: Sequence[int | str]
+    graph: _GraphBuilder, preprocess: Preprocess, opset: int, shape: Sequence[int | str]
 ) -> onnx.ModelProto:
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, shape)
     pixel_values = helper.make_tensor_value_info(

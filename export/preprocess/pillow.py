@@ -1,4 +1,4 @@
-"""timm's eval transform with Pillow and NumPy alone: what a deployment applies before the model."""
+"""timm's eval transform with Pillow and NumPy alone, for use before an exported model."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Preprocess:
     """Resize, crop and normalize one image as ``timm.data.transforms_imagenet_eval`` does.
 
     Attributes:
-        height: of the result, in pixels.
-        width: of the result, in pixels.
-        interpolation: Pillow's name in lower case: ``bicubic``, ``bilinear``, …
-        crop_pct: the result's share of the resized image's edge.
+        height: Height of the result, in pixels.
+        width: Width of the result, in pixels.
+        interpolation: Pillow's name of the filter in lower case: ``bicubic``, ``bilinear``, …
+        crop_pct: Edge of the result divided by the edge of the resized image.
         crop_mode: ``center`` (keep the aspect, cut), ``squash`` (change the aspect) or ``border``
             (keep the aspect, pad).
-        mean: per channel, of values from 0 to 1.
-        std: per channel.
+        mean: Mean per channel, for values from 0 to 1.
+        std: Standard deviation per channel, for values from 0 to 1.
     """
 
     height: int
@@ -45,17 +45,17 @@ class Preprocess:
 
     @classmethod
     def from_cfg(cls, cfg: Mapping[str, Any]) -> Preprocess:
-        """Take the values from ``pretrained_cfg`` as a head file holds it.
+        """Read the values from the ``pretrained_cfg`` of a head file.
 
         Raises:
-            ValueError: the model takes other than three channels, or a mode is not known.
+            ValueError: The model does not take three channels, or the interpolation is unknown.
         """
         channels, height, width = cfg["input_size"]
         if channels != 3:
-            raise ValueError(f"the model takes {channels} channels, images give 3")
+            raise ValueError(f"the model takes {channels} channels, but images have 3")
         if cfg["interpolation"] not in _RESAMPLING:
             raise ValueError(
-                f"interpolation is {cfg['interpolation']!r}, known are {[*_RESAMPLING]}"
+                f"interpolation is {cfg['interpolation']!r}, expected one of {[*_RESAMPLING]}"
             )
         return cls(
             height=int(height),
@@ -68,11 +68,11 @@ class Preprocess:
         )
 
     def __call__(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return ``[3, height, width]`` float32 of an image of any size and mode."""
+        """Return an image of any size and mode as float32 ``[3, height, width]``."""
         return self.normalize(self.crop(self.resize(image.convert("RGB"))))
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """Scale the image so that the crop fits, by ``crop_mode``."""
+        """Scale the image so that the crop fits, as ``crop_mode`` says."""
         target_h = math.floor(self.height / self.crop_pct)
         target_w = math.floor(self.width / self.crop_pct)
         w, h = image.size
@@ -82,7 +82,7 @@ class Preprocess:
             ratio = max(h / target_h, w / target_w)
             size = (max(round(w / ratio), 1), max(round(h / ratio), 1))
         elif target_h == target_w:
-            # torchvision's resize of the shorter edge cuts the longer one down, it does not round.
+            # torchvision sets the shorter edge and truncates the longer one; it does not round.
             short, long = min(w, h), max(w, h)
             other = int(target_h * long / short)
             size = (target_h, other) if w <= h else (other, target_h)
@@ -92,7 +92,7 @@ class Preprocess:
         return image if size == image.size else image.resize(size, _RESAMPLING[self.interpolation])
 
     def crop(self, image: Image.Image) -> Image.Image:
-        """Cut the center out, after padding where the image is smaller."""
+        """Cut out the center; pad first where the image is smaller than the crop."""
         w, h = image.size
         if w < self.width or h < self.height:
             extra_w, extra_h = max(self.width - w, 0), max(self.height - h, 0)
@@ -108,7 +108,7 @@ class Preprocess:
         return image.crop((left, top, left + self.width, top + self.height))
 
     def normalize(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return ``[3, height, width]`` float32 of an RGB image, normalized by mean and std."""
+        """Return an RGB image as float32 ``[3, height, width]``, normalized by mean and std."""
         values = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1).astype(np.float32)
         values /= np.float32(255)
         values -= np.asarray(self.mean, dtype=np.float32)[:, None, None]

@@ -59,7 +59,7 @@ def noise(height: int, width: int, seed: int = 0) -> Array:
 
 
 def photo(height: int, width: int, seed: int = 0) -> Array:
-    """Smooth shapes with a little noise, as a camera gives them."""
+    """Return smooth shapes with a little noise, like a photo."""
     coarse = Image.fromarray(noise(max(height // 9, 2), max(width // 9, 2), seed))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
     grain = np.random.default_rng(seed).integers(-5, 6, smooth.shape)
@@ -67,7 +67,7 @@ def photo(height: int, width: int, seed: int = 0) -> Array:
 
 
 def grey_levels(found: npt.NDArray[np.float32], preprocess: Preprocess, image: Array) -> Array:
-    """By how many of 255 levels each pixel differs from what Pillow gives."""
+    """Return by how many of 255 grey levels each pixel differs from Pillow's."""
     expected = preprocess(Image.fromarray(image))
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype
@@ -91,7 +91,7 @@ def grey_levels(found: npt.NDArray[np.float32], preprocess: Preprocess, image: A
 @example(1, 1000, (32, 32), 0.875, "center", "bicubic", noise, 0)
 @example(1000, 1, (24, 40), 0.95, "center", "bilinear", noise, 0)
 @example(1000, 2, (32, 32), 0.95, "border", "bilinear", noise, 0)
-def test_scaled_images_differ_from_pillow_by_a_rounding_here_and_there(
+def test_scaled_images_differ_from_pillow_by_rounding_in_a_few_pixels(
     width: int,
     height: int,
     size: tuple[int, int],
@@ -139,7 +139,7 @@ def test_photos_differ_by_less_than_a_twentieth_of_a_level_on_average(
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_image_of_the_target_size_is_left_as_it_is(interpolation: str) -> None:
+def test_image_of_the_target_size_is_not_scaled(interpolation: str) -> None:
     preprocess = preprocess_of((32, 32), interpolation, crop_pct=1.0)
     image = noise(32, 32)
     assert np.array_equal(run(preprocess, image[None])[0], preprocess(Image.fromarray(image)))
@@ -158,7 +158,7 @@ def test_height_is_scaled_first_where_it_loses_most() -> None:
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
-def test_batch_gives_the_same_as_one_by_one(crop_mode: str, interpolation: str) -> None:
+def test_batch_equals_images_one_by_one(crop_mode: str, interpolation: str) -> None:
     preprocess = preprocess_of((33, 40), interpolation, crop_mode=crop_mode)
     images = np.stack([photo(70, 90, seed) for seed in range(3)])
     one_by_one = np.concatenate([run(preprocess, image[None]) for image in images])
@@ -192,7 +192,7 @@ def shape_of(value: onnx.ValueInfoProto) -> list[str | int]:
     return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
 
-def test_merged_with_a_model_it_gives_what_both_give_in_turn() -> None:
+def test_merged_with_a_model_it_equals_both_in_turn() -> None:
     preprocess, opset = preprocess_of(), 20
     kernel = np.random.default_rng(0).standard_normal((4, 3, 3, 3), dtype=np.float32)
     shape: list[str | int] = ["batch", 3, 32, 32]
@@ -217,7 +217,7 @@ def test_merged_with_a_model_it_gives_what_both_give_in_turn() -> None:
 
 
 @pytest.mark.parametrize("interpolation", ["lanczos", "box", "hamming"])
-def test_interpolation_without_counterpart_is_refused(interpolation: str) -> None:
+def test_interpolation_that_onnx_lacks_is_refused(interpolation: str) -> None:
     with pytest.raises(ExportError, match=f"{interpolation}.*bicubic, bilinear, nearest"):
         preprocessing_model(preprocess_of(interpolation=interpolation), 18)
 
