@@ -1,1 +1,1 @@
-"""What there is: the catalogue of architectures, the store of published heads, and the Hub."""
+"""Find architectures and heads: the catalogue, the store of published heads, and the Hub."""

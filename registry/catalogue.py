@@ -1,6 +1,6 @@
 """Search timm's architectures from data shipped with headkit, without importing timm.
 
-``python -m headkit.benchmarks.studies.catalogue`` makes that data from the coverage record.
+``python -m headkit.benchmarks.studies.catalogue`` generates that data from the coverage record.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Tag:
     """Pretrained weights of an architecture.
 
     Attributes:
-        name: of the tag; empty for weights without one.
-        license: of the weights, as timm states it.
-        top1: accuracy on ImageNet-1k in per cent, as timm's authors measured it; none where they
-            did not, or where the weights have no classes.
+        name: Name of the tag; empty for weights without a tag.
+        license: License of the weights, as timm states it.
+        top1: Accuracy on ImageNet-1k in per cent, as timm's authors measured it; None if they did
+            not measure it or the weights have no classes.
     """
 
     name: str
@@ -42,22 +42,22 @@ class Tag:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One timm entry point. What was not measured is none.
+    """One timm entry point. Values that were not measured are None.
 
     Attributes:
-        name: of the entry point.
-        family: the timm module that it comes from.
-        parameters: of the backbone.
-        gmacs: multiply-adds of one image at ``input_size``, in thousand millions.
-        num_features: width of the features.
-        input_size: channels, height and width that the default weights were trained for.
-        fixed_input_size: whether it takes no other.
-        classifier: types of the modules that timm's ``get_classifier()`` returns.
-        default_kind: kind of head that ``adapt`` chooses.
-        head_bytes_per_class: of that head in float32.
-        exportable: whether the export to ONNX was tried and agreed with torch.
-        latency_ms: of one image on a desktop processor, as timm's authors measured it.
-        tags: pretrained weights, the default ones first.
+        name: Name of the entry point.
+        family: Name of the timm module that defines it.
+        parameters: Number of parameters of the backbone.
+        gmacs: Multiply-adds for one image at ``input_size``, in billions.
+        num_features: Width of the features.
+        input_size: Channels, height and width that the default weights were trained for.
+        fixed_input_size: True if the architecture takes no other input size.
+        classifier: Types of the modules that timm's ``get_classifier()`` returns.
+        default_kind: Kind of head that ``adapt`` chooses.
+        head_bytes_per_class: Bytes per class of that head in float32.
+        exportable: True if the export to ONNX was tried and agreed with torch, False if it failed.
+        latency_ms: Milliseconds for one image on a desktop processor, as timm's authors measured.
+        tags: Pretrained weights, the default ones first.
     """
 
     name: str
@@ -76,20 +76,20 @@ class Architecture:
 
     @property
     def top1(self) -> float | None:
-        """The best accuracy of the tags."""
+        """Best accuracy among the tags."""
         return max((tag.top1 for tag in self.tags if tag.top1 is not None), default=None)
 
     def full_names(self) -> list[str]:
-        """Return the name with each of its tags behind it."""
+        """Return ``name.tag`` for each tag, or the name alone for weights without a tag."""
         return [f"{self.name}.{tag.name}" if tag.name else self.name for tag in self.tags]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as JSON values."""
+        """Return the attributes as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Architecture:
-        """Read what ``to_json`` gave."""
+        """Return the architecture that ``to_json`` described."""
         tags = tuple(Tag(**tag) for tag in row["tags"])
         size = None if row["input_size"] is None else tuple(row["input_size"])
         changed = {"tags": tags, "input_size": size, "classifier": tuple(row["classifier"])}
@@ -97,24 +97,24 @@ class Architecture:
 
 
 @cache
-def _data() -> dict[str, Any]:
+def _load_data() -> dict[str, Any]:
     data: dict[str, Any] = json.loads(files(__package__).joinpath(FILE).read_text(encoding="utf-8"))
     return data
 
 
 def timm_version() -> str:
-    """Return the timm version that the catalogue was made from."""
-    return str(_data()["timm"])
+    """Return the timm version that the catalogue was generated from."""
+    return str(_load_data()["timm"])
 
 
 def sources() -> dict[str, Any]:
-    """Return where ``top1`` and ``latency_ms`` come from."""
-    return dict(_data()["sources"])
+    """Return the descriptions and URLs of the sources of ``top1`` and ``latency_ms``."""
+    return dict(_load_data()["sources"])
 
 
 @cache
 def _known() -> dict[str, Architecture]:
-    rows = {row["name"]: Architecture.from_json(row) for row in _data()["architectures"]}
+    rows = {row["name"]: Architecture.from_json(row) for row in _load_data()["architectures"]}
     try:
         installed = version("timm")
     except PackageNotFoundError:
@@ -122,22 +122,22 @@ def _known() -> dict[str, Architecture]:
     if installed == timm_version():
         return rows
     logger.warning(
-        "the catalogue was made from timm %s and timm %s is installed: its names come from timm, "
-        "what was measured from the catalogue",
+        "the catalogue was generated from timm %s, but timm %s is installed: headkit takes names "
+        "and tags from the installed timm, and measured values from the catalogue",
         timm_version(),
         installed,
     )
-    return _asked(rows)
+    return _merge_with_timm(rows)
 
 
-def _asked(rows: dict[str, Architecture]) -> dict[str, Architecture]:
-    """Ask timm which architectures and tags there are; keep what is known of them."""
+def _merge_with_timm(rows: dict[str, Architecture]) -> dict[str, Architecture]:
+    """Return the architectures and tags of the installed timm, with the values known of them."""
     import timm
     from timm.models import get_pretrained_cfg
 
     from headkit.adapters.compat import family_of
 
-    found = {}
+    merged = {}
     for name in sorted(timm.list_models()):
         cfg = get_pretrained_cfg(name)
         empty = Architecture(
@@ -150,11 +150,12 @@ def _asked(rows: dict[str, Architecture]) -> dict[str, Architecture]:
         )
         row = rows.get(name, empty)
         known = {tag.name: tag for tag in row.tags}
-        tags = default_first(name, (n.partition(".")[2] for n in timm.list_pretrained(f"{name}.*")))
+        full_names = timm.list_pretrained(f"{name}.*")
+        tags = sort_tags(name, (full_name.partition(".")[2] for full_name in full_names))
         unknown = {t: get_pretrained_cfg(f"{name}.{t}") for t in tags if t not in known}
         new = {t: Tag(t, (cfg and cfg.license) or "unknown", None) for t, cfg in unknown.items()}
-        found[name] = replace(row, tags=tuple({**known, **new}[tag] for tag in tags))
-    return found
+        merged[name] = replace(row, tags=tuple({**known, **new}[tag] for tag in tags))
+    return merged
 
 
 _MEASURED = (
@@ -163,8 +164,8 @@ _MEASURED = (
 )
 
 
-def default_first(name: str, tags: Iterable[str]) -> list[str]:
-    """Sort the tags of an architecture as timm would choose among them."""
+def sort_tags(name: str, tags: Iterable[str]) -> list[str]:
+    """Sort the tags of an architecture by name, timm's default tag first."""
     from timm.models import get_pretrained_cfg
 
     cfg = get_pretrained_cfg(name)
@@ -184,31 +185,31 @@ def models(
     pretrained: bool = False,
     sort: str = "name",
 ) -> list[Architecture]:
-    """List the architectures that match.
+    """Return the architectures that match all conditions.
 
     Args:
-        pattern: a substring, or a glob if it has a ``*``, ``?`` or ``[``, of the name or of the
-            name with a tag behind it; in the second case only the tags that match are returned.
-        family: a timm module, such as ``resnet``, or a glob.
-        max_params: parameters of the backbone, at most.
-        input_size: height and width in pixels that the default weights were trained for.
-        features: width of the features.
-        license: of the weights, such as ``apache-2.0``, or a glob; other tags are left out.
-        exportable: only those whose export to ONNX was tried and agreed with torch.
-        pretrained: only those with pretrained weights.
+        pattern: A substring of the name or of ``name.tag``, or a glob if it contains ``*``, ``?``
+            or ``[``. If only ``name.tag`` matches, the result has only the matching tags.
+        family: A timm module, such as ``resnet``, or a glob.
+        max_params: Maximum number of parameters of the backbone.
+        input_size: Height and width in pixels that the default weights were trained for.
+        features: Width of the features.
+        license: License of the weights, such as ``apache-2.0``, or a glob; other tags are left out.
+        exportable: Return only architectures whose export to ONNX was tried and agreed with torch.
+        pretrained: Return only architectures with pretrained weights.
         sort: ``name``, ``latency``, ``params``, ``gmacs`` (all ascending) or ``accuracy`` (the
-            best first); what was not measured comes last.
+            best first). Architectures without that value come last.
 
     Raises:
-        ValueError: ``sort`` is none of these.
+        ValueError: ``sort`` is not one of these.
     """
     if sort not in SORTS:
         raise ValueError(f"sort is {sort!r}, expected one of {', '.join(SORTS)}")
-    found = []
+    matching = []
     for known in _known().values():
-        row = _matching(known, pattern)
+        row = _match(known, pattern)
         if license is not None and row is not None:
-            row = _with_tags(row, lambda _, tag: fnmatchcase(tag.license, license))
+            row = _keep_tags(row, lambda _, tag: fnmatchcase(tag.license, license))
         if (
             row is not None
             and (family is None or fnmatchcase(row.family, family))
@@ -218,24 +219,25 @@ def models(
             and (not exportable or row.exportable)
             and (not pretrained or row.tags)
         ):
-            found.append(row)
-    return sorted(found, key=_ORDER[sort])
+            matching.append(row)
+    return sorted(matching, key=_ORDER[sort])
 
 
-def _last(number: float | None, sign: int = 1) -> tuple[bool, float]:
+def _none_last(number: float | None, sign: int = 1) -> tuple[bool, float]:
     return number is None, sign * (number or 0)
 
 
 _ORDER: dict[str, Callable[[Architecture], Any]] = {
     "name": lambda row: row.name,
-    "latency": lambda row: (*_last(row.latency_ms), row.name),
-    "params": lambda row: (*_last(row.parameters), row.name),
-    "gmacs": lambda row: (*_last(row.gmacs), row.name),
-    "accuracy": lambda row: (*_last(row.top1, -1), row.name),
+    "latency": lambda row: (*_none_last(row.latency_ms), row.name),
+    "params": lambda row: (*_none_last(row.parameters), row.name),
+    "gmacs": lambda row: (*_none_last(row.gmacs), row.name),
+    "accuracy": lambda row: (*_none_last(row.top1, -1), row.name),
 }
 
 
-def _matching(row: Architecture, pattern: str) -> Architecture | None:
+def _match(row: Architecture, pattern: str) -> Architecture | None:
+    """Return the architecture if its name matches, or with the tags that match, or None."""
     glob = any(mark in pattern for mark in "*?[")
 
     def matches(name: str) -> bool:
@@ -243,21 +245,21 @@ def _matching(row: Architecture, pattern: str) -> Architecture | None:
 
     if matches(row.name):
         return row
-    return _with_tags(row, lambda name, _: matches(name))
+    return _keep_tags(row, lambda name, _: matches(name))
 
 
-def _with_tags(row: Architecture, wanted: Callable[[str, Tag], bool]) -> Architecture | None:
-    """Return the architecture with the tags that are wanted, if there are any."""
+def _keep_tags(row: Architecture, wanted: Callable[[str, Tag], bool]) -> Architecture | None:
+    """Return the architecture with only the wanted tags, or None if no tag is wanted."""
     pairs = zip(row.full_names(), row.tags, strict=True)
     tags = tuple(tag for name, tag in pairs if wanted(name, tag))
     return replace(row, tags=tags) if tags else None
 
 
 def architecture(name: str) -> Architecture:
-    """Return one architecture; a pretrained tag behind its name is allowed, and alone returned.
+    """Return the architecture ``name``; for ``name.tag``, with that tag alone.
 
     Raises:
-        UnknownArchitecture: with the nearest names or tags.
+        UnknownArchitecture: timm has no such model or pretrained tag; the message has the nearest.
     """
     known = _known()
     name, _, tag = name.partition(".")
@@ -269,12 +271,12 @@ def architecture(name: str) -> Architecture:
     names = [one.name for one in row.tags]
     if tag not in names:
         near = difflib.get_close_matches(tag, names, n=3, cutoff=0.3) or names[:5]
-        has = f"nearest: {', '.join(near)}" if near else "it has none"
-        raise UnknownArchitecture(f"{name} has no pretrained tag {tag!r}; {has}")
+        hint = f"nearest: {', '.join(near)}" if near else "it has none"
+        raise UnknownArchitecture(f"{name} has no pretrained tag {tag!r}; {hint}")
     return replace(row, tags=(row.tags[names.index(tag)],))
 
 
 def nearest(pattern: str) -> list[str]:
-    """Return the names that come nearest to a pattern that matches none."""
+    """Return up to three names that are similar to a pattern."""
     plain = pattern.strip("*?")
     return difflib.get_close_matches(plain, list(_known()), n=3, cutoff=0.5)

@@ -21,7 +21,7 @@ import headkit
 from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.features.cache import FeatureCache
 from headkit.benchmarks.bench.machine import machine
-from headkit.registry.hub.card import card, config_of, config_text
+from headkit.registry.hub.card import GENERATED, build_config, config_text, render_card
 from tests.fixtures.v0_1_0.make import BACKBONES, HEADS, LABELS, pixels
 
 FOLDER = Path(__file__).parent / "fixtures" / "v0_1_0"
@@ -219,13 +219,18 @@ def test_old_store_resolves_and_takes_new_versions(tmp_path: Path) -> None:
     assert store.publish(head_file("resnet_linear"), "shapes").version == 4
 
 
-def test_files_for_the_hub_are_those_of_the_old_version() -> None:
+def test_files_for_the_hub_match_those_of_the_old_version() -> None:
     head = headkit.Head.load(head_file("resnet_own"))
-    for name, text in (
-        ("config.json", config_text(head)),
-        ("README.md", card("someone/shapes", {"": config_of(head)})),
-    ):
-        assert text == (FOLDER / "hub" / name).read_text(encoding="utf-8")
+    old_config = (FOLDER / "hub" / "config.json").read_text(encoding="utf-8")
+    assert config_text(head) == old_config
+    old_card = (FOLDER / "hub" / "README.md").read_text(encoding="utf-8")
+    assert GENERATED in old_card  # a push overwrites it
+    card = render_card("someone/shapes", {"": build_config(head)})
+    lines = zip(card.splitlines(), old_card.splitlines(), strict=True)
+    differing = [line for line, old in lines if line != old]
+    assert len(differing) == 2, differing  # wording of the comment and of the first paragraph
+    assert differing[0].startswith(GENERATED)
+    assert differing[1].startswith("A classifier head for a frozen timm backbone")
 
 
 def test_features_in_an_old_cache_are_found(tmp_path: Path) -> None:

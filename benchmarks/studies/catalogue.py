@@ -16,7 +16,7 @@ from headkit.adapters.files import write_atomically
 from headkit.benchmarks.coverage.contract import Row
 from headkit.benchmarks.coverage.record import Key, load
 from headkit.registry import catalogue
-from headkit.registry.catalogue import Architecture, Tag, default_first
+from headkit.registry.catalogue import Architecture, Tag, sort_tags
 
 from .timm_results import RESULT as TIMM_RESULTS
 
@@ -59,7 +59,7 @@ def _architecture(
     name: str, by_check: dict[str, dict[str, Row]], values: dict[str, dict[str, float]]
 ) -> Architecture:
     row = by_check["structure"].get(name, {})
-    tags = default_first(name, row.get("tags", ()))
+    tags = sort_tags(name, row.get("tags", ()))
     names = [f"{name}.{tag}" if tag else name for tag in tags]
     latencies = (values["latency_ms"].get(full) for full in [*names, name])
     export = by_check["export"].get(name)

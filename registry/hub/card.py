@@ -1,4 +1,4 @@
-"""What lies beside a head on the Hugging Face Hub: ``config.json`` and a model card."""
+"""The files that go with a head on the Hugging Face Hub: ``config.json`` and a model card."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from headkit.adapters.errors import UnknownArchitecture
 from headkit.adapters.heads.head import PER_CLASS, Head
 from headkit.registry.catalogue import architecture
 
-GENERATED = "<!-- Written by headkit: pushing a head writes it anew. -->"
-"""Line of a card; a README without it is someone's own."""
+GENERATED = "<!-- Written by headkit"
+"""Start of a line of every card; headkit does not overwrite a README without it."""
+_GENERATED_LINE = f"{GENERATED}. The next push of a head overwrites this file. -->"
 HEAD_FILE, CONFIG_FILE, CARD_FILE = "head.safetensors", "config.json", "README.md"
 MAX_LABELS = 50
-"""Label names that a card shows."""
+"""Maximum number of label names that a card shows."""
 
 
-def config_of(head: Head) -> dict[str, Any]:
-    """Return ``config.json`` as timm writes it for the Hub; headkit's own under ``headkit``.
+def build_config(head: Head) -> dict[str, Any]:
+    """Return ``config.json`` as timm writes it for the Hub, with headkit's part in ``headkit``.
 
-    The form: ``timm.models._hub.save_config_for_hf``.
+    Source of the format: ``timm.models._hub.save_config_for_hf``.
     """
-    described = head.to_json()
+    metadata = head.to_json()
     own = ("task", "kind", "temperature", "metrics", "backbone", "created", "versions", "notes")
     config: dict[str, Any] = {
         "architecture": head.architecture,
@@ -35,31 +36,34 @@ def config_of(head: Head) -> dict[str, Any]:
     if head.model_args:
         config["model_args"] = dict(head.model_args)
     config["pretrained_cfg"] = {**head.pretrained_cfg, "num_classes": head.num_classes}
-    config["headkit"] = {key: described[key] for key in own}
+    config["headkit"] = {key: metadata[key] for key in own}
     return config
 
 
 def config_text(head: Head) -> str:
     """Return the content of ``config.json``."""
-    return json.dumps(config_of(head), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(build_config(head), indent=2, ensure_ascii=False) + "\n"
 
 
-def card(repo: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the model card of a repository, in Markdown with its metadata in front.
+def render_card(repo: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the model card of a repository: Markdown after a block of metadata.
 
     Args:
-        repo: ``user/name``.
-        configs: content of ``config.json`` by folder of the repository; the folder of a head at the
-            top is empty.
+        repo: The repository, ``user/name``.
+        configs: Content of each ``config.json`` by folder of the repository; the folder is empty
+            for a head at the top.
     """
     ordered = dict(sorted(configs.items()))
-    described = "\n".join(_section(repo, folder, config) for folder, config in ordered.items())
+    sections = "\n".join(_section(repo, folder, config) for folder, config in ordered.items())
     title = repo.partition("/")[2]
-    what = "A classifier head" if len(ordered) == 1 else f"{len(ordered)} classifier heads"
+    if len(ordered) == 1:
+        what = "A classifier head for a frozen timm backbone"
+    else:
+        what = f"{len(ordered)} classifier heads for frozen timm backbones"
     return (
-        f"{_metadata(ordered.values())}\n{GENERATED}\n\n# {title}\n\n{what} for frozen timm "
-        "backbones, without the backbones' weights: the backbone comes from where it was "
-        f"published.\n\n{described}"
+        f"{_metadata(ordered.values())}\n{_GENERATED_LINE}\n\n# {title}\n\n{what}. This repository "
+        "does not contain the backbone's weights; they come from where they were published.\n\n"
+        f"{sections}"
     )
 
 
@@ -145,10 +149,10 @@ def _base_model(config: Mapping[str, Any]) -> str:
 
 
 def _licence(config: Mapping[str, Any]) -> str:
-    """Licence of the backbone's weights, where the catalogue knows it."""
+    """Return the licence of the backbone's weights; empty if the catalogue does not know it."""
     tag = config["headkit"]["backbone"]["tag"]
     try:
-        (found,) = architecture(f"{config['architecture']}.{tag}").tags if tag else ()
+        (weights,) = architecture(f"{config['architecture']}.{tag}").tags if tag else ()
     except (UnknownArchitecture, ValueError):
         return ""
-    return "" if found.license == "unknown" else found.license
+    return "" if weights.license == "unknown" else weights.license

@@ -1,4 +1,7 @@
-"""Heads on the Hugging Face Hub: ``hf://user/repo``, or ``hf://user/repo/name`` among several."""
+"""Push heads to the Hugging Face Hub and pull them from it.
+
+``hf://user/repo`` is the head at the top of a repository, ``hf://user/repo/name`` one of several.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +21,32 @@ from headkit.adapters.heads.head import Head
 from headkit.registry.resolve import head_file
 from headkit.registry.store.reference import check_name
 
-from .card import CARD_FILE, CONFIG_FILE, GENERATED, HEAD_FILE, card, config_of, config_text
+from .card import (
+    CARD_FILE,
+    CONFIG_FILE,
+    GENERATED,
+    HEAD_FILE,
+    build_config,
+    config_text,
+    render_card,
+)
 
 logger = logging.getLogger("headkit")
 
 SCHEME = "hf://"
 ATTEMPTS = 10
-"""At a commit on top of the newest one, while others push."""
+"""Number of attempts at a commit on top of the newest one, while others push."""
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class HubPlace:
-    """Where a head lies on the Hub.
+    """The location of a head on the Hub.
 
     Attributes:
-        repo: ``user/name``.
-        folder: of the head in the repository; empty for the one at its top.
-        revision: branch, tag or commit; empty for the default branch.
+        repo: The repository, ``user/name``.
+        folder: Folder of the head in the repository; empty for a head at the top.
+        revision: Branch, tag or commit; empty for the default branch.
     """
 
     repo: str
@@ -47,15 +58,18 @@ class HubPlace:
         """Read ``hf://user/repo[@revision][/name]``.
 
         Raises:
-            RegistryError: it is of another form.
+            RegistryError: The URL has another form.
         """
         parts = url.removeprefix(SCHEME).split("/")
         if not url.startswith(SCHEME) or len(parts) not in (2, 3):
-            raise RegistryError(f"{url!r} is no hf://user/repo[@revision] or hf://user/repo/name")
+            raise RegistryError(
+                f"{url!r} is not a head on the Hub: expected hf://user/repo[@revision] or "
+                "hf://user/repo[@revision]/name"
+            )
         name, _, revision = parts[1].partition("@")
         repo = f"{parts[0]}/{name}"
         if not _REPO.fullmatch(repo):
-            raise RegistryError(f"{repo!r} is no repository of the Hub")
+            raise RegistryError(f"{repo!r} is not the name of a repository on the Hub")
         return cls(repo, check_name(parts[2]) if len(parts) == 3 else "", revision)
 
     def path(self, file: str) -> str:
@@ -71,25 +85,25 @@ def push(
     message: str | None = None,
     token: str | None = None,
 ) -> str:
-    """Put a head into a repository of the Hub, with its configuration and a model card.
+    """Push a head to a repository on the Hub, with its configuration and a model card.
 
-    All of it is one commit, on top of the one that it was made from: pushing at once loses
-    nothing. The card describes all heads of the repository; a README that headkit did not write
-    stays as it is.
+    The push is one commit. The card describes all heads of the repository as of the parent commit,
+    and the Hub refuses the commit if it has a newer one, so simultaneous pushes lose nothing. A
+    README that headkit did not write stays as it is.
 
     Args:
-        path: head file, or a reference to a store.
-        url: ``hf://user/repo`` or ``hf://user/repo/name``; a new repository is made.
-        private: whether a new repository is seen by its owner alone; the account's default without.
-        message: of the commit.
-        token: for the Hub; the one that ``hf auth login`` stored, or ``$HF_TOKEN``, without it.
+        path: Path of a head file, or a reference to a head in the store.
+        url: ``hf://user/repo`` or ``hf://user/repo/name``. A missing repository is created.
+        private: Whether only its owner sees a new repository. Default: the account's setting.
+        message: Commit message. Default: the head's architecture and number of classes.
+        token: Token for the Hub. Default: ``$HF_TOKEN``, or the token from ``hf auth login``.
 
     Returns:
         URL of the commit.
 
     Raises:
-        HeadFormatError: the file is no head.
-        RegistryError: the Hub cannot be reached or refuses.
+        HeadFormatError: The file is not a head file.
+        RegistryError: The Hub cannot be reached or refuses the push.
     """
     from huggingface_hub import HfApi
 
@@ -105,69 +119,69 @@ def push(
     with _translate_errors(url):
         api.create_repo(place.repo, private=private, exist_ok=True)
         for _ in range(ATTEMPTS):
-            found = api.model_info(place.repo, revision=place.revision or None)
-            names = [one.rfilename for one in found.siblings or ()]
-            files = own | _card_files(api, place, found.sha, names, config_of(head))
-            done = _commit(api, place, found.sha, files, message)
-            if done:
-                return done
-    raise RegistryError(f"{url}: others were faster {ATTEMPTS} times: try again")
+            info = api.model_info(place.repo, revision=place.revision or None)
+            names = [one.rfilename for one in info.siblings or ()]
+            files = own | _card_files(api, place, info.sha, names, build_config(head))
+            commit_url = _commit(api, place, info.sha, files, message)
+            if commit_url:
+                return commit_url
+    raise RegistryError(f"{url}: other pushes were faster in {ATTEMPTS} attempts: try again")
 
 
 def pull(url: str, out: str | Path | None = None, *, token: str | None = None) -> Path:
-    """Fetch a head from the Hub.
+    """Download a head from the Hub and return its path.
 
     Args:
         url: ``hf://user/repo[@revision]`` or ``hf://user/repo[@revision]/name``.
-        out: where to write it; it stays in the Hub's own cache without.
-        token: see ``push``.
+        out: Path to write. Default: the file stays in the Hub's own cache.
+        token: See ``push``.
 
     Raises:
-        HeadFormatError: what lies there is no head.
-        RegistryError: there is none, or the Hub cannot be reached.
+        HeadFormatError: The downloaded file is not a head file.
+        RegistryError: The repository has no head there, or the Hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
 
     place = HubPlace.parse(url)
     with _translate_errors(url):
-        found = hf_hub_download(
+        cached = hf_hub_download(
             place.repo, place.path(HEAD_FILE), revision=place.revision or None, token=token
         )
-    Head.load(found)
-    return Path(found) if out is None else write_atomically(out, Path(found).read_bytes())
+    Head.load(cached)
+    return Path(cached) if out is None else write_atomically(out, Path(cached).read_bytes())
 
 
 def _card_files(
     api: Any, place: HubPlace, commit: str | None, names: Sequence[str], config: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """Return the card of a repository with one more head; nothing where the README is not ours."""
+    """Return the card of a repository with one more head; nothing if its README is not ours."""
 
-    def text_of(name: str) -> str:
-        found = api.hf_hub_download(place.repo, name, revision=commit)
-        return Path(found).read_text(encoding="utf-8")
+    def read_text(name: str) -> str:
+        path = api.hf_hub_download(place.repo, name, revision=commit)
+        return Path(path).read_text(encoding="utf-8")
 
-    if CARD_FILE in names and GENERATED not in text_of(CARD_FILE):
-        logger.warning("%s: headkit did not write its %s, which stays", place.repo, CARD_FILE)
+    if CARD_FILE in names and GENERATED not in read_text(CARD_FILE):
+        logger.warning("%s: kept the %s, as headkit did not write it", place.repo, CARD_FILE)
         return {}
     configs = {place.folder: config}
     for name in names:
         folder, _, file = name.rpartition("/")
         if file == CONFIG_FILE and "/" not in folder and folder != place.folder:
-            other = json.loads(text_of(name))
+            other = json.loads(read_text(name))
             if "headkit" in other:
                 configs[folder] = other
-    return {CARD_FILE: card(place.repo, configs).encode()}
+    return {CARD_FILE: render_card(place.repo, configs).encode()}
 
 
 def _commit(
     api: Any, place: HubPlace, parent: str | None, files: Mapping[str, bytes], message: str
 ) -> str | None:
-    """Return the URL of a commit on top of another; none where that is not the newest any more."""
+    """Commit files on top of ``parent``; return the commit's URL, or None if a newer one exists."""
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        done = api.create_commit(
+        commit = api.create_commit(
             place.repo,
             [CommitOperationAdd(name, data) for name, data in files.items()],
             commit_message=message,
@@ -178,12 +192,12 @@ def _commit(
         if error.response.status_code == HTTPStatus.PRECONDITION_FAILED:
             return None
         raise
-    return str(done.commit_url)
+    return str(commit.commit_url)
 
 
 @contextmanager
 def _translate_errors(url: str) -> Iterator[None]:
-    """Have what the Hub's client raises become one of our errors."""
+    """Turn errors of the Hub's client into ``RegistryError``."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -196,14 +210,16 @@ def _translate_errors(url: str) -> Iterator[None]:
     except (HeadFormatError, RegistryError):
         raise
     except LocalEntryNotFoundError as error:
-        raise RegistryError(f"{url}: the Hub cannot be reached, and it is not cached") from error
+        raise RegistryError(
+            f"{url}: the Hub cannot be reached, and the cache does not have the file"
+        ) from error
     except GatedRepoError as error:
-        raise RegistryError(f"{url}: its owner has to grant you access first") from error
+        raise RegistryError(f"{url}: the owner of the repository must grant you access") from error
     except RepositoryNotFoundError as error:
         raise RegistryError(
             f"{url}: there is no such repository, or it is private and needs `hf auth login`"
         ) from error
     except EntryNotFoundError as error:
         raise RegistryError(f"{url}: the repository has no {HEAD_FILE} there") from error
-    except Exception as error:  # its own, those of its HTTP client, and of the system
+    except Exception as error:  # the client's own errors, its HTTP library's, the system's
         raise RegistryError(f"{url}: {first_line(error)}") from error

@@ -14,8 +14,8 @@ from headkit.registry import catalogue
 Run = Callable[..., tuple[int, str, str]]
 
 
-def test_data_are_those_of_the_installed_timm_and_the_committed_record() -> None:
-    """With a newer timm this fails: CONTRIBUTING says how the data are made anew."""
+def test_data_match_the_installed_timm_and_the_committed_record() -> None:
+    """With a newer timm this fails: CONTRIBUTING says how to generate the data again."""
     assert catalogue.timm_version() == timm.__version__
     assert [row.name for row in headkit.models()] == sorted(timm.list_models())
     committed = (Path(catalogue.__file__).parent / catalogue.FILE).read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def test_filters_agree_with_timm() -> None:
         ("accuracy", "top1", -1),
     ],
 )
-def test_sorting_puts_what_was_not_measured_last(sort: str, key: str, sign: int) -> None:
+def test_sorting_puts_missing_values_last(sort: str, key: str, sign: int) -> None:
     values = [getattr(row, key) for row in headkit.models("resnet", sort=sort)]
     measured = [value for value in values if value is not None]
     assert measured == sorted(measured, key=lambda value: sign * value)
@@ -91,7 +91,7 @@ def test_licences_are_those_of_timm() -> None:
             assert tag.license == (timm.get_pretrained_cfg(name).license or "unknown")
 
 
-def test_another_timm_is_asked_for_its_names(
+def test_names_come_from_another_installed_timm(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(catalogue, "version", lambda _: "99.0")

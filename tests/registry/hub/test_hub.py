@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from headkit import RegistryError
-from headkit.registry.hub.card import config_of
+from headkit.registry.hub.card import build_config
 from headkit.registry.hub.hub import HubPlace
 from tests.heads import scored_head
 
@@ -88,7 +88,7 @@ def test_a_repository_holds_many_heads_and_one_card(
         assert Path(pulled.stdout.strip()).read_bytes() == path.read_bytes()
 
 
-def test_pushing_at_once_loses_nothing(
+def test_simultaneous_pushes_lose_nothing(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
     path = scored_head(1).save(tmp_path / "1.safetensors")
@@ -107,9 +107,11 @@ def test_pushing_at_once_loses_nothing(
     assert sum("/commit/" in request for request in hub.requests) >= 5
 
 
-def test_a_commit_in_between_is_seen(hub: Hub, environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_commit_made_during_a_push_is_kept(
+    hub: Hub, environment: dict[str, str], tmp_path: Path
+) -> None:
     path = scored_head(1).save(tmp_path / "1.safetensors")
-    hub.meanwhile = {"two/config.json": json.dumps(config_of(scored_head(2))).encode()}
+    hub.meanwhile = {"two/config.json": json.dumps(build_config(scored_head(2))).encode()}
     assert call(environment, "heads", "push", path, "hf://user/many/one").returncode == 0
     card = hub.repos["user/many"]["README.md"].decode()
     assert "## one\n" in card
@@ -123,7 +125,7 @@ def test_a_readme_of_someones_own_stays(
     path = scored_head(1).save(tmp_path / "1.safetensors")
     hub.repos["user/flowers"], hub.commits["user/flowers"] = {"README.md": b"mine"}, ["2" * 40]
     ended = call(environment, "heads", "push", path, "hf://user/flowers")
-    assert (ended.returncode, "did not write its README.md" in ended.stderr) == (0, True)
+    assert (ended.returncode, "kept the README.md" in ended.stderr) == (0, True)
     assert hub.repos["user/flowers"]["README.md"] == b"mine"
     assert hub.repos["user/flowers"]["head.safetensors"] == path.read_bytes()
 
@@ -162,14 +164,14 @@ def test_the_card_says_what_the_head_is(
         assert part in card.text
 
 
-def test_what_the_hub_refuses_is_one_line(
+def test_refusals_of_the_hub_are_reported_in_one_line(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
     path = scored_head(1).save(tmp_path / "1.safetensors")
     for arguments, message in (
         (("pull", "hf://user/none"), "there is no such repository"),
-        (("pull", "hf://user"), "is no hf://user/repo"),
-        (("push", path, "hf://user/repo/../x"), "is no hf://user/repo"),
+        (("pull", "hf://user"), "expected hf://user/repo"),
+        (("push", path, "hf://user/repo/../x"), "expected hf://user/repo"),
         (("push", path, "hf://user/repo/Upper"), "is not a valid head name"),
     ):
         ended = call(environment, "heads", *arguments)
@@ -184,7 +186,7 @@ def test_what_the_hub_refuses_is_one_line(
     assert "has no head.safetensors" in ended.stderr
 
 
-def test_what_lies_on_the_hub_is_not_trusted(
+def test_a_file_on_the_hub_is_not_trusted(
     hub: Hub, environment: dict[str, str], tmp_path: Path
 ) -> None:
     hub.repos["user/bad"] = {"head.safetensors": b"\x80\x04pickled"}
@@ -202,7 +204,7 @@ def test_places_on_the_hub() -> None:
             HubPlace.parse(url)
 
 
-def test_configuration_carries_what_timm_does_not_know_apart() -> None:
-    config = config_of(scored_head(1))
+def test_configuration_keeps_values_unknown_to_timm_separate() -> None:
+    config = build_config(scored_head(1))
     assert config["headkit"]["backbone"]["fingerprint"] == "0" * 64
     assert config["label_names"] == ["no", "yes"]
