@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from headkit.adapters.errors import DataError
-from headkit.adapters.heads.head import Task
+from headkit.adapters.heads.tasks import Task, TaskName, task_named
 
-from .dataset import ImageDataset, Targets, enumerated, refuse_one, refuse_unknown
-from .folder import indices, natural_key
+from .dataset import ImageDataset, enumerated, refuse_one, refuse_unknown
+from .folder import natural_key
 
 logger = logging.getLogger("headkit")
 
@@ -49,7 +49,7 @@ class _Table:
         return f"{self.file} line {line.number}"
 
 
-def open_table(file: Path, task: Task | None = None) -> tuple[ImageDataset, ImageDataset | None]:
+def open_table(file: Path, task: TaskName | None = None) -> tuple[ImageDataset, ImageDataset | None]:
     """Read the training data of a CSV and, if it has a column ``split``, the validation data.
 
     The first line names the columns, in any order; those not listed here are ignored:
@@ -69,16 +69,18 @@ def open_table(file: Path, task: Task | None = None) -> tuple[ImageDataset, Imag
             different labels or is in both splits, a number is not finite, there is only one class,
             or a validation label that training lacks. Lines are named.
     """
-    table = _read(file, task)
-    task = task or _task_of(table)
+    chosen = None if task is None else task_named(task)
+    table = _read(file, chosen)
+    chosen = chosen or task_named(_task_of(table))
     train = [line for line in table.lines if not line.held]
     if not train:
         raise DataError(f"{file} has no line of the split train")
-    names = _names(table, train, task)
-    if task == "multiclass":
+    names = _names(table, train, chosen)
+    if chosen.exclusive:
         refuse_one(str(file), names)
     val = [line for line in table.lines if line.held]
-    return _source(table, train, task, names), _source(table, val, task, names) if val else None
+    held = _source(table, val, chosen, names) if val else None
+    return _source(table, train, chosen, names), held
 
 
 def open_table_like(file: Path, train: ImageDataset) -> ImageDataset:
@@ -89,18 +91,19 @@ def open_table_like(file: Path, train: ImageDataset) -> ImageDataset:
     Raises:
         DataError: see ``open_table``; or there is another number of outputs than in ``train``.
     """
-    table = _read(file, train.task)
+    task = task_named(train.task)
+    table = _read(file, task)
     lines = [line for line in table.lines if line.held] if table.has_split else table.lines
     if not lines:
         raise DataError(f"{file} has no line of the split val")
-    if train.task == "regression":
-        found = _names(table, lines, "regression")
+    if not task.has_classes:
+        found = _names(table, lines, task)
         if set(found) != set(train.label_names):
             raise DataError(
                 f"{file} has the outputs {enumerated(found)}; the training data has "
                 f"{enumerated(train.label_names)}"
             )
-    return _source(table, lines, train.task, train.label_names)
+    return _source(table, lines, task, train.label_names)
 
 
 def _read(file: Path, task: Task | None) -> _Table:
@@ -162,7 +165,8 @@ def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _columns(file: Path, header: list[str], task: Task | None) -> tuple[str, ...]:
     others = tuple(name for name in header if name not in ("", "path", "split"))
-    outputs = ("label",) if "label" in others or task != "regression" else others
+    numbers = task is not None and not task.has_classes
+    outputs = others if numbers and "label" not in others else ("label",)
     missing = [name for name in ("path", *outputs) if name not in header]
     if missing or not outputs:
         hint = ""
@@ -216,13 +220,13 @@ def _refuse_missing(table: _Table, folder: str) -> None:
         )
 
 
-def _task_of(table: _Table) -> Task:
+def _task_of(table: _Table) -> TaskName:
     several = any(SEPARATOR in value for line in table.lines for value in line.values)
     return "multilabel" if several else "multiclass"
 
 
 def _names(table: _Table, lines: list[_Line], task: Task) -> tuple[str, ...]:
-    if task == "regression":
+    if not task.has_classes:
         if table.columns != ("label",):
             return table.columns
         outputs = lines[0].values[0].count(SEPARATOR) + 1
@@ -235,7 +239,7 @@ def _names(table: _Table, lines: list[_Line], task: Task) -> tuple[str, ...]:
 
 def _labels(table: _Table, line: _Line, task: Task) -> list[str]:
     (value,) = line.values
-    if task == "multiclass":
+    if task.exclusive:
         if not value:
             raise DataError(
                 f"{table.at(line)} has no label; images without any are for the task multilabel"
@@ -253,32 +257,28 @@ def _labels(table: _Table, line: _Line, task: Task) -> list[str]:
 
 
 def _source(table: _Table, lines: list[_Line], task: Task, names: tuple[str, ...]) -> ImageDataset:
-    targets: Targets
-    if task == "regression":
-        targets = _numbers(table, lines, names)
-    else:
+    rows: Sequence[Sequence[float]]
+    if task.has_classes:
         labels = [_labels(table, line, task) for line in lines]
         refuse_unknown(str(table.file), (label for row in labels for label in row), names)
-        if task == "multiclass":
-            targets = indices([label for (label,) in labels], names)
-        else:
-            targets = np.zeros((len(lines), len(names)), np.float32)
-            rows = np.repeat(np.arange(len(lines)), [len(row) for row in labels])
-            targets[rows, indices([label for row in labels for label in row], names)] = 1
-    return ImageDataset(str(table.file), task, names, tuple(line.path for line in lines), targets)
+        place = {name: index for index, name in enumerate(names)}
+        rows = [[place[label] for label in row] for row in labels]
+    else:
+        rows = _numbers(table, lines, names)
+    paths = tuple(line.path for line in lines)
+    return ImageDataset(str(table.file), task.name, names, paths, task.encode(rows, len(names)))
 
 
-def _numbers(table: _Table, lines: list[_Line], names: tuple[str, ...]) -> Targets:
-    targets = np.empty((len(lines), len(names)), np.float32)
+def _numbers(table: _Table, lines: list[_Line], names: tuple[str, ...]) -> list[list[float]]:
     # Validation data may have the columns in another order.
     order = [] if table.columns == ("label",) else [table.columns.index(name) for name in names]
-    for row, line in enumerate(lines):
+    rows = []
+    for line in lines:
         values = [line.values[i] for i in order] or line.values[0].split(SEPARATOR)
         if len(values) != len(names):
             raise DataError(f"{table.at(line)} has {len(values)} numbers, expected {len(names)}")
-        for column, value in enumerate(values):
-            targets[row, column] = _number(table, line, value)
-    return targets
+        rows.append([_number(table, line, value) for value in values])
+    return rows
 
 
 def _number(table: _Table, line: _Line, text: str) -> float:

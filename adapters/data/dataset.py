@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from headkit.adapters.errors import DataError
-from headkit.adapters.heads.head import Task
+from headkit.adapters.heads.tasks import TaskName
 
 Targets = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,7 +35,7 @@ class ImageDataset:
     """
 
     name: str
-    task: Task
+    task: TaskName
     label_names: tuple[str, ...]
     paths: tuple[str, ...] | None = None
     targets: Targets | None = None

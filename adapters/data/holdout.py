@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from headkit.adapters.heads.head import Task
+from headkit.adapters.heads.tasks import TaskName, task_named
 
 from .dataset import Targets
 
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-def holdout(targets: Targets, task: Task, share: float, seed: int) -> Mask:
+def holdout(targets: Targets, task: TaskName, share: float, seed: int) -> Mask:
     """Choose about ``share`` of the images for validation.
 
     A label with one image stays in training whole; any other keeps one image there at least, and
@@ -30,10 +30,10 @@ def holdout(targets: Targets, task: Task, share: float, seed: int) -> Mask:
         ``[N]``, true where the image is for validation.
     """
     generator = np.random.default_rng(seed)
-    if task == "multilabel":
-        return _iterative(targets > 0.5, share, generator)
+    strata = task_named(task).strata(targets)
+    if strata.ndim == 2:
+        return _iterative(strata, share, generator)
     held = np.zeros(len(targets), dtype=np.bool_)
-    strata = targets if task == "multiclass" else np.zeros(len(targets), np.int64)
     for label in np.unique(strata):
         members = np.flatnonzero(strata == label)
         if len(members) > 1:

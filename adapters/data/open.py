@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import get_args
-
-import numpy as np
 
 from headkit.adapters.errors import DataError
-from headkit.adapters.heads.head import Task
+from headkit.adapters.heads.tasks import TaskName, task_named
 
 from .csv import open_table, open_table_like
 from .dataset import ImageDataset, count, enumerated, nothing_in
@@ -27,7 +24,7 @@ _EXPECTED = "a folder with one folder per class, or a .csv file"
 
 
 def open_data(
-    data: str | Path, val: str | Path | None = None, *, task: Task | None = None
+    data: str | Path, val: str | Path | None = None, *, task: TaskName | None = None
 ) -> tuple[ImageDataset, ImageDataset | None]:
     """Open the training split of ``data`` and, where there is one, the validation split.
 
@@ -43,10 +40,11 @@ def open_data(
     Raises:
         DataError: no images, a class without one, a validation class that training lacks, or data
             that are not of the task.
+        ValueError: there is no such task.
         DependencyMissing: the reader's package is not installed.
     """
-    if task is not None and task not in get_args(Task):
-        raise ValueError(f"task is {task!r}, expected one of {', '.join(get_args(Task))}")
+    if task is not None:
+        task_named(task)
     train, found = _open_train(data, val is None, task)
     if val is not None:
         if found is not None:
@@ -58,7 +56,7 @@ def open_data(
 
 
 def _open_train(
-    data: str | Path, subfolders: bool, task: Task | None
+    data: str | Path, subfolders: bool, task: TaskName | None
 ) -> tuple[ImageDataset, ImageDataset | None]:
     if reader_of(data):
         _refuse_task(data, task)
@@ -93,8 +91,8 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() == ".csv" and path.is_file()
 
 
-def _refuse_task(data: str | Path, task: Task | None) -> None:
-    if task not in (None, "multiclass"):
+def _refuse_task(data: str | Path, task: TaskName | None) -> None:
+    if task is not None and not task_named(task).exclusive:
         raise DataError(
             f"{data} holds one class per image, which is the task multiclass; {task} needs a CSV "
             "with the columns path,label"
@@ -102,12 +100,11 @@ def _refuse_task(data: str | Path, task: Task | None) -> None:
 
 
 def _warn_of_single_images(train: ImageDataset) -> None:
-    if train.targets is None or train.task == "regression":
+    if train.targets is None:
         return
-    if train.task == "multiclass":
-        images = np.bincount(train.targets, minlength=len(train.label_names))
-    else:
-        images = train.targets.sum(0)
+    images = task_named(train.task).images_per_class(train.targets, len(train.label_names))
+    if images is None:
+        return
     single = [name for name, n in zip(train.label_names, images, strict=True) if n == 1]
     if single:
         logger.warning(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from headkit.adapters.data.holdout import holdout
-from headkit.adapters.heads.head import Task
+from headkit.adapters.heads.tasks import TaskName
 
 from .extract import Extracted
 
@@ -18,7 +18,7 @@ _NAMED = 3
 
 
 def held_out(
-    extracted: Extracted, task: Task, share: float, seed: int
+    extracted: Extracted, task: TaskName, share: float, seed: int
 ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Choose images for validation; copies of an image are chosen together.
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from headkit.adapters.backbone.classifier import classifier_tensors
 from headkit.adapters.backbone.forward import classify
 from headkit.adapters.features.labeled_features import LabeledFeatures
-from headkit.adapters.heads.head import Task
+from headkit.adapters.heads.tasks import Task, TaskName, task_named
 
 RATES = (1e-2, 3e-3, 1e-3, 3e-4)
 """Learning rates that are tried; the best on validation data is kept."""
@@ -30,7 +29,7 @@ class Trained:
     Attributes:
         rate: learning rate.
         epochs: until the best one.
-        val_loss: then, as ``loss`` has it; none without validation data.
+        val_loss: then, see ``Task.loss``; none without validation data.
     """
 
     rate: float
@@ -38,24 +37,11 @@ class Trained:
     val_loss: float | None
 
 
-def loss(logits: Tensor, y: Tensor, task: Task, weights: Tensor | None = None) -> Tensor:
-    """Return the mean loss of logits ``[N, num_outputs]``.
-
-    Cross entropy for ``multiclass``, binary cross entropy for ``multilabel``, squared error for
-    ``regression``. ``weights`` ``[num_outputs]`` are those of the classes, or of positive labels.
-    """
-    if task == "multiclass":
-        return cross_entropy(logits, y, weights)
-    if task == "multilabel":
-        return binary_cross_entropy_with_logits(logits, y, pos_weight=weights)
-    return mse_loss(logits, y)
-
-
 def train(
     model: nn.Module,
     examples: LabeledFeatures,
     validation: LabeledFeatures | None,
-    task: Task,
+    task: TaskName,
     *,
     class_weights: Tensor | None = None,
     rates: Sequence[float] = RATES,
@@ -74,15 +60,15 @@ def train(
         model: with a new classifier on it, in eval mode: BatchNorm keeps its statistics.
         examples: to train on.
         validation: to choose the epoch and the rate on.
-        task: which loss, see ``loss``.
-        class_weights: see ``loss``.
+        task: which loss, see ``Task.loss``.
+        class_weights: see ``Task.loss``.
         rates: learning rates to try.
         weight_decay: of AdamW.
         max_epochs: passes over the examples at most.
         patience: epochs without improvement.
         seed: of the order of the examples.
     """
-    start = _copied(model)
+    start, spec = _copied(model), task_named(task)
     best, kept = Trained(BLIND_RATE, BLIND_EPOCHS, None), start
     for rate in (BLIND_RATE,) if validation is None else rates:
         model.load_state_dict(start, strict=False)
@@ -91,12 +77,12 @@ def train(
         generator = torch.Generator().manual_seed(seed)
         if validation is None:
             for _ in range(BLIND_EPOCHS):
-                _pass(model, examples, task, optimizer, class_weights, generator)
+                _pass(model, examples, spec, optimizer, class_weights, generator)
             return best
         lowest, waited = math.inf, 0
         for epoch in range(1, max_epochs + 1):
-            _pass(model, examples, task, optimizer, class_weights, generator)
-            value = validation_loss(model, validation, task)
+            _pass(model, examples, spec, optimizer, class_weights, generator)
+            value = validation_loss(model, validation, spec)
             waited = 0 if value < lowest else waited + 1
             lowest = min(lowest, value)
             if math.isfinite(value) and value < (best.val_loss or math.inf):
@@ -121,7 +107,7 @@ def _pass(
         for chosen in torch.split(torch.randperm(len(y), generator=generator), BATCH):
             optimizer.zero_grad()
             logits = classify(model, tuple(branch[chosen] for branch in branches))
-            torch.autograd.backward(loss(logits, y[chosen], task, class_weights))
+            torch.autograd.backward(task.loss(logits, y[chosen], class_weights))
             optimizer.step()
 
 
@@ -138,8 +124,8 @@ def logits_of(model: nn.Module, examples: LabeledFeatures) -> Tensor:
 
 
 def validation_loss(model: nn.Module, examples: LabeledFeatures, task: Task) -> float:
-    """Return the unweighted loss, see ``loss``."""
-    return loss(logits_of(model, examples), _as_double(examples.y), task).item()
+    """Return the unweighted loss, see ``Task.loss``."""
+    return task.loss(logits_of(model, examples), _as_double(examples.y)).item()
 
 
 def _as_double(y: Tensor) -> Tensor:

@@ -29,10 +29,11 @@ from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.features.ray_executor import check_ray, fill_with_ray
 from headkit.adapters.features.transform import View
 from headkit.adapters.files import cache_folder
-from headkit.adapters.fitting.linear.solve import STRENGTHS, Linear, balanced_weights, solve
+from headkit.adapters.fitting.linear.solve import STRENGTHS, Linear, solve
 from headkit.adapters.heads.attach import adapt, head_of
-from headkit.adapters.heads.head import Head, Task
+from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import KINDS, Kind
+from headkit.adapters.heads.tasks import TaskName, task_named
 
 from .adamw import logits_of, train
 from .metrics import metrics as measure
@@ -51,7 +52,7 @@ def fit(
     data: str | Path,
     *,
     val: str | Path | None = None,
-    task: Task | None = None,
+    task: TaskName | None = None,
     kind: Kind | None = None,
     weights: str | Path | None = None,
     remap: bool = False,
@@ -153,9 +154,7 @@ def fit(
         validation = LabeledFeatures.from_views([held], on) if on.any() else None
         if validation is None:
             logger.warning("no image is left to validate on: the head comes without metrics")
-        names = train_source.label_names or tuple(
-            str(number) for number in range(_num_outputs(train_source.task, examples.y))
-        )
+        names = train_source.label_names or task_named(train_source.task).label_names(examples.y)
         model, found = _trained(
             backbone, plan, examples, validation, len(names), train_source.task, weighing, l2, seed
         )
@@ -287,14 +286,14 @@ def _trained(
     examples: LabeledFeatures,
     validation: LabeledFeatures | None,
     num_outputs: int,
-    task: Task,
+    task: TaskName,
     weighing: Tensor | Literal["balanced"] | None,
     l2: float | Sequence[float] | None,
     seed: int,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return the model with its new classifier, and what was chosen on the way."""
     if weighing == "balanced":
-        weighing = _balanced(examples.y, num_outputs, task)
+        weighing = task_named(task).balanced_weights(examples.y, num_outputs)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = adapt(backbone, num_outputs, plan.kind)
@@ -337,7 +336,7 @@ def _class_weights(
 ) -> Tensor | Literal["balanced"] | None:
     if asked is None:
         return None
-    if source.task == "regression":
+    if not task_named(source.task).has_classes:
         raise DataError("a regression has no classes to weigh")
     if isinstance(asked, str):
         if asked != "balanced":
@@ -352,26 +351,10 @@ def _class_weights(
     return torch.tensor(weights)
 
 
-def _balanced(y: Tensor, num_outputs: int, task: Task) -> Tensor:
-    if task == "multiclass":
-        return balanced_weights(y, num_outputs)
-    positives = y.sum(0).clamp(min=1)
-    balanced: Tensor = (len(y) - positives).clamp(min=1) / positives
-    return balanced
-
-
-def _num_outputs(task: Task, y: Tensor) -> int:
-    return int(y.max()) + 1 if task == "multiclass" else y.shape[1]
-
-
 def _check_classes(source: ImageDataset, targets: np.ndarray[Any, Any]) -> None:
-    if source.task == "regression":
+    images = task_named(source.task).images_per_class(targets, len(source.label_names))
+    if images is None:
         return
-    seen = (
-        set(targets.tolist())
-        if source.task == "multiclass"
-        else set(np.flatnonzero(targets.sum(0)).tolist())
-    )
-    missing = [name for number, name in enumerate(source.label_names) if number not in seen]
+    missing = [name for name, count in zip(source.label_names, images, strict=False) if not count]
     if missing:
         raise DataError(f"no image of class {', '.join(missing[:5])} could be read")

@@ -30,8 +30,9 @@ from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.errors import BackboneMismatch, ContractError
 
-from .head import Head, Task
+from .head import Head
 from .kinds import Kind, default_kind, install, kind_of
+from .tasks import DEFAULT, TaskName
 
 
 def adapt(
@@ -75,7 +76,7 @@ def head_of(
     model: nn.Module,
     label_names: Sequence[str] | None = None,
     *,
-    task: Task = "multiclass",
+    task: TaskName = DEFAULT,
     metrics: Mapping[str, Any] | None = None,
     temperature: float = 1.0,
     notes: str = "",

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -23,7 +23,8 @@ from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.files import write_atomically
 
-from .schema import check_described
+from .schema import check_described, check_task
+from .tasks import DEFAULT, TaskName
 
 FORMAT = "headkit"
 VERSION = "1"
@@ -31,8 +32,6 @@ MAX_OVERHEAD = 4096
 """Bytes that a head file may take beyond its tensors and what it holds per class."""
 PER_CLASS = "recall"
 """The metric that has a value per class."""
-
-Task = Literal["multiclass", "multilabel", "regression"]
 
 
 def _now() -> datetime:
@@ -75,7 +74,7 @@ class Head:
     kind: str = "own"
     label_names: tuple[str, ...] | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
-    task: Task = "multiclass"
+    task: TaskName = DEFAULT
     temperature: float = 1.0
     metrics: Mapping[str, Any] = field(default_factory=dict)
     created: str = field(default_factory=lambda: _now().isoformat(timespec="seconds"))
@@ -96,8 +95,7 @@ class Head:
             raise HeadFormatError(
                 f"{len(self.label_names)} label names for {self.num_classes} classes"
             )
-        if self.task not in get_args(Task):
-            raise HeadFormatError(f"task is {self.task!r}, expected one of {get_args(Task)}")
+        check_task(self.task)
         if not 0 < self.temperature < float("inf"):
             raise HeadFormatError(f"temperature is {self.temperature}, expected a positive number")
         for name, tensor in self.tensors.items():

@@ -7,6 +7,8 @@ from typing import Any
 
 from headkit.adapters.errors import HeadFormatError
 
+from .tasks import task_named
+
 
 def check_described(described: object, where: str = "head") -> dict[str, Any]:
     """Return the known keys of the ``head`` entry of a head file. Others are ignored.
@@ -27,7 +29,17 @@ def check_described(described: object, where: str = "head") -> dict[str, Any]:
     names = values.get("label_names")
     if names is not None and not all(isinstance(name, str) for name in names):
         raise HeadFormatError(f"{where}.label_names holds something that is no string")
+    if "task" in values:
+        check_task(values["task"])
     return values
+
+
+def check_task(name: str) -> None:
+    """Raise ``HeadFormatError`` if there is no task called ``name``."""
+    try:
+        task_named(name)
+    except ValueError as error:
+        raise HeadFormatError(str(error)) from error
 
 
 _HEAD_TYPES: dict[str, tuple[type, ...]] = {

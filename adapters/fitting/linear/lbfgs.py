@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
-from headkit.adapters.heads.head import Task
+from headkit.adapters.heads.tasks import Task
 
 from .blocks import Standardized, times, transposed_times
 
@@ -43,21 +42,15 @@ class Problem:
 
     Args:
         rows: standardized features of N images.
-        y: targets of ``task``: ``[N]`` int64, or ``[N, num_outputs]``.
-        task: which loss. multiclass: cross entropy; multilabel: binary cross entropy, summed over
-            the outputs; regression: half the squared error, summed over the outputs.
-        weight: ``[N, 1]`` of images (multiclass), ``[num_outputs]`` of positives (multilabel).
+        y: targets, see ``Task.restrict``.
+        task: which loss, see ``Task.losses``.
+        weight: see ``Task.restrict``.
     """
 
     def __init__(self, rows: Standardized, y: Tensor, task: Task, weight: Tensor | None) -> None:
         self.rows, self.y, self.task, self.weight = rows, y, task, weight
         self.dtype = rows.dtype
-        if weight is None:
-            self.total = torch.tensor(float(len(y)), dtype=torch.float64, device=y.device)
-        elif task == "multilabel":
-            self.total = len(y) + (weight.double() - 1) * y.sum(0, dtype=torch.float64)
-        else:
-            self.total = weight.sum(dtype=torch.float64)
+        self.total = task.total_weight(y, weight)
 
     def to(self, dtype: torch.dtype) -> Problem:
         """Return the same problem in another precision."""
@@ -90,34 +83,11 @@ class Problem:
         return Point(theta, float(losses), gradient.to(self.dtype), curvature.to(self.dtype))
 
     def _losses(self, logits: Tensor, where: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss, summed or that of each output, and its first and second derivatives.
-
-        The derivatives are those by each logit, ``[n, num_outputs]``.
-        """
-        y = self.y[where]
-        if self.task == "multiclass":
-            logs = logits.log_softmax(1)
-            losses = -logs.gather(1, y[:, None])
-            p = logs.exp_()
-            second = p - p * p
-            p.scatter_add_(1, y[:, None], torch.full_like(losses, -1))
-            if self.weight is not None:
-                w = self.weight[where].to(logits.dtype)
-                losses, p, second = losses * w, p * w, second * w
-            return losses.sum(dtype=torch.float64), p, second
-        y = y.to(logits.dtype)
-        if self.task == "regression":
-            residual = logits - y
-            losses = residual.square().sum(dtype=torch.float64) / 2
-            return losses, residual, torch.ones_like(residual)
-        p = logits.sigmoid()
-        losses = softplus(logits) - y * logits
-        second = p - p * p
-        p -= y
-        if self.weight is not None:
-            w = 1 + (self.weight.to(logits.dtype) - 1) * y
-            losses, p, second = losses * w, p * w, second * w
-        return losses.sum(0, dtype=torch.float64), p, second
+        """Return the loss of some rows and its derivatives, see ``Task.losses``."""
+        weight = self.weight
+        if weight is not None and weight.dim() == 2:  # of images
+            weight = weight[where]
+        return self.task.losses(logits, self.y[where], weight)
 
 
 @dataclass(frozen=True)

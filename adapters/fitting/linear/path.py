@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from headkit.adapters.heads.head import Task
+from headkit.adapters.heads.tasks import Task
 
 from .blocks import Rows, Standardized, measure
 from .lbfgs import RANK, Descent, Memory, Problem, Spectrum
@@ -82,6 +82,15 @@ class Settings:
     max_iterations: int
 
 
+@dataclass(frozen=True)
+class _Labeled:
+    """Features of images, with targets and weights for the outputs that can be learned."""
+
+    x: Tensor | Rows
+    y: Tensor
+    weight: Tensor | None
+
+
 class Images:
     """What fits of the same images share.
 
@@ -108,17 +117,20 @@ class Images:
         self.settings = settings
         self.moments, self.sample = measure(x, 10 * RANK)
         y = y.to(self.sample.device)
-        self.outputs, self.unlearned = _learnable(y, settings)
-        self.train, self.held = (x, y), None
+        self.outputs, self.prior = settings.task.learnable(y, settings.num_outputs)
+        self.train, self.held = self._labeled(x, y, settings.class_weights), None
         if x_val is not None and y_val is not None:
-            self.held = (x_val, y_val.to(y.device))
-            if settings.task == "multiclass" and not torch.isin(self.held[1], self.outputs).any():
-                raise ValueError("no validation image is of a class that has training images")
+            self.held = self._labeled(x_val, y_val.to(y.device), None)
         count, width = x.shape
-        self.direct = settings.task == "regression" and min(count, width) <= DIRECT
+        self.direct = settings.task.closed_form and min(count, width) <= DIRECT
         self.spanned = count < width if self.direct else count <= min(SPAN, width // 2)
         double = self.direct or self.spanned or count * width <= DOUBLE
         self.dtype = torch.float64 if double else torch.float32
+
+    def _labeled(self, x: Tensor | Rows, y: Tensor, class_weights: Tensor | None) -> _Labeled:
+        settings = self.settings
+        targets = settings.task.restrict(y, self.outputs, settings.num_outputs, class_weights)
+        return _Labeled(x, *targets)
 
 
 class Fit:
@@ -135,19 +147,19 @@ class Fit:
         self.scale = images.moments.scale(var_smoothing)
         self.basis: Tensor | None = None
         if images.spanned:
-            self.basis = torch.linalg.qr(self._rows(images.train[0]).whole().T).Q
+            self.basis = torch.linalg.qr(self._rows(images.train.x).whole().T).Q
         self.thetas = dict[float, Tensor]()
         self.memory = Memory()
 
     @cached_property
     def problem(self) -> Problem:
         """The loss of the training images."""
-        return self._problem(*self.images.train, self.settings.class_weights)
+        return self._problem(self.images.train)
 
     @cached_property
     def validation(self) -> Problem | None:
         """The loss of the validation images."""
-        return None if self.images.held is None else self._problem(*self.images.held, None)
+        return None if self.images.held is None else self._problem(self.images.held)
 
     @cached_property
     def ridge(self) -> Ridge:
@@ -231,10 +243,7 @@ class Fit:
         learned = theta[:, :-1] if self.basis is None else theta[:, :-1] @ self.basis.T
         weight = theta.new_zeros(self.settings.num_outputs, learned.shape[1])
         weight[outputs] = learned * self.scale.inverse.double()
-        bias = self.images.unlearned.clone()
-        if self.settings.task == "multiclass":
-            bias += theta[:, -1].logsumexp(0)
-        bias[outputs] = theta[:, -1]
+        bias = self.settings.task.biases(self.images.prior, theta[:, -1], outputs)
         return Linear(weight, bias - weight @ self.scale.mean.double())
 
     def _descent(self, theta: Tensor) -> Descent:
@@ -249,11 +258,7 @@ class Fit:
     def _val_loss(self, theta: Tensor) -> float:
         if self.validation is None:
             return 0.0
-        loss = self.validation.loss(theta)
-        if self.settings.task == "multiclass":
-            return loss
-        loss /= max(1, len(theta))
-        return 2 * loss if self.settings.task == "regression" else loss
+        return self.settings.task.validation_loss(self.validation.loss(theta), len(theta))
 
     def _zeros(self) -> Tensor:
         return torch.zeros(
@@ -273,35 +278,5 @@ class Fit:
     def _rows(self, x: Tensor | Rows) -> Standardized:
         return Standardized(x, self.scale, self.images.dtype, len(self.outputs), self.basis)
 
-    def _problem(self, x: Tensor | Rows, y: Tensor, class_weights: Tensor | None) -> Problem:
-        outputs, task, rows = self.outputs, self.settings.task, self._rows(x)
-        if task != "multiclass":
-            weight = None if class_weights is None else class_weights.to(y.device)[outputs]
-            return Problem(rows, y[:, outputs], task, weight)
-        weight = None if class_weights is None else class_weights.to(y.device)[y][:, None]
-        place = torch.full((self.settings.num_outputs,), -1, device=y.device)
-        place[outputs] = torch.arange(len(outputs), device=y.device)
-        y = place[y]
-        if bool((y < 0).any()):
-            weight = (y >= 0)[:, None].double()
-        return Problem(rows, y.clamp(min=0), task, weight)
-
-
-def _learnable(y: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Return which outputs can be learned, and the biases of the others.
-
-    The likelihood of an output that no image (or each one) has grows forever with its bias. The
-    image that comes next has it with a probability of about 1 / N (Laplace's rule of succession).
-    A class gets that probability where the features are at their mean: its bias is given relative
-    to the logarithm of the sum of the others' exponentials.
-    """
-    outputs, count = settings.num_outputs, len(y)
-    unlearned = torch.zeros(outputs, dtype=torch.float64, device=y.device)
-    if settings.task == "regression":
-        return torch.arange(outputs, device=y.device), unlearned
-    if settings.task == "multiclass":
-        learnable = torch.bincount(y, minlength=outputs) > 0
-        return learnable.nonzero()[:, 0], unlearned - math.log(count)
-    positive = (y > 0).sum(0)
-    unlearned += torch.where(positive > 0, 1.0, -1.0) * math.log(count + 1)
-    return ((positive > 0) & (positive < count)).nonzero()[:, 0], unlearned
+    def _problem(self, images: _Labeled) -> Problem:
+        return Problem(self._rows(images.x), images.y, self.settings.task, images.weight)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from headkit.adapters.heads.head import Task
+from headkit.adapters.heads.tasks import DEFAULT, Task, TaskName, task_named
 
 from .blocks import CACHED, Rows, Selected
 from .path import Fit, Images, Linear, Settings, Step
@@ -22,7 +22,6 @@ __all__ = [
     "Rows",
     "Solution",
     "Step",
-    "balanced_weights",
     "solve",
 ]
 
@@ -54,24 +53,13 @@ class Solution:
     path: tuple[Step, ...]
 
 
-def balanced_weights(y: Tensor, num_classes: int) -> Tensor:
-    """Return ``N / (num_classes * images of the class)``, 1 for a class without an image.
-
-    Args:
-        y: ``[N]``, class indices.
-        num_classes: number of classes.
-    """
-    counts = torch.bincount(y, minlength=num_classes).double()
-    return torch.where(counts > 0, len(y) / (num_classes * counts.clamp(min=1)), 1.0)
-
-
 @torch.no_grad()
 def solve(
     x: Tensor | Rows,
     y: Tensor,
     num_outputs: int,
     *,
-    task: Task = "multiclass",
+    task: TaskName = DEFAULT,
     l2: float | Sequence[float] = STRENGTHS,
     var_smoothing: float | Sequence[float] | None = None,
     x_val: Tensor | Rows | None = None,
@@ -118,7 +106,7 @@ def solve(
         x_val: features of validation images, like ``x``.
         y_val: their targets.
         class_weights: ``[num_outputs]``, above 0. multiclass: of the images of each class, see
-            ``balanced_weights``; multilabel: of the positives of each label. The mean is then the
+            ``Task.balanced_weights``; multilabel: of the positives of each label. The mean is then the
             weighted one. Validation is not weighted.
         tolerance: stop when the next step promises to lower the objective by this share of it.
         max_iterations: of the solver, for each strength.
@@ -132,20 +120,21 @@ def solve(
         var_smoothing = VAR_SMOOTHINGS if len(strengths) > 1 else VAR_SMOOTHINGS[0]
     smoothings = _numbers("var_smoothing", var_smoothing)
     several = len(strengths) * len(smoothings) > 1
-    y = _checked(x, y, num_outputs, task, "")
+    spec = task_named(task)
+    y = _checked(x, y, num_outputs, spec, "")
     if (x_val is None) != (y_val is None):
         raise ValueError("x_val and y_val belong together: one of them is missing")
     if x_val is not None and y_val is not None:
-        y_val = _checked(x_val, y_val, num_outputs, task, "_val")
+        y_val = _checked(x_val, y_val, num_outputs, spec, "_val")
         if x_val.shape[1] != x.shape[1]:
             raise ValueError(f"x_val has {x_val.shape[1]} features, x has {x.shape[1]}")
     if class_weights is not None:
-        if task == "regression":
+        if not spec.has_classes:
             raise ValueError("class_weights say nothing about regression")
         if class_weights.shape != (num_outputs,) or not bool((class_weights > 0).all()):
             raise ValueError(f"class_weights must be {num_outputs} positive numbers")
         class_weights = class_weights.to(y.device)
-    settings = Settings(num_outputs, task, class_weights, tolerance, max_iterations)
+    settings = Settings(num_outputs, spec, class_weights, tolerance, max_iterations)
     if several and x_val is None:
         return _across_folds(x, y, settings, strengths, smoothings)
     images = Images(x, y, settings, x_val, y_val)
@@ -202,7 +191,7 @@ def _folds(y: Tensor, task: Task) -> list[Tensor]:
     """
     count = len(y)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(y.device)
-    groups = y if task == "multiclass" else torch.zeros(count, dtype=torch.int64, device=y.device)
+    groups = task.fold_groups(y)
     sizes = torch.bincount(groups)
     if not bool((sizes > 1).any()):
         return []
@@ -236,22 +225,5 @@ def _checked(x: Tensor | Rows, y: Tensor, num_outputs: int, task: Task, which: s
     """
     if len(x.shape) != 2 or not x.shape[0]:
         raise ValueError(f"x{which} has shape {tuple(x.shape)}, expected [N, num_features]")
-    shape = (x.shape[0],) if task == "multiclass" else (x.shape[0], num_outputs)
-    if tuple(y.shape) != shape:
-        raise ValueError(f"y{which} has shape {tuple(y.shape)}, expected {shape}")
-    if isinstance(x, Tensor):
-        y = y.to(x.device)
-    if task == "multiclass":
-        if y.is_floating_point() or y.is_complex():
-            raise ValueError(f"y{which} is {y.dtype}, expected class indices")
-        low, high = int(y.min()), int(y.max())
-        if low < 0 or high >= num_outputs:
-            raise ValueError(
-                f"y{which} has class indices {low} to {high}, expected 0 to {num_outputs - 1}"
-            )
-        return y.long()
-    if not bool(y.isfinite().all()):
-        raise ValueError(f"y{which} has values that are NaN or infinite")
-    if task == "multilabel" and not bool(((y == 0) | (y == 1)).all()):
-        raise ValueError(f"y{which} has values other than 0 and 1")
-    return y
+    y = task.check_targets(y, x.shape[0], num_outputs, f"y{which}")
+    return y.to(x.device) if isinstance(x, Tensor) else y

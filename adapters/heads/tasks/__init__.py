@@ -1,0 +1,27 @@
+"""The tasks: classes, labels or numbers. Each is one object with the interface of ``base.Task``.
+
+Reading this package imports no torch; the methods that compute with tensors do.
+"""
+
+from __future__ import annotations
+
+from .base import DEFAULT, Task, TaskName
+from .multiclass import Multiclass
+from .multilabel import Multilabel
+from .regression import Regression
+
+__all__ = ["DEFAULT", "TASKS", "Task", "TaskName", "task_named"]
+
+TASKS: dict[str, Task] = {task.name: task for task in (Multiclass(), Multilabel(), Regression())}
+"""The tasks by name."""
+
+
+def task_named(name: str) -> Task:
+    """Return the task called ``name``.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name not in TASKS:
+        raise ValueError(f"task is {name!r}, expected one of {', '.join(TASKS)}")
+    return TASKS[name]

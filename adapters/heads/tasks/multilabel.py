@@ -1,0 +1,172 @@
+"""Any number of labels per image: a sigmoid and binary cross entropy for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .base import Array, Targets, Task
+from .statistics import average_precision, best_temperature, calibration_error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Multilabel(Task):
+    """Any number of labels per image. Targets are 0 and 1, float32 ``[N, num_outputs]``."""
+
+    name = "multilabel"
+    score, score_title = "mean_average_precision", "mean average precision"
+    plots = ("reliability",)
+    onnx_operator = "Sigmoid"
+    adapter_version = 2
+    problem_type = "multi_label_classification"
+
+    def encode(self, rows: Sequence[Sequence[float]], num_outputs: int) -> Targets:
+        """Return 1 where an image has a label, float32 ``[N, num_outputs]``."""
+        targets = np.zeros((len(rows), num_outputs), np.float32)
+        images = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+        targets[images, np.array([index for row in rows for index in row], np.int64)] = 1
+        return targets
+
+    def check_targets(self, y: Tensor, count: int, num_outputs: int, name: str = "y") -> Tensor:
+        """Return 0 and 1, ``[N, num_outputs]``."""
+        check_matrix(y, count, num_outputs, name)
+        if not bool(((y == 0) | (y == 1)).all()):
+            raise ValueError(f"{name} has values other than 0 and 1")
+        return y
+
+    def num_outputs(self, y: Tensor | Targets) -> int:
+        """Return the number of columns."""
+        return int(y.shape[1])
+
+    def images_per_class(self, y: Targets, num_outputs: int) -> NDArray[Any]:
+        """Return how many images have each label."""
+        return np.asarray(y.sum(0))
+
+    def strata(self, y: Targets) -> NDArray[Any]:
+        """Return the labels, which overlap: bool ``[N, num_outputs]``."""
+        return np.asarray(y > 0.5)
+
+    def scores(self, logits: NDArray[Any], temperature: float = 1.0) -> NDArray[Any]:
+        """Return the sigmoid of each logit, float64."""
+        scaled = logits.astype(np.float64) / temperature
+        return np.asarray(0.5 * (1 + np.tanh(scaled / 2)))  # the sigmoid, without overflow
+
+    def confidence(self, scores: Array, y: Targets) -> tuple[Array, NDArray[np.bool_]]:
+        """Return the probability of every label of every image, ``[N * num_outputs]``."""
+        return scores.ravel(), y.ravel() > 0.5
+
+    def best_temperature(self, logits: Array, y: Targets) -> float:
+        """Return the temperature with the least binary cross entropy."""
+
+        def slope(inverse: float) -> tuple[float, float]:
+            p = _sigmoid(logits * inverse)
+            first, second = (p - y) * logits, p * (1 - p) * logits * logits
+            return float(first.mean()), float(second.mean())
+
+        return best_temperature(lambda inverse: _cross_entropy(logits * inverse, y), slope)
+
+    def measure(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+        """Return the metrics of labels.
+
+        Returns:
+            ``exact_match`` (share of images with all labels right), ``log_loss`` (mean over
+            outputs), ``macro_f1`` and ``micro_f1`` (at a probability of 0.5),
+            ``mean_average_precision`` (of the labels that some image has; None if there is no such
+            label), ``ece`` (expected calibration error over all pairs of image and label),
+            ``recall`` of each label (NaN for a label that no image has).
+        """
+        z = logits / temperature
+        predicted, positive = z > 0, y > 0
+        hits = (predicted & positive).sum(0)
+        named = predicted.sum(0) + positive.sum(0)
+        f1 = 2 * hits / np.maximum(named, 1)
+        present = positive.any(0)
+        precisions = [average_precision(z[:, k], positive[:, k]) for k in np.flatnonzero(present)]
+        return {
+            "exact_match": (predicted == positive).all(1).mean(),
+            "log_loss": _cross_entropy(z, y),
+            "macro_f1": f1.mean(),
+            "micro_f1": 2 * hits.sum() / max(1, named.sum()),
+            "mean_average_precision": np.mean(precisions) if precisions else None,
+            "ece": calibration_error(_sigmoid(z).ravel(), positive.ravel()),
+            "recall": np.where(present, hits / np.maximum(positive.sum(0), 1), np.nan),
+        }
+
+    def tensor_scores(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return the sigmoid of each logit."""
+        return (logits / temperature).sigmoid()
+
+    def balanced_weights(self, y: Tensor, num_outputs: int) -> Tensor:
+        """Return images without the label per image with it, both at least 1."""
+        positives = y.sum(0).clamp(min=1)
+        balanced: Tensor = (len(y) - positives).clamp(min=1) / positives
+        return balanced
+
+    def loss(self, logits: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the binary cross entropy, the mean over images and labels."""
+        from torch.nn.functional import binary_cross_entropy_with_logits
+
+        weights = None if weights is None else weights.to(logits)
+        return binary_cross_entropy_with_logits(logits, y, pos_weight=weights)
+
+    def learnable(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+        """Return the labels that some images have and others lack; ``±log(N + 1)`` for the rest."""
+        import torch
+
+        positive = (y > 0).sum(0)
+        prior = torch.where(positive > 0, 1.0, -1.0) * math.log(len(y) + 1)
+        return ((positive > 0) & (positive < len(y))).nonzero()[:, 0], prior.double()
+
+    def restrict(
+        self, y: Tensor, outputs: Tensor, num_outputs: int, class_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the columns of ``outputs``, and weights of their positives."""
+        return y[:, outputs], None if class_weights is None else class_weights.to(y.device)[outputs]
+
+    def total_weight(self, y: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the summed weights of the images for each label."""
+        import torch
+
+        if weight is None:
+            return super().total_weight(y, weight)
+        return len(y) + (weight.double() - 1) * y.sum(0, dtype=torch.float64)
+
+    def losses(
+        self, logits: Tensor, y: Tensor, weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the binary cross entropy of each label, summed over images."""
+        import torch
+        from torch.nn.functional import softplus
+
+        y = y.to(logits.dtype)
+        p = logits.sigmoid()
+        losses = softplus(logits) - y * logits
+        second = p - p * p
+        p -= y
+        if weight is not None:
+            w = 1 + (weight.to(logits.dtype) - 1) * y
+            losses, p, second = losses * w, p * w, second * w
+        return losses.sum(0, dtype=torch.float64), p, second
+
+
+def check_matrix(y: Tensor, count: int, num_outputs: int, name: str) -> None:
+    """Raise ``ValueError`` unless ``y`` is finite and ``[count, num_outputs]``."""
+    if tuple(y.shape) != (count, num_outputs):
+        raise ValueError(f"{name} has shape {tuple(y.shape)}, expected {(count, num_outputs)}")
+    if not bool(y.isfinite().all()):
+        raise ValueError(f"{name} has values that are NaN or infinite")
+
+
+def _sigmoid(z: Array) -> Array:
+    """Return the sigmoid, exact for small probabilities too: derivatives of the loss need that."""
+    return np.asarray(np.exp(-np.logaddexp(0, -z)))
+
+
+def _cross_entropy(z: Array, y: Targets) -> float:
+    return float((np.logaddexp(0, z) - y * z).mean())
