@@ -49,7 +49,9 @@ class _Table:
         return f"{self.file} line {line.number}"
 
 
-def open_table(file: Path, task: TaskName | None = None) -> tuple[ImageDataset, ImageDataset | None]:
+def open_table(
+    file: Path, task: TaskName | None = None
+) -> tuple[ImageDataset, ImageDataset | None]:
     """Read the training data of a CSV and, if it has a column ``split``, the validation data.
 
     The first line names the columns, in any order; those not listed here are ignored:

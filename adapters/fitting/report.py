@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -12,14 +14,29 @@ from torch import Tensor
 from headkit.adapters.errors import DependencyMissing, OutputError
 from headkit.adapters.files import atomic_path, write_atomically
 from headkit.adapters.heads.head import Head
-
-from .metrics import BINS
+from headkit.adapters.heads.tasks import task_named
+from headkit.adapters.heads.tasks.statistics import BINS, bins_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _NUMBERED, _NAMED = 20, 60
 _INK, _ACCENT = "#1f2933", "#2b6cb0"
+SIDE = 5.0
+"""Height of a plot, in inches."""
+Array = np.ndarray[Any, Any]
+Plot: TypeAlias = "tuple[dict[str, Any], Callable[[Axes], None], float]"
+"""Numbers for ``report.json``, what draws the plot, and its height in inches."""
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A head with the names of its outputs, its scores on validation images and their targets."""
+
+    head: Head
+    names: tuple[str, ...]
+    scores: Array
+    y: Array
 
 
 def check_report(folder: str | Path) -> Path:
@@ -39,7 +56,7 @@ def check_report(folder: str | Path) -> Path:
 
 
 def write_report(folder: str | Path, head: Head, logits: Tensor, y: Tensor) -> list[Path]:
-    """Write ``report.json`` and the plots that fit the task.
+    """Write ``report.json`` and the plots of the task.
 
     ``confusion.png`` for multiclass; ``reliability.png`` for multiclass (of the class predicted)
     and multilabel (of each label); ``predicted.png`` for regression.
@@ -58,33 +75,15 @@ def write_report(folder: str | Path, head: Head, logits: Tensor, y: Tensor) -> l
     """
     folder = check_report(folder)
     names = head.label_names or tuple(map(str, range(head.num_classes)))
-    scaled = logits.double() / head.temperature
+    task = task_named(head.task)
+    scores = task.tensor_scores(logits.double(), head.temperature).numpy()
+    judged = _Judged(head, names, scores, y.numpy())
     found: dict[str, Any] = {"task": head.task, "label_names": names, "metrics": head.metrics}
     written = []
-    if head.task == "regression":
-        values, truth = scaled.numpy(), y.double().numpy()
-        found["predicted"], found["target"] = values.round(6).tolist(), truth.round(6).tolist()
-        written.append(
-            _draw(folder / "predicted.png", lambda ax: _scatter(ax, values, truth, names))
-        )
-    else:
-        if head.task == "multiclass":
-            probabilities = scaled.softmax(1)
-            confidence, predicted = (t.numpy() for t in probabilities.max(1))
-            correct = predicted == y.numpy()
-            matrix = np.zeros((len(names), len(names)), np.int64)
-            np.add.at(matrix, (y.numpy(), predicted), 1)
-            found["confusion"] = matrix.tolist()
-            side = float(np.clip(2.5 + 0.3 * len(names), 5, 14))
-            written.append(
-                _draw(folder / "confusion.png", lambda ax: _confusion(ax, matrix, names), side)
-            )
-        else:
-            confidence, correct = scaled.sigmoid().flatten().numpy(), y.flatten().numpy() > 0.5
-        bins = reliability(confidence, correct)
-        found["reliability"] = bins
-        ece = head.metrics["ece"]
-        written.append(_draw(folder / "reliability.png", lambda ax: _reliability(ax, bins, ece)))
+    for plot in task.plots:
+        numbers, draw, side = _PLOTS[plot](judged)
+        found |= numbers
+        written.append(_draw(folder / f"{plot}.png", draw, side))
     text = json.dumps(found, indent=2, ensure_ascii=False).encode()
     return [write_atomically(folder / "report.json", text), *written]
 
@@ -92,7 +91,7 @@ def write_report(folder: str | Path, head: Head, logits: Tensor, y: Tensor) -> l
 def reliability(
     confidence: np.ndarray[Any, Any], correct: np.ndarray[Any, Any]
 ) -> list[dict[str, float]]:
-    """Sort predictions into the bins of confidence of ``calibrate.metrics``.
+    """Sort predictions into the bins of the expected calibration error.
 
     Args:
         confidence: ``[N]``, probabilities.
@@ -102,7 +101,7 @@ def reliability(
         For each bin that is not empty its limits ``from`` and ``to``, the ``count``, and the means
         ``confidence`` and ``accuracy``.
     """
-    which = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    which = bins_of(confidence)
     return [
         {
             "from": round(number / BINS, 6),
@@ -115,7 +114,35 @@ def reliability(
     ]
 
 
-def _draw(path: Path, draw: Any, side: float = 5.0) -> Path:
+def _confusion_of(judged: _Judged) -> Plot:
+    names = judged.names
+    matrix = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(matrix, (judged.y, judged.scores.argmax(1)), 1)
+    side = float(np.clip(2.5 + 0.3 * len(names), 5, 14))
+    return {"confusion": matrix.tolist()}, lambda ax: _confusion(ax, matrix, names), side
+
+
+def _reliability_of(judged: _Judged) -> Plot:
+    task, ece = task_named(judged.head.task), judged.head.metrics["ece"]
+    bins = reliability(*task.confidence(judged.scores, judged.y))
+    return {"reliability": bins}, lambda ax: _reliability(ax, bins, ece), SIDE
+
+
+def _predicted_of(judged: _Judged) -> Plot:
+    values, truth = judged.scores, judged.y.astype(np.float64)
+    numbers = {"predicted": values.round(6).tolist(), "target": truth.round(6).tolist()}
+    return numbers, lambda ax: _scatter(ax, values, truth, judged.names), SIDE
+
+
+_PLOTS = {
+    "confusion": _confusion_of,
+    "reliability": _reliability_of,
+    "predicted": _predicted_of,
+}
+"""The plots that ``Task.plots`` may name."""
+
+
+def _draw(path: Path, draw: Callable[[Axes], None], side: float) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(side * 1.12, side), layout="constrained", dpi=150)

@@ -105,9 +105,9 @@ def solve(
             ``VAR_SMOOTHINGS`` for one strength, and all of them for several.
         x_val: features of validation images, like ``x``.
         y_val: their targets.
-        class_weights: ``[num_outputs]``, above 0. multiclass: of the images of each class, see
-            ``Task.balanced_weights``; multilabel: of the positives of each label. The mean is then the
-            weighted one. Validation is not weighted.
+        class_weights: ``[num_outputs]``, above 0. multiclass: of the images of each class;
+            multilabel: of the positives of each label; see ``Task.balanced_weights``. The mean is
+            then the weighted one. Validation is not weighted.
         tolerance: stop when the next step promises to lower the objective by this share of it.
         max_iterations: of the solver, for each strength.
 

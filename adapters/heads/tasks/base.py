@@ -138,7 +138,7 @@ class Task(ABC):
 
     @abstractmethod
     def learnable(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
-        """Return the outputs that can be learned, and prior biases ``[num_outputs]`` for the others.
+        """Return which outputs can be learned, and prior biases ``[num_outputs]`` of the others.
 
         The likelihood of an output that no image (or each one) has grows forever with its bias. The
         next image has it with a probability of about 1 / N (Laplace's rule of succession).

@@ -7,13 +7,8 @@ from scipy.optimize import minimize_scalar
 from sklearn import metrics as reference
 from torch import Tensor
 
-from headkit.adapters.fitting.metrics import (
-    HIGHEST,
-    LOWEST,
-    calibration_error,
-    metrics,
-    temperature,
-)
+from headkit.adapters.fitting.metrics import metrics, temperature
+from headkit.adapters.heads.tasks.statistics import HIGHEST, LOWEST, calibration_error
 
 
 def _multiclass(noise: float, scale: float) -> tuple[Tensor, Tensor]:
@@ -76,11 +71,11 @@ def test_calibration_error_is_the_gap_in_each_bin() -> None:
     confidence = torch.tensor([0.95, 0.95, 0.95, 0.55, 1.0], dtype=torch.float64)
     correct = torch.tensor([True, True, False, False, True])
     expected = (abs(3.85 - 3) + abs(0.55 - 0)) / 5
-    assert calibration_error(confidence, correct) == pytest.approx(expected)
+    assert calibration_error(confidence.numpy(), correct.numpy()) == pytest.approx(expected)
     generator = np.random.default_rng(0)
     confidence = torch.from_numpy(generator.uniform(0.5, 1, 100_000))
     correct = torch.from_numpy(generator.uniform(size=100_000)) < confidence
-    assert calibration_error(confidence, correct) < 0.01
+    assert calibration_error(confidence.numpy(), correct.numpy()) < 0.01
 
 
 def test_metrics_of_labels_are_scikit_learns() -> None:
