@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 import headkit
-from headkit.benchmarks.coverage.random_weights import enliven
+from headkit.benchmarks.coverage.random_weights import randomize_constants
 
 SMALL = "test_resnet"
 """A timm architecture of 0.5 M parameters with BatchNorm, input 160 x 160."""
@@ -23,5 +23,5 @@ def active_backbone(architecture: str = SMALL, seed: int = 0) -> Any:
     timm starts the last scale of many branches at zero.
     """
     model = random_backbone(architecture, seed)
-    enliven(model)
+    randomize_constants(model)
     return model

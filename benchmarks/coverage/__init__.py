@@ -1,1 +1,1 @@
-"""``headkit coverage``: check the contract for every architecture and keep the record."""
+"""``headkit coverage``: check the contract for every architecture and record the results."""

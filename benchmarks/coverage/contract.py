@@ -1,4 +1,4 @@
-"""The adapter layer's contract for one architecture, checked without and with real tensors."""
+"""Check the contract of the adapter layer for one architecture, on meta and on real tensors."""
 
 from __future__ import annotations
 
@@ -28,52 +28,61 @@ from headkit.adapters.heads.kinds import KINDS, default_kind, install, kind_of
 from headkit.benchmarks.bench.macs import count_gmacs
 from headkit.export.exporter import export
 
-from .random_weights import asleep, calm, relative_difference, stir, wake
+from .random_weights import (
+    ignores_input,
+    randomize_head,
+    randomize_weights,
+    relative_difference,
+    scale_batchnorm_inputs,
+)
 
 Row = dict[str, Any]
 
 _CLASSES = 7
 _SMALL_INPUT = 128
 _SMALL_FIXED_INPUTS = (112, 224)
-"""Multiples of the patches of 14, 16 and 32 pixels that architectures of a fixed size have."""
+"""Input sizes to try with architectures of a fixed size: multiples of their patches of 14, 16 and
+32 pixels."""
 
 
 def structure(name: str) -> Row:
-    """Check the contract's structure on the meta device: no weights are allocated.
+    """Check the structural part of the contract on the meta device, which allocates no weights.
 
-    The classifier is found, replaced with n, 0 and m classes, has the tensors that plain timm gives
-    it for that class count, and takes each kind of head.
+    The check finds the classifier, replaces it with n, 0 and m classes, compares its tensors with
+    those of plain timm for that number of classes, and installs each kind of head.
 
     Returns:
-        What is known of the architecture.
+        Properties of the architecture.
 
     Raises:
-        ContractError: what does not hold.
+        ContractError: A part of the contract is broken; the message says which.
     """
-    model = _on_meta(name)
-    found = find_classifier(model)
-    started_with = found.num_classes
-    classes = (
-        [type(model.get_submodule(path)).__name__ for path in found.paths] if started_with else []
-    )
+    model = _create_on_meta(name)
+    classifier = find_classifier(model)
+    started_with = classifier.num_classes
+    paths = classifier.paths
+    types = [type(model.get_submodule(path)).__name__ for path in paths] if started_with else []
     for num_classes in (5, 0, _CLASSES):
         now = replace_classifier(model, num_classes)
-        _expect(now.paths == found.paths, f"the classifier moves from {found.paths} to {now.paths}")
-        _expect(now.widths == found.widths, f"widths change from {found.widths} to {now.widths}")
+        _expect(now.paths == paths, f"the classifier moves from {paths} to {now.paths}")
+        _expect(
+            now.widths == classifier.widths,
+            f"the widths change from {classifier.widths} to {now.widths}",
+        )
     if not started_with:
-        classes = [type(model.get_submodule(path)).__name__ for path in found.paths]
+        types = [type(model.get_submodule(path)).__name__ for path in paths]
     own = _shapes(model)
     is_encoder = any(parent.__name__ in ENCODERS for parent in type(model).__mro__)
     if not is_encoder:
-        plain = _shapes(_on_meta(name, num_classes=_CLASSES))
-        _expect(own == plain, f"tensors are {own}, plain timm gives {plain}")
+        plain = _shapes(_create_on_meta(name, num_classes=_CLASSES))
+        _expect(own == plain, f"the tensors are {own}, those of plain timm are {plain}")
     head = set(find_classifier(model).tensors)
     backbone = sum(p.numel() for n, p in model.named_parameters() if n not in head)
     default = default_kind(model)
     for kind in KINDS[1:]:
         install(model, kind, _CLASSES)
         if kind != "linear" or _shapes(model) != own:
-            _expect(kind_of(model) == kind, f"a {kind} head is taken for another")
+            _expect(kind_of(model) == kind, f"a {kind} head is recognized as {kind_of(model)}")
     install(model, default, _CLASSES)
     per_class = sum(
         t.numel() * t.element_size() / _CLASSES
@@ -86,8 +95,8 @@ def structure(name: str) -> Row:
         "num_features": num_features(model),
         "input_size": list(current["input_size"]),
         "fixed_input_size": bool(current["fixed_input_size"]),
-        "classifier": sorted(set(classes)),
-        "modules": len(found.paths),
+        "classifier": sorted(set(types)),
+        "modules": len(paths),
         "default_kind": default,
         "head_bytes_per_class": round(per_class),
         "starts_with_classes": started_with,
@@ -97,23 +106,23 @@ def structure(name: str) -> Row:
 
 
 def numeric(name: str) -> Row:
-    """Check the contract with real tensors, random weights of a fixed seed, batch 2.
+    """Check the contract on real tensors: random weights of a fixed seed, two images.
 
-    ``classify(features(x)) == model(x)``; a saved head gives the same logits bit for bit in a fresh
-    model; training steps in train mode change the head and nothing else; without a classifier the
-    features are the same.
+    ``classify(features(x))`` equals ``model(x)``. A saved head in a fresh model computes the same
+    logits bit for bit. Training steps in train mode change the head and nothing else. The features
+    are the same without a classifier.
 
     Returns:
-        The difference relative to the largest logit, and the input size that was used.
+        The difference relative to the largest logit, and the input size.
 
     Raises:
-        ContractError: what does not hold.
+        ContractError: A part of the contract is broken; the message says which.
     """
-    model, x, entered, options = _at_smallest_input(name)
+    model, x, entered, options = _prepare_smallest_input(name)
     with torch.no_grad():
-        woken = asleep(classify(model, entered))
-    if woken:
-        calm(model, x)
+        was_scaled = ignores_input(classify(model, entered))
+    if was_scaled:
+        scale_batchnorm_inputs(model, x)
         with torch.no_grad():
             entered = features(model, x)
     with torch.no_grad():
@@ -121,18 +130,20 @@ def numeric(name: str) -> Row:
         difference = relative_difference(classify(model, entered), logits)
     _expect(difference <= TOLERANCE, f"classify(features(x)) differs by {difference:.1e}")
     _expect(bool(logits.isfinite().all()), "logits are not finite")
-    _expect(bool((logits[0] != logits[1]).any()), "two images get the same logits")
+    _expect(bool((logits[0] != logits[1]).any()), "two images have the same logits")
 
     before = head_of(model)
     with tempfile.TemporaryDirectory() as folder:
         saved = before.save(Path(folder) / "head.safetensors")
-        other = _fresh(name, **options)
-        if woken:
+        other = _create(name, **options)
+        if was_scaled:
             other.load_state_dict(_backbone_state(model), strict=False)
-        # Else the same seed made the same backbone; attach compares the fingerprints.
+        # Otherwise the backbone is the same, as its seed is; attach compares the fingerprints.
         attach(other, saved)
     with torch.no_grad():
-        _expect(torch.equal(other(x), logits), "a saved head gives other logits in a fresh model")
+        _expect(
+            torch.equal(other(x), logits), "a saved head computes other logits in a fresh model"
+        )
     del other
 
     _train(model, x)
@@ -151,35 +162,37 @@ def numeric(name: str) -> Row:
     with torch.no_grad():
         without = features(model, x)
     pairs = zip(_branches(entered), _branches(without), strict=True)
-    _expect(all(torch.equal(a, b) for a, b in pairs), "features change without a classifier")
+    _expect(all(torch.equal(a, b) for a, b in pairs), "the features change without a classifier")
     return {"difference": difference, "input": list(x.shape[1:])}
 
 
 def macs(name: str) -> Row:
-    """Count multiply-adds of one forward pass of one image, in billions."""
-    model = _on_meta(name).eval().requires_grad_(False)
+    """Count the multiply-adds of a forward pass of one image, in billions."""
+    model = _create_on_meta(name).eval().requires_grad_(False)
     return {"gmacs": count_gmacs(model, get_model_input_config(model)["input_size"])}
 
 
-def exported(name: str) -> Row:
-    """Export backbone and head, random weights of a fixed seed, and compare with torch.
+def check_export(name: str) -> Row:
+    """Export backbone and head with random weights of a fixed seed, and compare with torch.
 
-    No branch of the network is without effect: what timm starts at zero gets random values.
+    Every branch of the network affects the logits: tensors that timm initializes with zeros get
+    random values.
 
     Returns:
-        The largest difference at batch sizes other than the traced one, relative to the largest
-        logit; relative to the same, how far the logits of two images lie apart and those of float32
-        from those of float64; the opset, and the bytes of the file.
+        ``difference``: the largest difference at batch sizes other than the traced one.
+        ``spread``: the difference between the logits of two images.
+        ``rounding``: the difference between the logits in float32 and in float64.
+        All three are relative to the largest logit. ``opset``, and the ``bytes`` of the file.
 
     Raises:
-        ExportError: it cannot be exported, or ONNX Runtime gives other logits (``ParityError``).
-        ContractError: the logits hardly depend on the image, or so much that rounding decides them:
-            nothing would be checked.
+        ExportError: The export fails, or ONNX Runtime computes other logits (``ParityError``).
+        ContractError: The logits hardly depend on the image, or they depend on it so strongly that
+            rounding decides them, so that a comparison would check nothing.
     """
-    model = _fresh(name)
+    model = _create(name)
     replace_classifier(model, _CLASSES)
     freeze(model)
-    spread, rounding = wake(model)
+    spread, rounding = randomize_weights(model)
     with tempfile.TemporaryDirectory() as folder:
         done = export(model, Path(folder) / "model.onnx")
     return {
@@ -195,15 +208,15 @@ CHECKS: dict[str, Callable[[str], Row]] = {
     "structure": structure,
     "numeric": numeric,
     "macs": macs,
-    "export": exported,
+    "export": check_export,
 }
 
 
-def _on_meta(name: str, **kwargs: Any) -> nn.Module:
+def _create_on_meta(name: str, **kwargs: Any) -> nn.Module:
     return cast(nn.Module, timm.create_model(name, pretrained=False, device="meta", **kwargs))
 
 
-def _fresh(name: str, **kwargs: Any) -> nn.Module:
+def _create(name: str, **kwargs: Any) -> nn.Module:
     torch.manual_seed(0)
     return cast(nn.Module, timm.create_model(name, pretrained=False, **kwargs)).eval()
 
@@ -213,13 +226,13 @@ def _backbone_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in head}
 
 
-def _at_smallest_input(name: str) -> tuple[nn.Module, Tensor, Any, dict[str, Any]]:
-    """A frozen model with ``_CLASSES`` classes, a random batch, its features, options of timm.
+def _prepare_smallest_input(name: str) -> tuple[nn.Module, Tensor, Any, dict[str, Any]]:
+    """Return a frozen model with ``_CLASSES`` classes, a batch, its features, and timm's options.
 
-    The images are smaller than the architecture's own where it takes such: as they come, or made
-    for them by ``img_size`` where its input size is fixed.
+    The images are smaller than the architecture's own input size if it accepts that. If its input
+    size is fixed, timm's option ``img_size`` builds it for the smaller images.
     """
-    current = get_model_input_config(_on_meta(name))
+    current = get_model_input_config(_create_on_meta(name))
     channels, height, width = current["input_size"]
     attempts: list[tuple[dict[str, Any], tuple[int, int]]] = []
     if current["fixed_input_size"]:
@@ -234,10 +247,10 @@ def _at_smallest_input(name: str) -> tuple[nn.Module, Tensor, Any, dict[str, Any
     for number, (options, size) in enumerate(attempts, 1):
         x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(2))
         try:
-            model = _fresh(name, **options)
+            model = _create(name, **options)
             replace_classifier(model, _CLASSES)
             freeze(model)
-            stir(model)
+            randomize_head(model)
             with torch.no_grad():
                 return model, x, features(model, x), options
         except Exception:
@@ -247,8 +260,8 @@ def _at_smallest_input(name: str) -> tuple[nn.Module, Tensor, Any, dict[str, Any
 
 
 def _train(model: nn.Module, x: Tensor) -> None:
-    found = find_classifier(model)
-    kept = {n: t.clone() for n, t in all_tensors(model).items() if n not in set(found.tensors)}
+    head = set(find_classifier(model).tensors)
+    kept = {n: t.clone() for n, t in all_tensors(model).items() if n not in head}
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1, weight_decay=0.1)
     for _ in range(2):
@@ -277,6 +290,6 @@ def _tags(name: str) -> dict[str, str]:
     return tags
 
 
-def _expect(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise ContractError(otherwise)
+def _expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise ContractError(message)

@@ -1,4 +1,4 @@
-"""Random weights under which no branch is without effect, and rounding decides nothing."""
+"""Random weights with which every branch of a network affects the logits, and rounding does not."""
 
 from __future__ import annotations
 
@@ -18,52 +18,53 @@ from headkit.export.verify import random_images
 _SPREAD = 1e-3
 """Ten times the tolerance of an export: below it the logits of two images count as the same."""
 _ROUNDING = 3e-6
-"""A thirtieth of that tolerance: what rounding does then cannot be taken for a fault."""
+"""A thirtieth of that tolerance: below it the effect of rounding cannot be mistaken for a fault."""
 _CHAOTIC = 5e-5
-"""Half of that tolerance: above it float32 itself is no reference."""
+"""Half of that tolerance: above it float32 itself is not a usable reference."""
 _STRENGTHS = (0.25, 0.5, 0.75, 1.0, 0.125, 0.375, 0.625, 0.875)
-"""How much of what enters a BatchNorm it is scaled by, in the order in which ``wake`` tries."""
+"""Strengths of ``scale_batchnorm_inputs``, in the order in which ``randomize_weights`` tries."""
 
 
-def wake(model: nn.Module) -> tuple[float, float]:
-    """Give random weights under which no branch is without effect, in place.
+def randomize_weights(model: nn.Module) -> tuple[float, float]:
+    """Give a model random weights, in place, with which every branch affects the logits.
 
     Args:
-        model: frozen, with a classifier.
+        model: A frozen model with a classifier.
 
     Returns:
-        How far the logits of two images lie apart, and those of float32 from those of float64, both
-        relative to the largest logit.
+        The difference between the logits of two images, and the difference between float32 and
+        float64 logits, both relative to the largest logit.
 
     Raises:
-        ContractError: the logits hardly depend on the image, or so much that rounding decides them.
+        ContractError: The logits hardly depend on the image, or they depend on it so strongly that
+            rounding decides them.
     """
-    stir(model)
-    enliven(model)
+    randomize_head(model)
+    randomize_constants(model)
     size = get_model_input_config(model)["input_size"]
     x = random_images(4, size, torch.Generator().manual_seed(2))
     tried: dict[float, tuple[float, float]] = {}
     for strength in (0.0, *(_STRENGTHS if _norms(model) else ())):
         if strength:
-            calm(model, x, strength)
-        tried[strength] = _signal(model, x)
+            scale_batchnorm_inputs(model, x, strength)
+        tried[strength] = _measure_sensitivity(model, x)
         if tried[strength][1] <= _ROUNDING:
             return tried[strength]
-    calmest = min(tried, key=lambda strength: tried[strength][1])
-    if tried[calmest][1] > _CHAOTIC:
-        named = (f"{strength:g}: {a:.1e} and {b:.1e}" for strength, (a, b) in tried.items())
+    best = min(tried, key=lambda strength: tried[strength][1])
+    if tried[best][1] > _CHAOTIC:
+        measured = (f"{strength:g}: {a:.1e} and {b:.1e}" for strength, (a, b) in tried.items())
         raise ContractError(
-            f"no strength of BatchNorm lets images differ by {_SPREAD:g} and float32 be off by at "
-            f"most {_CHAOTIC:g}; tried {', '.join(named)}"
+            f"no scaling of BatchNorm inputs makes the logits of two images differ by {_SPREAD:g} "
+            f"and keeps the error of float32 at most {_CHAOTIC:g}; tried {', '.join(measured)}"
         )
-    if calmest:
-        calm(model, x, calmest)
-    return tried[calmest]
+    if best:
+        scale_batchnorm_inputs(model, x, best)
+    return tried[best]
 
 
 @torch.no_grad()
-def stir(model: nn.Module) -> None:
-    """Give every tensor of the head values that matter: some start as zeros or ones."""
+def randomize_head(model: nn.Module) -> None:
+    """Give random values to every tensor of the head, as some of them start as zeros or ones."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in classifier_tensors(model).items():
         if tensor.is_floating_point():
@@ -74,8 +75,8 @@ def stir(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def enliven(model: nn.Module) -> None:
-    """Give random values to what starts as a constant: zero gammas, scales of 1e-6, biases."""
+def randomize_constants(model: nn.Module) -> None:
+    """Give random values to constant tensors of the backbone: gammas of 0, scales of 1e-6, biases."""
     generator = torch.Generator().manual_seed(3)
     head = set(find_classifier(model).tensors)
     for name, parameter in model.named_parameters():
@@ -95,11 +96,12 @@ def enliven(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _signal(model: nn.Module, x: Tensor) -> tuple[float, float]:
-    """Return how far the logits of two images, and of two precisions, lie apart.
+def _measure_sensitivity(model: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Return the differences between the logits of two images, and of two precisions.
 
-    Both relative to the largest logit. Random weights can let nothing through, or be chaotic.
-    Where the images are not told apart, float64, which takes long, is not asked: infinity.
+    Both are relative to the largest logit. With random weights a network can ignore the image, or
+    be chaotic. If the logits of the two images count as the same, the second difference is
+    infinity: computing it takes long, as it needs float64.
     """
     logits = model(x)
     spread = relative_difference(logits[0], logits[1])
@@ -108,24 +110,30 @@ def _signal(model: nn.Module, x: Tensor) -> tuple[float, float]:
     return spread, relative_difference(logits.double(), copy.deepcopy(model).double()(x.double()))
 
 
-def asleep(logits: Tensor) -> bool:
-    """Tell whether random weights let nothing of an image through."""
+def ignores_input(logits: Tensor) -> bool:
+    """Return True if two different images have the same logits."""
     return torch.equal(logits[0], logits[1])
 
 
 @torch.no_grad()
-def calm(model: nn.Module, x: Tensor, strength: float = 1.0) -> None:
-    """Let each BatchNorm, one after the other, scale what it gets to a mean square of one.
+def scale_batchnorm_inputs(model: nn.Module, x: Tensor, strength: float = 1.0) -> None:
+    """Make each BatchNorm, one after the other, scale its input to a mean square of one.
 
-    Signals of images then survive as in a network with He initialization (arXiv:1502.01852). Their
-    means are not subtracted: that makes deep random networks chaotic, so that float32 itself is
-    off. Some other mean is. The less ``strength``, the fainter and the less chaotic.
+    Signals of images then survive as in a network with He initialization (arXiv:1502.01852). The
+    BatchNorms subtract random means instead of the means of their inputs: subtracting those makes
+    deep random networks so chaotic that float32 itself is not accurate.
+
+    Args:
+        model: A frozen model.
+        x: Images, N x C x H x W, from which the mean squares are computed.
+        strength: Exponent of the scaling. A lower strength makes the signal weaker and the network
+            less chaotic.
     """
     generator = torch.Generator().manual_seed(4)
 
     def scale(norm: Any, args: tuple[Tensor, ...]) -> None:
         squares = args[0].transpose(0, 1).flatten(1).square().mean(1)
-        # A channel that happens to be silent in this batch would shout in the next.
+        # Without a minimum, a channel that is almost zero in this batch could explode in the next.
         squares = squares.clamp(min=0.1 * squares.mean().item())
         norm.running_var.copy_(squares**strength)
         noise = torch.randn(squares.shape, generator=generator)
@@ -141,7 +149,7 @@ def _norms(model: nn.Module) -> list[nn.Module]:
     return [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
 
 
-def relative_difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference, relative to the largest expected value; never a NaN."""
-    difference = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Return the largest difference relative to the largest expected value; infinity for a NaN."""
+    difference = ((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
     return difference if math.isfinite(difference) else math.inf

@@ -1,7 +1,8 @@
-"""Run the contract on many architectures, in worker processes, and keep the outcome as JSON lines.
+"""Check the contract for many architectures in worker processes, and record the results.
 
-One line per architecture and check. A worker that crashes, hangs or runs out of memory costs one
-line. A run that was stopped goes on: what passed with the same timm version stays.
+The record has one JSON line per architecture and check. A worker that crashes, hangs or runs out of
+memory fails one line only. An interrupted run resumes: lines that passed with the same timm version
+are not checked again.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run gave.
+    """The results of a run.
 
     Attributes:
-        rows: of all architectures that were asked for, by architecture and check.
-        seconds: of this run.
-        peak_bytes: largest sum of the workers' peak resident memory, with this process.
+        rows: Rows of all requested architectures, by architecture and check.
+        seconds: Duration of this run.
+        peak_bytes: Largest sum of the peak resident memory of the workers and this process.
     """
 
     rows: dict[Key, Row]
@@ -67,29 +68,29 @@ def coverage(
     fresh: bool = False,
     progress: Progress | None = None,
 ) -> Summary:
-    """Run ``checks`` on architectures and keep the rows in ``path``.
+    """Run checks on architectures and write the rows to ``path``.
 
     Args:
-        checks: names from ``contract.CHECKS``, run in this order.
-        path: JSON lines; rows are added to those that are there.
-        names: architectures; all that timm has without it.
-        max_params: leave out those with more parameters (classifier left out) for every check but
-            ``structure``, whose rows have to be there.
-        workers: processes, each with one thread.
-        timeout: seconds for one row.
-        fresh: make rows again that passed; others are always made again.
-        progress: told about the rows that were made.
+        checks: Names of checks from ``contract.CHECKS``, in the order in which they run.
+        path: File of JSON lines. New rows are added to the existing ones.
+        names: Names of the architectures. Default: all of timm.
+        max_params: Maximum number of parameters without the classifier. Larger architectures are
+            skipped in every check except ``structure``, whose rows must exist.
+        workers: Number of processes, each with one thread.
+        timeout: Maximum seconds for one row.
+        fresh: Run checks again that passed. Checks that failed always run again.
+        progress: Called after each row with the check, the number of rows done, and their total.
     """
     started = time.perf_counter()
-    wanted = sorted(timm.list_models()) if names is None else sorted(set(names))
+    requested = sorted(timm.list_models()) if names is None else sorted(set(names))
     rows = {} if fresh and names is None else load(path)
     peak = _own_peak()
     for check in checks:
         todo = [
             name
-            for name in wanted
+            for name in requested
             if (fresh or not rows.get((name, check), {}).get("passed"))
-            and _small(rows, name, check, max_params)
+            and _is_small(rows, name, check, max_params)
         ]
         todo.sort(key=lambda name: rows.get((name, "structure"), {}).get("parameters", 0))
         with path.open("a", encoding="utf-8") as log:
@@ -101,12 +102,12 @@ def coverage(
                 if progress is not None:
                     progress(check, done, len(todo))
     save(path, rows)
-    asked = {key: row for key, row in rows.items() if key[0] in set(wanted)}
-    return Summary(asked, time.perf_counter() - started, peak)
+    of_requested = {key: row for key, row in rows.items() if key[0] in set(requested)}
+    return Summary(of_requested, time.perf_counter() - started, peak)
 
 
 def load(path: Path) -> dict[Key, Row]:
-    """Read the rows of the installed timm version; a line cut short by a kill is left out."""
+    """Return the rows of the installed timm version; skip a line that a kill left incomplete."""
     rows: dict[Key, Row] = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -137,24 +138,25 @@ def smallest_of_each_family(rows: dict[Key, Row]) -> list[str]:
     return sorted(row["name"] for row in smallest.values())
 
 
-def matching(globs: str, rows: dict[Key, Row] | None = None) -> list[str]:
-    """Return the architectures that match one of ``globs``, which commas part.
+def match_architectures(globs: str, rows: dict[Key, Row] | None = None) -> list[str]:
+    """Return the architectures that match at least one glob.
 
     Args:
-        globs: such as ``resnet*,vit_*``.
-        rows: take only the smallest of each family, by the ``structure`` rows here.
+        globs: Globs separated by commas, such as ``resnet*,vit_*``.
+        rows: If given, only the smallest architecture of each family in its ``structure`` rows can
+            match.
 
     Raises:
-        UnknownArchitecture: nothing matches.
+        UnknownArchitecture: Nothing matches.
     """
     known = sorted(timm.list_models()) if rows is None else smallest_of_each_family(rows)
-    found = [name for name in known if any(fnmatchcase(name, g) for g in globs.split(","))]
-    if not found:
+    names = [name for name in known if any(fnmatchcase(name, g) for g in globs.split(","))]
+    if not names:
         raise UnknownArchitecture.with_nearest(globs, known)
-    return found
+    return names
 
 
-def _small(rows: dict[Key, Row], name: str, check: str, max_params: int | None) -> bool:
+def _is_small(rows: dict[Key, Row], name: str, check: str, max_params: int | None) -> bool:
     if check == "structure" or max_params is None:
         return True
     known = rows.get((name, "structure"))
@@ -164,7 +166,7 @@ def _small(rows: dict[Key, Row], name: str, check: str, max_params: int | None) 
 def _run(
     check: str, names: Sequence[str], workers: int, timeout: float
 ) -> Iterable[tuple[Row, int]]:
-    """Yield each row as it comes, with the sum of the workers' peak memory in bytes."""
+    """Yield each complete row, with the sum of the workers' peak memory in bytes."""
     context = multiprocessing.get_context("spawn")
     waiting = list(reversed(names))
     pool = [_Worker(context) for _ in range(min(workers, len(names)))]
@@ -173,14 +175,14 @@ def _run(
         while True:
             for worker in pool:
                 if worker.name is None and waiting:
-                    worker.give(check, waiting.pop())
+                    worker.start(check, waiting.pop())
             busy = {worker.connection: worker for worker in pool if worker.name is not None}
             if not busy:
                 return
             ready = wait(list(busy), timeout=1)
             for worker in list(busy.values()):
-                if worker.connection in ready or worker.overdue(timeout):
-                    outcome, peak = worker.take(timeout)
+                if worker.connection in ready or worker.is_overdue(timeout):
+                    outcome, peak = worker.finish(timeout)
                     number = pool.index(worker)
                     peaks[number] = max(peaks[number], peak)
                     if not worker.process.is_alive():
@@ -192,7 +194,7 @@ def _run(
 
 
 class _Worker:
-    """One process that makes rows; another takes its place when it dies."""
+    """A process that runs checks. When it dies, ``_run`` replaces it with a new worker."""
 
     def __init__(self, context: Any) -> None:
         self.connection, theirs = context.Pipe()
@@ -203,17 +205,20 @@ class _Worker:
         self.check = ""
         self.since = 0.0
 
-    def give(self, check: str, name: str) -> None:
+    def start(self, check: str, name: str) -> None:
+        """Send the worker a check."""
         self.check, self.name, self.since = check, name, time.perf_counter()
-        with suppress(OSError):  # a worker that died meanwhile is noticed by take()
+        with suppress(OSError):  # finish() notices a worker that has died
             self.connection.send((check, name))
 
-    def overdue(self, timeout: float) -> bool:
+    def is_overdue(self, timeout: float) -> bool:
+        """Return True if the check takes longer than ``timeout`` seconds."""
         return time.perf_counter() - self.since > timeout
 
-    def take(self, timeout: float) -> tuple[Row, int]:
+    def finish(self, timeout: float) -> tuple[Row, int]:
+        """Return the row of the check and the peak memory in bytes; kill a worker without one."""
         name, peak = self.name, 0
-        assert name is not None  # noqa: S101 - only busy workers are asked
+        assert name is not None  # noqa: S101 - the pool calls this for busy workers only
         seconds = time.perf_counter() - self.since
         try:
             if not self.connection.poll():
@@ -221,21 +226,21 @@ class _Worker:
                 outcome: Row = {"passed": False, "error": f"took longer than {timeout:.0f} s"}
             else:
                 outcome, peak = self.connection.recv()
-        except (EOFError, OSError):  # the other end is gone
+        except (EOFError, OSError):  # the process has died
             self.process.join()
             code = self.process.exitcode
             what = f"signal {-code}" if code and code < 0 else f"status {code}"
             outcome = {"passed": False, "error": f"the process ended with {what}"}
         self.process.join(0 if self.process.is_alive() else None)
         self.name = None
-        return {**_identity(name, self.check), **outcome, "seconds": round(seconds, 2)}, peak
+        return {**_row_keys(name, self.check), **outcome, "seconds": round(seconds, 2)}, peak
 
 
 def _serve(connection: Connection) -> None:
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()  # what torch and timm made on import would be looked through again and again
-    gc.disable()  # collected after each row
+    gc.freeze()  # otherwise each collection goes through all objects of torch and timm again
+    gc.disable()  # collect after each row instead
     while True:
         check, name = connection.recv()
         try:
@@ -246,7 +251,7 @@ def _serve(connection: Connection) -> None:
         connection.send((outcome, _own_peak()))
 
 
-def _identity(name: str, check: str) -> Row:
+def _row_keys(name: str, check: str) -> Row:
     return {"name": name, "check": check, "family": family_of(name), "timm": timm.__version__}
 
 

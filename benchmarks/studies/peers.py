@@ -36,7 +36,7 @@ from headkit.benchmarks.bench.process import in_process, report
 from headkit.benchmarks.bench.runtimes import cores
 from headkit.benchmarks.bench.timing import Call, race, turn_seconds
 from headkit.benchmarks.coverage import record as coverage
-from headkit.benchmarks.coverage.random_weights import wake
+from headkit.benchmarks.coverage.random_weights import randomize_weights
 from headkit.export.exporter import export
 from headkit.export.graph.onnx_file import num_bytes
 from headkit.export.runtimes.onnxruntime import open_session
@@ -131,10 +131,10 @@ def random_model(name: str, *, encoder_head: bool = True) -> nn.Module:
     torch.manual_seed(0)
     model = load_backbone(name, pretrained=False, **_options(name))
     if find_classifier(model).num_classes:
-        wake(model)
+        randomize_weights(model)
         return freeze(model)
     headed = adapt(model, CLASSES)
-    wake(headed)
+    randomize_weights(headed)
     if encoder_head:
         return freeze(headed)
     plain = load_backbone(name, pretrained=False)

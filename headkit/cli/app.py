@@ -130,7 +130,7 @@ def coverage(
     limit = None if max_params is None else number(max_params)
     from headkit.benchmarks.coverage import record as record
 
-    names = record.matching(only, record.load(out) if smallest else None)
+    names = record.match_architectures(only, record.load(out) if smallest else None)
     with progress_bar("architectures") as progress:
         summary = record.coverage(
             checks,

@@ -60,7 +60,7 @@ def test_the_smallest_architectures_are_one_per_family() -> None:
     assert len(names) == len(families) == 98
 
 
-def test_page_says_what_was_not_tried_and_what_failed() -> None:
+def test_page_names_failed_checks_and_counts_untried_ones() -> None:
     rows = {key: row for key, row in COMMITTED.items() if row["family"] == "resnet"}
     for check in ("numeric", "export"):
         rows.pop(("resnet18", check), None)
@@ -74,7 +74,7 @@ def test_page_says_what_was_not_tried_and_what_failed() -> None:
     assert "architectures were not tried with real tensors" in page
 
 
-def test_crash_costs_one_row_which_is_tried_again(tmp_path: Path) -> None:
+def test_crash_fails_one_row_which_the_next_run_repeats(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
 
     def kill_the_first_worker() -> None:
