@@ -38,8 +38,8 @@ from headkit.export.precision.calibrate import (
     PRECISIONS,
     Images,
     check_measurable,
-    measured,
-    reduce,
+    measure_cost,
+    reduce_precision,
 )
 from headkit.export.preprocess.onnx_graph import preprocessing_model
 from headkit.export.preprocess.pillow import Preprocess
@@ -176,7 +176,7 @@ def export(
     described = replace(
         described, features=features_of(graph), classifier=to_text(converted.classifier)
     )
-    small = None if samples is None else reduce(graph, precision, samples)
+    small = None if samples is None else reduce_precision(graph, precision, samples)
     info = put_heads(graph, described, heads)
     with scratch(graph, path) as plain:
         difference = verify(plain, model, info, heads, tolerance=tolerance)
@@ -184,7 +184,7 @@ def export(
             graph, info = small, put_heads(small, replace(described, precision=precision), heads)
             with scratch(graph, path) as reduced:
                 verify_runs(reduced, info, heads)
-                info = measured(plain, reduced, info, heads, samples, max_cost)
+                info = measure_cost(plain, reduced, info, heads, samples, max_cost)
     pixel_difference = None
     if raw is not None:
         info = replace(info, preprocess=True)

@@ -1,1 +1,1 @@
-"""float16 and int8: calibrate on the user's images and measure what the precision costs."""
+"""Float16 and int8 backbones: conversion, calibration images, and the measured cost."""

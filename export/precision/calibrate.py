@@ -1,4 +1,4 @@
-"""The user's images for a reduced precision: some to calibrate with, others to measure its cost."""
+"""Calibrate a reduced precision on some of the user's images and measure its cost on others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from headkit.export.predict.predictor import batched
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 
-from .reduce import check, cost, to_fp16, to_int8
+from .reduce import check_cost, compare_logits, to_fp16, to_int8
 
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_COST = 0.02
@@ -35,9 +35,9 @@ class Images:
     """Images in two halves that do not overlap.
 
     Attributes:
-        calibration: to find the ranges of activations with.
-        held_out: to measure with.
-        preprocess: what is applied to each.
+        calibration: Images that int8 takes the ranges of activations from.
+        held_out: Images that the cost is measured on.
+        preprocess: Transform of each image.
     """
 
     calibration: Sequence[ImageLike]
@@ -46,19 +46,21 @@ class Images:
 
     @classmethod
     def load(cls, images: ImageLike | Iterable[ImageLike], preprocess: Preprocess) -> Images:
-        """Halve the images in turn, so that each class folder is in both halves.
+        """Put every other image into each half, so that each class folder is in both halves.
 
         Raises:
-            DataError: there are fewer than ``MIN_IMAGES``.
+            DataError: There are fewer than ``MIN_IMAGES``.
         """
         listed = list_images(images)
         if len(listed) < MIN_IMAGES:
             raise DataError(
-                f"a reduced precision needs at least {MIN_IMAGES} images to calibrate and to "
-                f"measure it: found {len(listed)}"
+                "calibrating and measuring a reduced precision needs at least "
+                f"{MIN_IMAGES} images, found {len(listed)}"
             )
         return cls(
-            _spread(listed[::2], MAX_CALIBRATION), _spread(listed[1::2], MAX_HELD_OUT), preprocess
+            _pick_evenly(listed[::2], MAX_CALIBRATION),
+            _pick_evenly(listed[1::2], MAX_HELD_OUT),
+            preprocess,
         )
 
     def batches(self, images: Sequence[ImageLike]) -> Iterator[Array]:
@@ -67,25 +69,25 @@ class Images:
             yield np.stack([self.preprocess(open_image(image)) for image in some])
 
     def targets(self, label_names: Sequence[str]) -> Array | None:
-        """Return the class of each held-out image, where folders are named after classes."""
+        """Return the class of each held-out image; None if folders are not named after classes."""
         folders = [Path(i).parent.name if isinstance(i, str | Path) else "" for i in self.held_out]
         if not set(folders) <= set(label_names) or len(set(label_names)) < len(label_names):
             return None
         return np.array([label_names.index(folder) for folder in folders])
 
 
-def reduce(backbone: onnx.ModelProto, precision: str, images: Images) -> onnx.ModelProto:
-    """Return a copy of a float32 backbone in another precision.
+def reduce_precision(backbone: onnx.ModelProto, precision: str, images: Images) -> onnx.ModelProto:
+    """Return a copy of a float32 backbone in a reduced precision.
 
     Raises:
-        ExportError: ONNX Runtime cannot convert it.
+        ExportError: ONNX Runtime cannot convert the backbone.
     """
     if precision == "fp16":
         return to_fp16(backbone)
     return to_int8(backbone, images.batches(images.calibration))
 
 
-def measured(
+def measure_cost(
     before: Path,
     after: Path,
     info: ModelInfo,
@@ -93,22 +95,22 @@ def measured(
     images: Images,
     max_cost: float,
 ) -> ModelInfo:
-    """Measure on held-out images what the precision of ``info`` costs each head.
+    """Measure the cost of a reduced precision for each head, on held-out images.
 
     Args:
-        before: the same model in float32.
-        after: the one in the reduced precision.
-        info: of ``after``.
-        heads: of both.
-        images: their held-out half is used.
-        max_cost: share of images whose class may change, or of accuracy that may be lost where
-            the images lie in folders named after the classes.
+        before: Path of the model in float32.
+        after: Path of the model in the reduced precision.
+        info: Description of the model ``after``.
+        heads: Heads of both models.
+        images: Images whose held-out half is used.
+        max_cost: Share of images whose class may change; if the images are in folders named after
+            the classes, the accuracy that may be lost.
 
     Returns:
         The description with the cost of each head.
 
     Raises:
-        ParityError: it costs more.
+        ParityError: The cost of a head is above ``max_cost``.
     """
     names = [logits_name(name) for name in heads]
     sessions = [open_session(before), open_session(after)]
@@ -116,31 +118,32 @@ def measured(
         [session.run(names, {"pixel_values": pixels}) for session in sessions]
         for pixels in images.batches(images.held_out)
     ]
-    found = {}
-    for number, one in enumerate(info.heads):
+    costs = {}
+    for number, head in enumerate(info.heads):
         before_logits, after_logits = (
             np.concatenate([run[which][number] for run in runs]) for which in range(len(sessions))
         )
-        found[one.name] = cost(before_logits, after_logits, images.targets(one.label_names))
-        check(found[one.name], max_cost, info.precision)
-    return replace(info, cost={name: measured.to_json() for name, measured in found.items()})
+        cost = compare_logits(before_logits, after_logits, images.targets(head.label_names))
+        check_cost(cost, max_cost, info.precision)
+        costs[head.name] = cost.to_json()
+    return replace(info, cost=costs)
 
 
 def check_measurable(heads: Heads) -> None:
-    """Tell at once whether the cost of a precision can be measured with these heads.
+    """Raise unless the cost of a precision can be measured with these heads.
 
     Raises:
-        ExportError: there is none, or one that is not for multiclass.
+        ExportError: There are no heads, or one is not for multiclass.
     """
     if not heads or any(head.task != "multiclass" for head in heads.values()):
         raise ExportError(
-            "what a precision costs is measured by the class of images: that takes heads for "
-            "multiclass, and not the form 'backbone'"
+            "the cost of a reduced precision is measured on the classes of images: "
+            "export heads for multiclass, and not the form 'backbone'"
         )
 
 
-def _spread(images: Sequence[ImageLike], at_most: int) -> Sequence[ImageLike]:
-    """Some of many, from the first to the last."""
+def _pick_evenly(images: Sequence[ImageLike], at_most: int) -> Sequence[ImageLike]:
+    """Return at most ``at_most`` images, evenly spaced from the first to the last."""
     if len(images) <= at_most:
         return images
     return [images[int(at)] for at in np.linspace(0, len(images) - 1, at_most)]

@@ -1,4 +1,4 @@
-"""Make an exported float32 backbone smaller and faster: float16 or int8, and what that costs."""
+"""Convert an exported float32 backbone to float16 or int8, and compare its logits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ except ImportError as missing:
 Array = np.ndarray[Any, Any]
 
 QUANTIZED = ("Conv", "MatMul", "Gemm", "Relu", "Clip")
-"""Operators that int8 is for, and the two whose clipping bounds the range of a convolution.
+"""Operators that become int8, with the two that bound the range of a convolution's output.
 
 All other operators stay float32: quantized residual sums and norms make transformers much worse and
 hardly faster.
@@ -43,22 +43,22 @@ hardly faster.
 LARGEST_INT8 = 127
 _ADVICE = {
     "fp16": "keep fp32",
-    "int8": "calibrate with more images like those it will see, or use fp16 or fp32",
+    "int8": "calibrate with more images like those that the model will see, or use fp16 or fp32",
 }
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a reduced precision changes on held-out images.
+    """Differences that a reduced precision makes on held-out images.
 
     Attributes:
-        images: how many were compared.
-        agreement: share of them whose largest logit is of the same class as before.
-        mean_difference: mean of the absolute difference of logits, relative to the largest absolute
-            logit before; infinite where a logit is not a number.
-        max_difference: the largest such difference.
-        accuracy_before: share of correct classes in float32; None where the classes are not known.
-        accuracy_after: the same in the reduced precision.
+        images: Number of images that were compared.
+        agreement: Share of images whose largest logit belongs to the same class as before.
+        mean_difference: Mean absolute difference of logits, relative to the largest absolute logit
+            before; infinite if a logit is not finite.
+        max_difference: Largest absolute difference of logits, on the same scale.
+        accuracy_before: Share of correct classes in float32; None if the classes are unknown.
+        accuracy_after: Share of correct classes in the reduced precision; None likewise.
     """
 
     images: int
@@ -69,7 +69,7 @@ class Cost:
     accuracy_after: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the attributes; what is infinite becomes None, JSON has no word for it."""
+        """Return the attributes; infinite values become None, because JSON has no infinity."""
         return {
             name: value if value is None or math.isfinite(value) else None
             for name, value in asdict(self).items()
@@ -77,50 +77,51 @@ class Cost:
 
 
 def to_fp16(backbone: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy with weights and arithmetic in float16, of half the size.
+    """Return a copy with weights and arithmetic in float16, half as large.
 
-    Inputs and outputs stay float32. It is meant for GPUs: on most CPUs ONNX Runtime computes it in
-    float32 all the same, no faster. Constants beyond float16's 65504 are cut to it; an activation
-    beyond it becomes infinite, which ``check`` refuses. Operators that ONNX Runtime's
+    Inputs and outputs stay float32. Float16 is for GPUs: on most CPUs ONNX Runtime still computes
+    in float32 and is no faster. Constants beyond float16's 65504 are clipped to it; an activation
+    beyond it becomes infinite, and ``check_cost`` refuses that. Operators that ONNX Runtime's
     ``convert_float_to_float16`` lists as unsafe stay float32.
 
     Args:
-        backbone: float32, its weights in memory.
+        backbone: Float32 model with its weights in memory.
     """
     with _quiet():
         half = convert_float_to_float16(backbone, keep_io_types=True)
-        ONNXModel(half).topological_sort()  # the casts were put last
-    del half.graph.value_info[:]  # some are wrong beside operators that stay float32
-    return onnx.shape_inference.infer_shapes(_like(half, backbone))
+        ONNXModel(half).topological_sort()  # the converter appends its casts at the end
+    del half.graph.value_info[:]  # some are wrong next to operators that stay float32
+    return onnx.shape_inference.infer_shapes(_restore_interface(half, backbone))
 
 
 def to_int8(backbone: onnx.ModelProto, batches: Iterable[Array]) -> onnx.ModelProto:
-    """Return a copy whose convolutions and matrix products are int8, of about a quarter the size.
+    """Return a copy with convolutions and matrix products in int8, about a quarter as large.
 
-    Static quantization in the QDQ format: weights int8, symmetric, with a scale per output channel;
-    activations uint8 with the range seen on the calibration images (MinMax). The first convolution
-    stays float32, and biases of the others make up for what rounding their weights shifts. Inputs
-    and outputs stay float32. For x86 processors with VNNI (AVX2 without it may saturate) and Arm.
+    This is static quantization in the QDQ format. Weights are int8 and symmetric, with a scale per
+    output channel. Activations are uint8, with their range on the calibration images (MinMax). The
+    first convolution stays float32; the biases of the others compensate for the mean shift that
+    rounding their weights causes. Inputs and outputs stay float32. Int8 is for Arm processors and
+    for x86 processors with VNNI (AVX2 alone may saturate).
 
     Sources: ONNX Runtime, "Quantize ONNX models"; Nagel et al. 2019, "Data-Free Quantization
     Through Weight Equalization and Bias Correction" (https://arxiv.org/abs/1906.04721), here with
     means measured on the calibration images.
 
     Args:
-        backbone: float32, its weights in memory.
-        batches: calibration images like those it will see, float32 ``pixel_values``
+        backbone: Float32 model with its weights in memory.
+        batches: Calibration images like those that the model will see: float32 ``pixel_values``
             ``[n, 3, height, width]``, 32 images or more; all are held in memory.
 
     Raises:
-        DataError: there are no images, or they are not what the backbone takes.
+        DataError: There are no images, or their shape or type does not fit the backbone's input.
         ExportError: ONNX Runtime cannot quantize the backbone.
     """
-    images = _checked(batches, backbone.graph.input[0])
+    images = _check_batches(batches, backbone.graph.input[0])
     with TemporaryDirectory(prefix="headkit-") as folder, _quiet():
         source, prepared, target = (Path(folder) / f"{n}.onnx" for n in ("in", "prepared", "out"))
         onnx.save(backbone, source)
         try:
-            # Folds BatchNorm into convolutions. Symbolic shapes would need sympy, and add nothing.
+            # This folds BatchNorm into convolutions. Symbolic shapes need sympy and add nothing.
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
             model = onnx.load(prepared)
             first = _name_nodes(model.graph)
@@ -129,34 +130,34 @@ def to_int8(backbone: onnx.ModelProto, batches: Iterable[Array]) -> onnx.ModelPr
             quantize_static(
                 prepared,
                 target,
-                _Reader(images, backbone.graph.input[0].name),
+                _CalibrationReader(images, backbone.graph.input[0].name),
                 op_types_to_quantize=list(QUANTIZED),
                 nodes_to_exclude=first,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
-                # Float sums of int8 products: more exact than int8 ones, and faster, since the bias
-                # and what follows in a transformer are float32.
+                # MatMul and Gemm return float32 sums: these are more exact than int8, and faster,
+                # because in a transformer the bias and the next operators are float32.
                 extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]},
             )
         except Exception as error:  # onnxruntime's own classes share no root below Exception
             raise ExportError(
                 f"ONNX Runtime cannot quantize the backbone: {first_line(error)}; use fp16 or fp32"
             ) from error
-        return _like(onnx.load(target), backbone)
+        return _restore_interface(onnx.load(target), backbone)
 
 
-def cost(before: Array, after: Array, targets: Array | None = None) -> Cost:
-    """Compare logits of the same held-out images before and after.
+def compare_logits(before: Array, after: Array, targets: Array | None = None) -> Cost:
+    """Compare logits of the same held-out images before and after reducing the precision.
 
     Args:
-        before: of the float32 model, ``[images, num_classes]``.
-        after: of the smaller model, the same shape.
-        targets: the true class of each image, integers ``[images]``, where known.
+        before: Logits of the float32 model, ``[images, num_classes]``.
+        after: Logits of the reduced model, the same shape.
+        targets: True class of each image, integers ``[images]``; None if unknown.
 
     Raises:
-        ValueError: the shapes differ.
-        DataError: there are no images.
+        ValueError: The shapes differ.
+        DataError: There are no images.
     """
     if before.ndim != 2 or before.shape != after.shape:
         raise ValueError(f"logits are {before.shape} before and {after.shape} after")
@@ -166,51 +167,51 @@ def cost(before: Array, after: Array, targets: Array | None = None) -> Cost:
         raise DataError("no held-out images to compare on; give at least one")
     difference = np.abs(after.astype(np.float64) - before) / max(np.abs(before).max(), 1e-12)
     difference[~np.isfinite(difference)] = np.inf
-    found, expected = after.argmax(1), before.argmax(1)
+    predicted, expected = after.argmax(1), before.argmax(1)
     usable = np.isfinite(after).all(1)
     return Cost(
         images=len(before),
-        agreement=float(np.mean((found == expected) & usable)),
+        agreement=float(np.mean((predicted == expected) & usable)),
         mean_difference=float(difference.mean()),
         max_difference=float(difference.max()),
         accuracy_before=None if targets is None else float(np.mean(expected == targets)),
-        accuracy_after=None if targets is None else float(np.mean((found == targets) & usable)),
+        accuracy_after=None if targets is None else float(np.mean((predicted == targets) & usable)),
     )
 
 
-def check(cost: Cost, max_cost: float, precision: str) -> None:
-    """Refuse a precision that costs too much.
+def check_cost(cost: Cost, max_cost: float, precision: str) -> None:
+    """Raise if a precision costs too much.
 
     Args:
-        cost: what was measured.
-        max_cost: largest loss of accuracy that is accepted, as a share of the images (0.02 for two
-            percent); of agreement, where the accuracy is not known.
+        cost: The measured cost.
+        max_cost: Largest accepted loss of accuracy, or of agreement if the accuracy is unknown, as
+            a share of the images: 0.02 is two percent.
         precision: ``fp16`` or ``int8``, for the message.
 
     Raises:
-        ParityError: the loss is larger, or logits are not finite.
+        ParityError: The loss is larger, or logits are not finite.
     """
     advice = f"{_ADVICE.get(precision, 'keep fp32')}, or allow more with max_cost"
     if not math.isfinite(cost.max_difference):
         raise ParityError(
-            f"{precision} gives logits that are not finite on some of {cost.images} images, "
-            f"expected none; use another precision"
+            f"{precision} gives logits that are not finite on some of {cost.images} images; "
+            "use another precision"
         )
     if cost.accuracy_before is None or cost.accuracy_after is None:
         loss = 1 - cost.agreement
-        what = f"changes the class of {loss:.1%} of {cost.images} images"
+        effect = f"changes the class of {loss:.1%} of {cost.images} images"
     else:
         loss = cost.accuracy_before - cost.accuracy_after
-        what = (
+        effect = (
             f"lowers the accuracy on {cost.images} images from {cost.accuracy_before:.1%} "
             f"to {cost.accuracy_after:.1%}"
         )
-    if loss > max_cost + 1e-9:  # shares are not exact in binary
-        raise ParityError(f"{precision} {what}, allowed is {max_cost:.1%}; {advice}")
+    if loss > max_cost + 1e-9:  # binary floats do not hold every share exactly
+        raise ParityError(f"{precision} {effect}, allowed is {max_cost:.1%}; {advice}")
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Batches of images as ONNX Runtime's calibration asks for them."""
+class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]
+    """Batches of images in the interface of ONNX Runtime's calibration."""
 
     def __init__(self, batches: Iterable[Array], name: str) -> None:
         self.feeds = iter([{name: batch} for batch in batches])
@@ -219,12 +220,12 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self.feeds, None)
 
 
-def _checked(batches: Iterable[Array], pixel_values: onnx.ValueInfoProto) -> list[Array]:
+def _check_batches(batches: Iterable[Array], pixel_values: onnx.ValueInfoProto) -> list[Array]:
     dims = [d.dim_value for d in pixel_values.type.tensor_type.shape.dim]
     listed = [batch for batch in batches if len(batch)]
     for batch in listed:
         fits = batch.ndim == len(dims) and all(
-            size in (0, found) for size, found in zip(dims, batch.shape, strict=True)
+            size in (0, actual) for size, actual in zip(dims, batch.shape, strict=True)
         )
         if batch.dtype != np.float32 or not fits:
             raise DataError(
@@ -232,12 +233,12 @@ def _checked(batches: Iterable[Array], pixel_values: onnx.ValueInfoProto) -> lis
                 f"expected float32 {[size or 'n' for size in dims]}"
             )
     if not listed:
-        raise DataError("int8 needs calibration images and got none; give 32 or more of your own")
+        raise DataError("int8 needs calibration images, found none; pass 32 or more of your own")
     return listed
 
 
 def _name_nodes(graph: onnx.GraphProto) -> list[str]:
-    """Name the nodes that have no name, and return that of the first convolution, if any."""
+    """Name the unnamed nodes; return a list with the name of the first convolution, if any."""
     for index, node in enumerate(graph.node):
         node.name = node.name or f"node_{index}"
     return [node.name for node in graph.node if node.op_type == "Conv"][:1]
@@ -246,7 +247,7 @@ def _name_nodes(graph: onnx.GraphProto) -> list[str]:
 def _correct_biases(
     model: onnx.ModelProto, images: Sequence[Array], folder: Path, skip: Sequence[str]
 ) -> None:
-    """Subtract from each convolution's bias the mean shift that int8 weights bring."""
+    """Subtract the mean shift that int8 weights cause from each convolution's bias."""
     weights = {t.name: t for t in model.graph.initializer}
     convolutions = [
         node
@@ -260,8 +261,8 @@ def _correct_biases(
         weight = numpy_helper.to_array(weights[node.input[1]]).astype(np.float64)
         groups = next((a.i for a in node.attribute if a.name == "group"), 1)
         error = _rounding_error(weight).reshape(*weight.shape[:2], -1).sum(2)
-        seen = np.repeat(means[node.input[0]].reshape(groups, -1), len(weight) // groups, axis=0)
-        bias = -(error * seen).sum(1)
+        mean = np.repeat(means[node.input[0]].reshape(groups, -1), len(weight) // groups, axis=0)
+        bias = -(error * mean).sum(1)
         if len(node.input) == 3:
             bias += numpy_helper.to_array(weights[node.input[2]])
         name = f"{node.name}_corrected_bias"
@@ -271,7 +272,7 @@ def _correct_biases(
 
 
 def _rounding_error(weight: Array) -> Array:
-    """Return int8 weights less float weights ``[out, in / groups, …]``; one scale per row."""
+    """Return int8 weights minus float weights, ``[out, in / groups, …]``; one scale per row."""
     largest = np.abs(weight).max(axis=tuple(range(1, weight.ndim)), keepdims=True)
     scale = np.where(largest > 0, largest, 1) / LARGEST_INT8
     return np.asarray(np.round(weight / scale) * scale - weight)
@@ -280,7 +281,7 @@ def _rounding_error(weight: Array) -> Array:
 def _channel_means(
     model: onnx.ModelProto, names: Sequence[str], images: Sequence[Array], folder: Path
 ) -> dict[str, Array]:
-    """Return each tensor's mean over images and pixels, ``[channels]``."""
+    """Return the mean of each tensor over images and pixels, ``[channels]``."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     for name in names:
@@ -292,14 +293,14 @@ def _channel_means(
     outputs = [f"{name}_channel_mean" for name in names]
     totals: list[Any] = [0.0] * len(names)
     for batch in images if names else ():
-        found = session.run(outputs, {model.graph.input[0].name: batch})
-        totals = [t + f.reshape(*f.shape[:2]).sum(0) for t, f in zip(totals, found, strict=True)]
+        means = session.run(outputs, {model.graph.input[0].name: batch})
+        totals = [t + m.reshape(*m.shape[:2]).sum(0) for t, m in zip(totals, means, strict=True)]
     count = sum(len(batch) for batch in images)
     return {name: np.asarray(t) / count for name, t in zip(names, totals, strict=True)}
 
 
-def _like(model: onnx.ModelProto, backbone: onnx.ModelProto) -> onnx.ModelProto:
-    """Give the model the backbone's interface and metadata, and only the opsets that it uses."""
+def _restore_interface(model: onnx.ModelProto, backbone: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy the backbone's interface and metadata to the model; drop opsets that it does not use."""
     for field in ("input", "output"):
         del getattr(model.graph, field)[:]
         getattr(model.graph, field).extend(getattr(backbone.graph, field))

@@ -21,7 +21,7 @@ def fitted(shapes: Path) -> tuple[Any, headkit.Head]:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_reduced_precision_is_smaller_and_tells_its_cost(
+def test_reduced_model_is_smaller_and_records_its_cost(
     precision: str, fitted: tuple[Any, headkit.Head], shapes: Path, tmp_path: Path
 ) -> None:
     model, head = fitted
@@ -35,7 +35,7 @@ def test_reduced_precision_is_smaller_and_tells_its_cost(
     cost = described["precision_cost"][""]
     assert described["precision"] == precision
     assert cost["images"] == 12
-    # The same by hand: the classes of both models on the held-out half.
+    # Compute the same by hand from the classes of both models on the held-out half.
     held_out = sorted(shapes.rglob("*.png"))[1::2]
     before, after = (
         [row[0]["label"] for row in headkit.Predictor(path)(held_out, top_k=1)]
@@ -44,7 +44,7 @@ def test_reduced_precision_is_smaller_and_tells_its_cost(
     assert cost["agreement"] == np.mean([a == b for a, b in zip(before, after, strict=True)])
     right = [label == path.parent.name for label, path in zip(after, held_out, strict=True)]
     assert cost["accuracy_after"] == np.mean(right)
-    # A head grafted later comes in float32 onto the same backbone.
+    # A head that is grafted later is float32 on the same reduced backbone.
     headkit.graft(tmp_path / "small.onnx", head, tmp_path / "again.onnx")
     images = held_out[:3]
     assert headkit.Predictor(tmp_path / "again.onnx")(images) == headkit.Predictor(
@@ -56,7 +56,7 @@ def test_precision_that_costs_too_much_leaves_no_file(tmp_path: Path) -> None:
     model = active_backbone()
     head = head_for(model, 200)
     images = list(np.random.default_rng(0).integers(0, 256, (40, 160, 160, 3), dtype=np.uint8))
-    # Classes that differ only across what these images have in common: rounding changes them.
+    # Make classes differ only in directions that these images do not share: rounding changes them.
     preprocess = Preprocess.from_cfg(head.pretrained_cfg)
     pixels = torch.from_numpy(np.stack([preprocess(Image.fromarray(image)) for image in images]))
     with torch.inference_mode():

@@ -17,7 +17,7 @@ from torch import nn
 
 import headkit
 from headkit.adapters.errors import DataError, ExportError, ParityError
-from headkit.export.precision.reduce import Cost, check, cost, to_fp16, to_int8
+from headkit.export.precision.reduce import Cost, check_cost, compare_logits, to_fp16, to_int8
 from tests.backbones import random_backbone
 
 Array = np.ndarray[Any, Any]
@@ -54,7 +54,7 @@ def noise(*shape: int, seed: int = 0) -> Array:
 
 
 def photographs(count: int, seed: int) -> Array:
-    """Random crops of scikit-learn's two photographs, as tf_efficientnet_lite0 takes them."""
+    """Return random crops of scikit-learn's two photographs, sized for tf_efficientnet_lite0."""
     from sklearn.datasets import load_sample_images
 
     generator = np.random.default_rng(seed)
@@ -118,7 +118,7 @@ def test_is_smaller_and_near_torch_at_every_batch(
 
 @pytest.fixture(scope="module")
 def real(real_weights: Path) -> tuple[onnx.ModelProto, nn.Linear]:
-    """tf_efficientnet_lite0 with ImageNet weights: backbone and classifier."""
+    """Return backbone and classifier of tf_efficientnet_lite0 with ImageNet weights."""
     model: Any = headkit.load_backbone("tf_efficientnet_lite0", real_weights)
     classifier = model.get_classifier()
     model.reset_classifier(0)
@@ -140,13 +140,15 @@ def test_real_weights_keep_their_classes(
     held_out = photographs(96, seed=2)
     smaller = to_fp16(backbone) if precision == "fp16" else None
     smaller = smaller or to_int8(backbone, np.split(photographs(32, seed=1), 4))
-    found = cost(logits(backbone, classifier, held_out), logits(smaller, classifier, held_out))
+    found = compare_logits(
+        logits(backbone, classifier, held_out), logits(smaller, classifier, held_out)
+    )
     assert found.agreement >= agreement
     assert found.mean_difference < mean
 
 
 def two_convolutions(groups: int, bias: bool) -> onnx.ModelProto:
-    """The first, which stays float32, changes nothing; the second has outliers in its weights."""
+    """Return an identity convolution, which stays float32, and one with outliers in its weights."""
     generator = np.random.default_rng(0)
     weight = generator.standard_normal((6, 3 // groups, 3, 3)).astype(np.float32)
     weight[:, 0, 0, 0] = 60
@@ -169,7 +171,7 @@ def two_convolutions(groups: int, bias: bool) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("bias", [False, True])
-def test_biases_make_up_for_the_rounding_of_weights(groups: int, bias: bool) -> None:
+def test_biases_compensate_for_the_rounding_of_weights(groups: int, bias: bool) -> None:
     backbone = two_convolutions(groups, bias)
     pixels = 1 + 0.1 * noise(64, 3, 8, 8)
     quantized = to_int8(backbone, [pixels])
@@ -213,8 +215,8 @@ def test_fp16_masks_beyond_its_range_stay_masks(mask: float) -> None:
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        ([], "got none"),
-        ([np.zeros((0, 3, 8, 8), np.float32)], "got none"),
+        ([], "found none"),
+        ([np.zeros((0, 3, 8, 8), np.float32)], "found none"),
         (
             [np.zeros((2, 3, 9, 8), np.float32)],
             r"float32 \[2, 3, 9, 8\], expected .*\['n', 3, 8, 8",
@@ -228,7 +230,7 @@ def test_calibration_images_that_do_not_fit_are_refused(batches: list[Array], me
         to_int8(two_convolutions(1, True), batches)
 
 
-def test_what_onnx_runtime_cannot_quantize_is_an_export_error() -> None:
+def test_model_that_onnx_runtime_cannot_quantize_is_an_export_error() -> None:
     model = two_convolutions(1, True)
     model.graph.node[1].op_type = "NoSuchOperator"
     with pytest.raises(ExportError, match=r"cannot quantize the backbone: .*; use fp16 or fp32"):
@@ -258,9 +260,9 @@ def test_imports_neither_torch_nor_timm() -> None:
 def test_cost_counts_classes_and_measures_logits() -> None:
     before = np.array([[4, 0], [0, 2], [3, 1], [0, 1]], np.float32)
     after = np.array([[4, 1], [0, 2], [1, 3], [0, 1]], np.float32)
-    found = cost(before, after, np.array([0, 1, 0, 0]))
+    found = compare_logits(before, after, np.array([0, 1, 0, 0]))
     assert found == Cost(4, 0.75, 5 / 8 / 4, 2 / 4, 0.75, 0.5)
-    assert cost(before, after).to_json() == {
+    assert compare_logits(before, after).to_json() == {
         "images": 4,
         "agreement": 0.75,
         "mean_difference": 0.15625,
@@ -270,28 +272,30 @@ def test_cost_counts_classes_and_measures_logits() -> None:
     }
 
 
-def test_cost_refuses_what_cannot_be_compared() -> None:
+def test_logits_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2, 3\) before and \(2, 4\) after"):
-        cost(np.zeros((2, 3)), np.zeros((2, 4)))
+        compare_logits(np.zeros((2, 3)), np.zeros((2, 4)))
     with pytest.raises(ValueError, match=r"targets are \(3,\), expected \(2,\)"):
-        cost(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros(3))
+        compare_logits(np.zeros((2, 3)), np.zeros((2, 3)), np.zeros(3))
     with pytest.raises(DataError, match="no held-out images"):
-        cost(np.zeros((0, 3)), np.zeros((0, 3)))
+        compare_logits(np.zeros((0, 3)), np.zeros((0, 3)))
 
 
-def test_check_goes_by_accuracy_where_it_is_known_and_else_by_agreement() -> None:
-    check(Cost(100, 0.5, 0.1, 0.2, 0.90, 0.88), 0.02, "int8")
-    check(Cost(100, 0.98, 0.1, 0.2), 0.02, "int8")
+def test_check_uses_accuracy_if_it_is_known_and_agreement_otherwise() -> None:
+    check_cost(Cost(100, 0.5, 0.1, 0.2, 0.90, 0.88), 0.02, "int8")
+    check_cost(Cost(100, 0.98, 0.1, 0.2), 0.02, "int8")
     with pytest.raises(ParityError, match=r"from 90\.0% to 87\.0%, allowed is 2\.0%; calibrate"):
-        check(Cost(100, 1.0, 0.1, 0.2, 0.90, 0.87), 0.02, "int8")
+        check_cost(Cost(100, 1.0, 0.1, 0.2, 0.90, 0.87), 0.02, "int8")
     with pytest.raises(ParityError, match=r"class of 3\.0% of 100 images, allowed is 2\.0%; keep"):
-        check(Cost(100, 0.97, 0.1, 0.2), 0.02, "fp16")
+        check_cost(Cost(100, 0.97, 0.1, 0.2), 0.02, "fp16")
 
 
 def test_logits_that_are_not_finite_are_never_accepted() -> None:
     before = np.array([[1, 2], [2, 1]], np.float32)
-    found = cost(before, np.array([[1, np.nan], [np.inf, 1]], np.float32), np.array([1, 0]))
+    found = compare_logits(
+        before, np.array([[1, np.nan], [np.inf, 1]], np.float32), np.array([1, 0])
+    )
     assert (found.agreement, found.accuracy_after) == (0, 0)
     assert found.to_json()["max_difference"] is None
     with pytest.raises(ParityError, match="fp16 gives logits that are not finite"):
-        check(found, 1.0, "fp16")
+        check_cost(found, 1.0, "fp16")
