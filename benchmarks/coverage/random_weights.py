@@ -76,7 +76,7 @@ def randomize_head(model: nn.Module) -> None:
 
 @torch.no_grad()
 def randomize_constants(model: nn.Module) -> None:
-    """Give random values to constant tensors of the backbone: gammas of 0, scales of 1e-6, biases."""
+    """Give random values to constants of the backbone: gammas of 0, scales of 1e-6, biases."""
     generator = torch.Generator().manual_seed(3)
     head = set(find_classifier(model).tensors)
     for name, parameter in model.named_parameters():
