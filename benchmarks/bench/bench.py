@@ -199,7 +199,7 @@ class _Bench:
             x = self.subject.images(batch)
             run = race(
                 {str(one): partial(self._ready, one, x) for one in agreements},
-                sittings=self.sittings,
+                repeats=self.sittings,
                 rounds=self.rounds,
             )
             reference = str(next(iter(agreements)))

@@ -1,4 +1,4 @@
-"""Describe the machine and the libraries that a result was measured with."""
+"""Describe the machine and the library versions of a measurement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-"""Of x86 processors, as Linux names them, on which the speed of a precision hangs."""
+"""Instruction sets of x86 processors that affect the speed of a precision, as Linux names them."""
 PACKAGES = (
     *("headkit", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "timm", "torch"),
     *("openvino", "timmx", "onnxslim"),
@@ -16,19 +16,19 @@ PACKAGES = (
 
 
 def machine() -> dict[str, object]:
-    """Return processor, cores that this process may use, system, Python and package versions."""
+    """Return processor, number of usable cores, system, and versions of Python and packages."""
     affinity = getattr(os, "sched_getaffinity", None)
     return {
         "processor": _processor(),
         "cores": len(affinity(0)) if affinity else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := package_version(name))},
+        "packages": {name: value for name in PACKAGES if (value := package_version(name))},
     }
 
 
 def package_version(name: str) -> str | None:
-    """Return the version of an installed distribution, or none."""
+    """Return the version of a distribution, or None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -36,7 +36,7 @@ def package_version(name: str) -> str | None:
 
 
 def _processor() -> str:
-    """Return the name of the processor, with the instructions that fast kernels ask for."""
+    """Return the name of the processor, with its instruction sets from ``INSTRUCTIONS``."""
     info = Path("/proc/cpuinfo")
     if not info.exists():
         return platform.processor() or platform.machine()

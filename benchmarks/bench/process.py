@@ -1,4 +1,4 @@
-"""Measure a process of its own: from its start until it is done, and its memory."""
+"""Measure a new process: the time from its start to its report, and its memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ TIMEOUT_S = 900
 
 
 def in_process(module: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
-    """Run ``python -m MODULE ARGUMENTS``, which ends with ``report``.
+    """Run ``python -m MODULE ARGUMENTS`` in a new process, which must end with ``report``.
 
     Returns:
-        What it reported, and ``seconds`` from the start of the process to its report.
+        The reported values, and ``seconds`` from the start of the process to its report.
 
     Raises:
-        ExportError: it fails, or takes longer.
+        ExportError: The process fails, or takes longer than ``timeout_s`` seconds.
     """
     start = time.perf_counter()
     try:
-        done = subprocess.run(
+        ended = subprocess.run(
             [sys.executable, "-m", module, *arguments],
             capture_output=True,
             text=True,
@@ -34,26 +34,26 @@ def in_process(module: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> di
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ExportError(f"a new process is not done after {timeout_s:g} s") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ExportError((lines or [f"a process ended with status {done.returncode}"])[-1][:300])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        raise ExportError(f"a new process took longer than {timeout_s:g} s") from error
+    if ended.returncode:
+        lines = [line for line in ended.stderr.splitlines() if line.strip()]
+        raise ExportError((lines or [f"a process ended with status {ended.returncode}"])[-1][:300])
+    values: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     # All processes of a machine share this clock.
-    return {**found, "seconds": found.pop("done_at") - start}
+    return {**values, "seconds": values.pop("done_at") - start}
 
 
-def report(found: Mapping[str, Any]) -> None:
-    """Print what a process found, when it was done, and its memory."""
+def report(values: Mapping[str, Any]) -> None:
+    """Print the values that a process measured, the time of the clock, and its memory as JSON."""
     done_at = time.perf_counter()
     memory = {"peak_bytes": peak_bytes(), "resident_bytes": resident_bytes()}
-    print(json.dumps({**found, "done_at": done_at, **memory}))
+    print(json.dumps({**values, "done_at": done_at, **memory}))
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process had resident.
+    """Return the peak resident memory of this process.
 
-    Linux counts what the process that started it had into ``ru_maxrss``, hence its own file first.
+    On Linux ``ru_maxrss`` includes the peak of the parent process, so ``/proc`` is read first.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -67,7 +67,7 @@ def peak_bytes() -> int:
 
 
 def resident_bytes() -> int | None:
-    """Return the memory that this process has resident now; none where the system does not tell."""
+    """Return the resident memory of this process, or None if the system does not report it."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return None

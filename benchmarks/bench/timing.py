@@ -1,4 +1,4 @@
-"""Time contenders against each other on a noisy machine."""
+"""Time candidates against each other on a noisy machine."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 Call = Callable[[], object]
-"""What is timed. If it returns ``Milliseconds``, by a clock of its own."""
+"""The function that is timed. If it returns ``Milliseconds``, that is the time of the call."""
 
 CONFIDENCE = 0.99
-"""Of the interval of a ratio."""
+"""Confidence level of the interval of a ratio."""
 RESOLUTION = 0.005
-"""Share by which identical contenders differ in spite of all: where their memory happens to lie."""
+"""Share by which the times of identical candidates differ because of their addresses in memory."""
 PAUSE_MS = 2.0
-"""Between contenders: worker threads of the last one still spin for a while."""
+"""Milliseconds between candidates, as worker threads of the previous one spin for a while."""
 
 
 class Milliseconds(float):
-    """What a contender measured itself, such as by events of a GPU."""
+    """A time that a candidate measured itself, for example with events of a GPU."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Timing:
     """Milliseconds per call.
 
     Attributes:
-        median_ms: of all counted calls.
-        p05_ms: 5 % of the calls were faster.
-        p95_ms: 5 % of the calls were slower.
-        calls: number of counted calls.
+        median_ms: Median of all counted calls.
+        p05_ms: 5th percentile: 5 % of the calls were faster.
+        p95_ms: 95th percentile: 5 % of the calls were slower.
+        calls: Number of counted calls.
     """
 
     median_ms: float
@@ -55,7 +55,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """How far the 5th and the 95th percentile lie apart, in shares of the median."""
+        """Distance between the 5th and the 95th percentile, as a share of the median."""
         return (self.p95_ms - self.p05_ms) / self.median_ms if self.median_ms else 0.0
 
     def to_json(self) -> dict[str, float]:
@@ -65,12 +65,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long one contender takes as another.
+    """The time of one candidate divided by the time of another.
 
     Attributes:
-        value: median over the rounds, in each of which both met the same machine.
-        low: the true median lies between this
-        high: and this, with ``CONFIDENCE``; so do the medians of all sittings.
+        value: Median over the rounds. Within a round the state of the machine is the same for both.
+        low: Lower end of the interval that contains the true median with ``CONFIDENCE``, and the
+            medians of all repeats.
+        high: Upper end of that interval.
     """
 
     value: float
@@ -79,12 +80,12 @@ class Ratio:
 
     @property
     def noise(self) -> float:
-        """Largest distance of the ends from the value, in shares of it."""
+        """Largest distance between an end and the value, as a share of the value."""
         return max(self.high / self.value, self.value / self.low) - 1
 
     @property
     def differs(self) -> bool:
-        """Whether the contenders are told apart."""
+        """True if the interval excludes 1, so that one candidate is faster than the other."""
         return not self.low <= 1 <= self.high
 
     def to_json(self) -> dict[str, float]:
@@ -94,11 +95,11 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Race:
-    """What was measured.
+    """The measurements of a race.
 
     Attributes:
-        calls: milliseconds of all counted calls, by contender.
-        rounds: per sitting, the median milliseconds of each round, by contender.
+        calls: Milliseconds of all counted calls, by candidate.
+        rounds: For each repeat, the median milliseconds of each round, by candidate.
     """
 
     calls: dict[str, list[float]]
@@ -106,125 +107,128 @@ class Race:
 
     @property
     def timings(self) -> dict[str, Timing]:
-        """All counted calls of each contender, summarized."""
+        """Summary of all counted calls of each candidate."""
         return {
             name: Timing.from_samples(milliseconds) for name, milliseconds in self.calls.items()
         }
 
     def ratio(self, one: str, other: str) -> Ratio:
-        """Return how many times as long ``one`` takes as ``other``.
+        """Return the time of ``one`` divided by the time of ``other``.
 
-        The interval of the median comes from order statistics (the sign test inverted): it assumes
-        nothing of the distribution. Rounds of one sitting share where things lie in memory, hence
-        it is widened to the medians of all sittings and by ``RESOLUTION``. Where sittings differ,
-        that holds with ``CONFIDENCE`` for eight of them or more; of three, one in four may miss.
+        The interval of the median comes from order statistics (an inverted sign test), so it
+        assumes nothing about the distribution. Rounds of the same repeat share memory addresses, so
+        the interval is widened to the medians of all repeats, and by ``RESOLUTION``. If repeats
+        differ, the interval reaches ``CONFIDENCE`` with eight repeats or more; with three repeats,
+        one interval in four may miss the true ratio.
         """
-        sittings = [
-            [a / b for a, b in zip(taken[one], taken[other], strict=True)] for taken in self.rounds
+        repeats = [
+            [a / b for a, b in zip(medians[one], medians[other], strict=True)]
+            for medians in self.rounds
         ]
-        ratios = sorted(value for sitting in sittings for value in sitting)
+        ratios = sorted(value for repeat in repeats for value in repeat)
         middle = statistics.median(ratios)
         rank = _rank(len(ratios))
-        medians = [statistics.median(sitting) for sitting in sittings]
+        medians = [statistics.median(repeat) for repeat in repeats]
         low = min(ratios[rank], *medians, middle)
         high = max(ratios[-1 - rank], *medians, middle)
         return Ratio(middle, low / (1 + RESOLUTION), high * (1 + RESOLUTION))
 
 
 def race(
-    contenders: Mapping[str, Callable[[], Call]],
+    candidates: Mapping[str, Callable[[], Call]],
     *,
-    sittings: int = 8,
+    repeats: int = 8,
     rounds: int = 3,
     block_ms: float = 50.0,
     warmup: int = 3,
     seed: int = 0,
 ) -> Race:
-    """Let contenders run in turns, so that a change of the machine's speed meets all of them.
+    """Run candidates in turns, so that a change of the machine's speed affects all of them.
 
-    In each round each contender is called for ``block_ms``, at least once. The first call of its
-    turn is not counted: the caches are full of the last one's weights, and its threads still spin.
-    The order within a round is random, and so is that in which they are made ready: the first finds
-    another memory than the last.
+    In each round the race calls each candidate for ``block_ms``, at least once. It does not count
+    the first call of a turn: the caches hold the previous candidate's weights, whose threads still
+    spin. The order within a round is random. The order of preparation is random too, as the first
+    candidate gets other memory than the last.
 
     Args:
-        contenders: by name, what makes ready (loads a model) and returns what is timed.
-        sittings: how often all of them are made ready anew: memory lies elsewhere each time. With
-            fewer than eight the interval of a ratio is too narrow where that matters.
-        rounds: in each sitting.
-        block_ms: milliseconds per turn.
-        warmup: calls before the first round.
-        seed: of the order.
+        candidates: For each name, a function that prepares the candidate, such as loading a model,
+            and returns the function to time.
+        repeats: Number of times that all candidates are prepared, each time at other addresses in
+            memory. With fewer than eight the interval of a ratio is too narrow if that matters.
+        rounds: Number of rounds in each repeat.
+        block_ms: Milliseconds per turn.
+        warmup: Number of calls before the first round.
+        seed: Seed of the random order.
     """
-    found = Race({name: [] for name in contenders}, [])
+    result = Race({name: [] for name in candidates}, [])
     order = random.Random(seed)  # noqa: S311  (no secret)
-    for _ in range(sittings):
+    for _ in range(repeats):
         calls = {
-            name: contenders[name]() for name in order.sample(list(contenders), len(contenders))
+            name: candidates[name]() for name in order.sample(list(candidates), len(candidates))
         }
         for call in calls.values():
             for _ in range(warmup):
                 call()
-        taken: dict[str, list[float]] = {name: [] for name in contenders}
+        medians: dict[str, list[float]] = {name: [] for name in candidates}
         for _ in range(rounds):
             for name in order.sample(list(calls), len(calls)):
                 time.sleep(PAUSE_MS / 1000)
-                _timed(calls[name])
-                block = list(_block(calls[name], block_ms))
-                found.calls[name] += block
-                taken[name].append(statistics.median(block))
-        found.rounds.append(taken)
+                _measure_ms(calls[name])
+                block = list(_measure_block(calls[name], block_ms))
+                result.calls[name] += block
+                medians[name].append(statistics.median(block))
+        result.rounds.append(medians)
         del calls
         gc.collect()
-    return found
+    return result
 
 
-def turn_seconds(call: Call, block_ms: float = 50.0) -> float:
-    """Return roughly how long a contender's turn in a race takes."""
+def estimate_turn_seconds(call: Call, block_ms: float = 50.0) -> float:
+    """Return the approximate duration of a candidate's turn in a race."""
     call()
-    milliseconds = _timed(call)
+    milliseconds = _measure_ms(call)
     return (PAUSE_MS + milliseconds + max(milliseconds, block_ms)) / 1000
 
 
-def alternate(contenders: Mapping[str, Call], *, calls: int = 20, warmup: int = 3) -> Race:
-    """Call the contenders one by one in turn, always in the same order.
+def alternate(candidates: Mapping[str, Call], *, calls: int = 20, warmup: int = 3) -> Race:
+    """Call each candidate once per round, always in the same order.
 
-    Unlike in ``race`` each call is counted, and meets caches that the other one used.
+    Unlike in ``race`` each call counts, and finds the caches as another candidate left them.
 
     Args:
-        contenders: what to time, by name.
-        calls: counted rounds; each contender is called once in each.
-        warmup: rounds before that.
+        candidates: For each name, the function to time.
+        calls: Number of counted rounds.
+        warmup: Number of rounds before the counted ones.
     """
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(-warmup, calls):
-        for name, contender in contenders.items():
-            milliseconds = _timed(contender)
+        for name, candidate in candidates.items():
+            milliseconds = _measure_ms(candidate)
             if number >= 0:
-                taken[name].append(milliseconds)
-    return Race(taken, [taken])
+                times[name].append(milliseconds)
+    return Race(times, [times])
 
 
-def _block(call: Call, milliseconds: float) -> Iterator[float]:
+def _measure_block(call: Call, milliseconds: float) -> Iterator[float]:
     left = milliseconds
     while True:
-        taken = _timed(call)
-        yield taken
-        left -= taken
+        elapsed = _measure_ms(call)
+        yield elapsed
+        left -= elapsed
         if left <= 0:
             return
 
 
-def _timed(call: Call) -> float:
+def _measure_ms(call: Call) -> float:
     start = time.perf_counter()
-    found = call()
-    if isinstance(found, Milliseconds):
-        return float(found)
+    result = call()
+    if isinstance(result, Milliseconds):
+        return float(result)
     return (time.perf_counter() - start) * 1000
 
 
 def _rank(count: int) -> int:
-    """Return how many values may be left out at each end of an interval of their median."""
+    """Return the number of values to leave out at each end of an interval of their median."""
     below, rank = 0.5**count, 0
     while 2 * below <= 1 - CONFIDENCE and rank < (count - 1) // 2:
         rank += 1

@@ -34,7 +34,7 @@ from headkit.adapters.errors import ContractError, ExportError, first_line
 from headkit.adapters.heads.attach import adapt
 from headkit.benchmarks.bench.process import in_process, report
 from headkit.benchmarks.bench.runtimes import cores
-from headkit.benchmarks.bench.timing import Call, race, turn_seconds
+from headkit.benchmarks.bench.timing import Call, estimate_turn_seconds, race
 from headkit.benchmarks.coverage import record as coverage
 from headkit.benchmarks.coverage.random_weights import randomize_weights
 from headkit.export.exporter import export
@@ -61,10 +61,11 @@ BATCHES = (1, 16)
 CHECKED = (1, 3, 8)
 """Batch sizes at which an exported file is compared with torch. All trace with two images."""
 CLASSES = 1000
-SITTINGS = {1: 12, 16: 8}
+REPEATS = {1: 12, 16: 8}
+"""Number of repeats of a race by batch size."""
 ROUNDS = range(3, 21)
 ROUNDS_S = 90.0
-"""Seconds for the rounds of one race, as far as ``ROUNDS`` per sitting allow."""
+"""Intended seconds for all rounds of one race, with ``ROUNDS`` as limits per repeat."""
 
 
 def _headkit(model: nn.Module, _name: str, _weights: Path, path: Path) -> None:
@@ -263,7 +264,7 @@ def latency(name: str, folder: Path) -> dict[str, Any]:
         if rows[exporter]["verdict"] == "agrees":
             paths[exporter] = path
     batches = _race(name, paths)
-    return {"threads": cores(), "sittings": SITTINGS, "exporters": rows, "batches": batches}
+    return {"threads": cores(), "sittings": REPEATS, "exporters": rows, "batches": batches}
 
 
 def _race(name: str, paths: dict[str, Path]) -> dict[str, Any]:
@@ -271,27 +272,27 @@ def _race(name: str, paths: dict[str, Path]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for batch in BATCHES:
         x = random_images(batch, size, torch.Generator().manual_seed(batch)).numpy()
-        contenders = {exporter: partial(_ready, path, x) for exporter, path in paths.items()}
-        sittings = SITTINGS[batch]
-        rounds = _rounds(contenders.values(), sittings)
-        run = race(contenders, sittings=sittings, rounds=rounds)
+        candidates = {exporter: partial(_prepare, path, x) for exporter, path in paths.items()}
+        repeats = REPEATS[batch]
+        rounds = _choose_rounds(candidates.values(), repeats)
+        run = race(candidates, repeats=repeats, rounds=rounds)
         timings = run.timings
         peers = [exporter for exporter in paths if exporter != "headkit"]
         found[str(batch)] = {
-            "rounds": sittings * rounds,
+            "rounds": repeats * rounds,
             "latency_ms": {exporter: timing.to_json() for exporter, timing in timings.items()},
             "ratios": {peer: run.ratio("headkit", peer).to_json() for peer in peers},
         }
     return found
 
 
-def _rounds(contenders: Iterable[Callable[[], Call]], sittings: int) -> int:
-    """How many rounds per sitting there is time for: small models are cheap to time often."""
-    round_s = sum(turn_seconds(make()) for make in contenders)
-    return min(max(int(ROUNDS_S / sittings / round_s), ROUNDS[0]), ROUNDS[-1])
+def _choose_rounds(candidates: Iterable[Callable[[], Call]], repeats: int) -> int:
+    """Return the number of rounds per repeat that fit into ``ROUNDS_S``."""
+    round_s = sum(estimate_turn_seconds(prepare()) for prepare in candidates)
+    return min(max(int(ROUNDS_S / repeats / round_s), ROUNDS[0]), ROUNDS[-1])
 
 
-def _ready(path: Path, x: Any) -> Call:
+def _prepare(path: Path, x: Any) -> Call:
     session = open_session(path, cores())
     given = session.get_inputs()[0].name
     return lambda: session.run(None, {given: x})

@@ -17,15 +17,15 @@ def test_median_percentiles_and_spread() -> None:
     assert timing.spread == pytest.approx(90 / 51)
 
 
-def test_contenders_alternate_and_a_slower_one_is_seen() -> None:
+def test_candidates_alternate_and_a_slower_one_is_detected() -> None:
     order: list[str] = []
 
-    def contender(name: str, seconds: float) -> None:
+    def candidate(name: str, seconds: float) -> None:
         order.append(name)
         time.sleep(seconds)
 
     measured = alternate(
-        {"slow": lambda: contender("slow", 0.02), "fast": lambda: contender("fast", 0.002)},
+        {"slow": lambda: candidate("slow", 0.02), "fast": lambda: candidate("fast", 0.002)},
         calls=5,
         warmup=1,
     )
@@ -34,7 +34,7 @@ def test_contenders_alternate_and_a_slower_one_is_seen() -> None:
 
 
 def work(kilobytes: int) -> Callable[[], Callable[[], object]]:
-    """A contender that hashes bytes of its own, on one thread."""
+    """Return a candidate that hashes its own bytes on one thread."""
 
     def ready() -> Callable[[], object]:
         content = random.Random(0).randbytes(1024 * kilobytes)  # noqa: S311
@@ -43,7 +43,7 @@ def work(kilobytes: int) -> Callable[[], Callable[[], object]]:
     return ready
 
 
-def test_identical_contenders_come_out_within_the_stated_noise() -> None:
+def test_ratio_of_identical_candidates_is_within_the_stated_noise() -> None:
     found = []
     for seed in range(3):
         measured = race({"one": work(1000), "other": work(1000)}, block_ms=10, seed=seed)
@@ -52,7 +52,7 @@ def test_identical_contenders_come_out_within_the_stated_noise() -> None:
     assert sum(found) >= 2  # each may fail once in a hundred
 
 
-def test_a_slowdown_planted_in_one_of_two_contenders_is_detected() -> None:
+def test_a_slowdown_planted_in_one_of_two_candidates_is_detected() -> None:
     measured = race({"one": work(1000), "slowed": work(1150)}, block_ms=10)
     ratio = measured.ratio("slowed", "one")
     assert ratio.differs
@@ -60,25 +60,25 @@ def test_a_slowdown_planted_in_one_of_two_contenders_is_detected() -> None:
     assert 1.1 < ratio.value < 1.2
 
 
-def test_each_sitting_makes_the_contenders_ready_anew_and_each_turn_has_an_uncounted_call() -> None:
+def test_each_repeat_prepares_the_candidates_again_and_each_turn_has_an_uncounted_call() -> None:
     made, called = [], []
 
     def ready() -> Callable[[], object]:
         made.append(1)
         return lambda: called.append(1)
 
-    measured = race({"it": ready}, sittings=2, rounds=3, block_ms=0, warmup=4)
+    measured = race({"it": ready}, repeats=2, rounds=3, block_ms=0, warmup=4)
     assert len(made) == 2
     assert len(measured.calls["it"]) == 6
     assert len(called) == 2 * (4 + 3 * 2)
 
 
-def test_a_contender_can_bring_its_own_clock() -> None:
-    measured = race({"it": lambda: lambda: Milliseconds(7)}, sittings=1, rounds=3)
+def test_a_candidate_can_measure_its_own_time() -> None:
+    measured = race({"it": lambda: lambda: Milliseconds(7)}, repeats=1, rounds=3)
     assert set(measured.calls["it"]) == {7.0}
 
 
-def test_interval_of_a_ratio_holds_the_true_one_as_often_as_stated() -> None:
+def test_interval_contains_the_true_ratio_as_often_as_stated() -> None:
     generator = random.Random(0)  # noqa: S311
     missed = 0
     for _ in range(400):
@@ -96,24 +96,24 @@ def test_interval_of_a_ratio_holds_the_true_one_as_often_as_stated() -> None:
 
 @pytest.mark.parametrize("noise", [0.01, 0.05])
 @pytest.mark.parametrize(("number", "rounds"), [(8, 3), (8, 8), (12, 20)])
-def test_interval_holds_the_true_ratio_where_sittings_differ(
+def test_interval_contains_the_true_ratio_if_repeats_differ(
     number: int, rounds: int, noise: float
 ) -> None:
     generator = random.Random(0)  # noqa: S311
     missed = 0
     for _ in range(400):
-        sittings = []
+        repeats = []
         for _ in range(number):
-            shift = math.exp(generator.gauss(0, 0.03))  # where memory lies, by sitting
+            shift = math.exp(generator.gauss(0, 0.03))  # by addresses in memory
             a = [1.1 * shift * math.exp(generator.gauss(0, noise)) for _ in range(rounds)]
             b = [math.exp(generator.gauss(0, noise)) for _ in range(rounds)]
-            sittings.append({"a": a, "b": b})
-        ratio = Race({}, sittings).ratio("a", "b")
+            repeats.append({"a": a, "b": b})
+        ratio = Race({}, repeats).ratio("a", "b")
         missed += not ratio.low <= 1.1 <= ratio.high
     assert missed <= binom.ppf(0.999, 400, 0.01)
 
 
-def test_interval_holds_the_medians_of_all_sittings() -> None:
+def test_interval_contains_the_medians_of_all_repeats() -> None:
     quiet = {"a": [10.0] * 20, "b": [10.0] * 20}
     moved = {"a": [10.5] * 20, "b": [10.0] * 20}
     ratio = Race({}, [quiet, quiet, moved]).ratio("a", "b")
@@ -122,7 +122,7 @@ def test_interval_holds_the_medians_of_all_sittings() -> None:
     assert not ratio.differs
 
 
-def test_contenders_are_made_ready_in_random_order() -> None:
+def test_candidates_are_prepared_in_random_order() -> None:
     made: list[str] = []
 
     def ready(name: str) -> Callable[[], None]:
@@ -130,7 +130,7 @@ def test_contenders_are_made_ready_in_random_order() -> None:
         return lambda: None
 
     names = ["a", "b", "c"]
-    race({name: partial(ready, name) for name in names}, sittings=6, rounds=1, block_ms=0)
-    sittings = [made[k : k + 3] for k in range(0, 18, 3)]
-    assert all(sorted(sitting) == names for sitting in sittings)
-    assert len({sitting[0] for sitting in sittings}) > 1
+    race({name: partial(ready, name) for name in names}, repeats=6, rounds=1, block_ms=0)
+    repeats = [made[k : k + 3] for k in range(0, 18, 3)]
+    assert all(sorted(repeat) == names for repeat in repeats)
+    assert len({repeat[0] for repeat in repeats}) > 1
