@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test lint coverage bench bench-full docs clean wheel-files
+.PHONY: demo test test-slow lint coverage bench bench-full docs clean wheel-files
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -13,8 +14,11 @@ $(INSTALLED): pyproject.toml
 demo: $(INSTALLED)  ## digits as PNG files -> head -> verified ONNX -> predictions
 	$(BIN)/headkit demo
 
-test: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## the tests that are not marked slow, on all cores
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+test-slow: $(INSTALLED)  ## all tests, the slow ones too
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(INSTALLED)  ## format, lint, order of imports, types
 	$(BIN)/ruff format --check .

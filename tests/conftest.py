@@ -4,16 +4,45 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+# pytest-xdist starts one worker per core, so each worker and what it starts compute on one thread.
+# The libraries read these variables when they are imported.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_variable] = "1"
+
+import onnxruntime as ort
+
 from headkit.__main__ import main
 from headkit.benchmarks.samples import write_weights
 from tests.backbones import random_backbone
 from tests.images import write_shapes
+
+
+class _OneThread(ort.SessionOptions):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.intra_op_num_threads = 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """ONNX Runtime reads no variable: its sessions get one thread unless a test sets another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ort, "SessionOptions", _OneThread)
+        yield
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker for each processor that this process may use, hyper-threads included."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @pytest.fixture(scope="session", autouse=True)

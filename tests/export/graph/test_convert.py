@@ -121,7 +121,7 @@ def test_export_is_a_function_and_a_package() -> None:
 
     assert callable(headkit.export)
     package: Any = headkit.export
-    assert package.predictor.Predictor is headkit.Predictor
+    assert package.predict.predictor.Predictor is headkit.Predictor
 
 
 def test_lost_constants_of_the_rewriter_are_noticed_and_avoided(tmp_path: Path) -> None:

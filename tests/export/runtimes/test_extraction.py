@@ -56,7 +56,7 @@ def test_a_signal_after_openvino_does_not_end_the_process(tmp_path: Path) -> Non
 import gc, os, signal, sys
 from pathlib import Path
 import numpy as np
-from headkit.export.engines import OpenVinoEngine
+from headkit.export.runtimes.extraction import OpenVinoEngine
 from tests.backbones import active_backbone
 
 def use():
