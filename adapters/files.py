@@ -14,34 +14,49 @@ from .errors import OutputError
 def check_writable(path: str | Path) -> Path:
     """Fail now, not after minutes of work, if ``path`` cannot be written.
 
+    Its folder may be missing: whoever writes the file makes the folder.
+
     Raises:
-        OutputError: its folder is missing or read-only, or ``path`` is a folder itself.
+        OutputError: its folder is read-only or is a file, or ``path`` is a folder itself.
     """
     path = Path(path)
     try:
         if path.is_dir():
             raise OutputError(f"cannot write {path}: it is a folder; name a file")
-        if not path.parent.is_dir():
-            raise OutputError(
-                f"cannot write {path}: there is no folder {path.parent}; create it first"
-            )
-        with _beside(path):
+        folder = next(folder for folder in path.parents if folder.exists())
+        if not folder.is_dir():
+            raise OutputError(f"cannot write {path}: {folder} is a file; name a folder")
+        with _beside(folder / path.name):
             pass
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     return path
 
 
+def make_folder_of(path: Path) -> None:
+    """Make the folder that ``path`` lies in, and those above it, where they are missing.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path``; move it there when the block ends, remove it when it fails.
 
-    What lies at ``path`` stays as it was until the new file is complete and on the disk.
+    What lies at ``path`` stays as it was until the new file is complete and on the disk. Its
+    folder is made where it is missing.
 
     Raises:
         OutputError: see ``check_writable``.
     """
     path = check_writable(path)
+    make_folder_of(path)
     with _beside(path) as beside:
         yield beside
         try:

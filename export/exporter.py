@@ -15,8 +15,9 @@ from torch import nn
 
 from headkit.adapters.backbone.classifier import find_classifier, replace_classifier
 from headkit.adapters.backbone.module_copy import copy_structure
-from headkit.adapters.errors import DataError, ExportError, OutputError
-from headkit.adapters.files import check_writable, write_atomically
+from headkit.adapters.errors import DataError, ExportError
+from headkit.adapters.file_kinds import MODEL, check_output
+from headkit.adapters.files import write_atomically
 from headkit.adapters.heads.attach import attach, head_of
 from headkit.adapters.heads.backbone_of_head import load_backbone_of
 from headkit.adapters.heads.head import Head
@@ -102,7 +103,7 @@ def export(
         model_or_head: a timm model with a head on it, a head, the path of a head file, or a
             reference to a store; for the form ``multi`` several heads, by name or named after their
             files.
-        path: where to write.
+        path: where to write, with the suffix ``.onnx``; its folder is made where it is missing.
         form: ``merged``, the head as constants; ``swappable``, the head as overridable
             initializers, so that each call can bring another; ``multi``, many heads, each with an
             output ``logits_NAME``; ``backbone``, the output ``features`` and no head.
@@ -146,9 +147,7 @@ def export(
         probabilities=probabilities,
         config=config,
     )
-    path = check_writable(path)
-    if path.suffix != ".onnx":
-        raise OutputError(f"cannot write {path}: an exported model is called NAME.onnx")
+    path = check_output(path, MODEL)
     model, heads, first = _resolve(
         model_or_head, form, backbone=backbone, weights=weights, remap=remap, names=label_names
     )

@@ -12,6 +12,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from headkit.adapters.errors import UnknownArchitecture, WeightsError, first_line
+from headkit.adapters.file_kinds import TENSORS, kind_of_file
 
 from .fingerprint import SOURCE
 from .freeze import freeze
@@ -72,6 +73,12 @@ def check_architecture(architecture: str) -> None:
     """Raise ``UnknownArchitecture`` with the nearest names unless timm knows ``architecture``."""
     if architecture.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         return
+    kind = kind_of_file(architecture)
+    if kind is not None:
+        raise UnknownArchitecture(
+            f"the architecture is {architecture}: it is {kind.noun}, expected the name of a timm "
+            "architecture, such as resnet50"
+        )
     name, _, tag = architecture.partition(".")
     if not timm.is_model(name):
         raise UnknownArchitecture.with_nearest(name, timm.list_models())
@@ -85,6 +92,12 @@ def check_architecture(architecture: str) -> None:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"cannot read weights {path}: no such file")
+    kind = kind_of_file(path)
+    if kind is not None and kind is not TENSORS:
+        raise WeightsError(
+            f"cannot read weights {path}: it is {kind.noun}, expected the weights of a backbone "
+            "(.safetensors or .pth)"
+        )
     try:
         state = load_state_dict(str(path), weights_only=True)
     except Exception as error:

@@ -148,7 +148,13 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
         BackboneMismatch: the model is another architecture, has other weights or another pooling
             (unless ``force``), or its classifier has other tensors. The model is then as it was.
         HeadFormatError: the file is no head file.
+        ValueError: ``model`` is a head or a path.
     """
+    if isinstance(model, str | Path | Head):
+        raise ValueError(
+            f"attach takes a model first and then a head, found {type(model).__name__} for the "
+            "model: attach(load_backbone(ARCHITECTURE), HEAD)"
+        )
     if not isinstance(head, Head):
         head = Head.load(head)
     architecture = timm_cfg(model)["architecture"]

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.errors import HeadFormatError
+from headkit.adapters.file_kinds import HEAD, check_output, mistaken
 from headkit.adapters.files import write_atomically
 
 from .schema import check_described, check_task
@@ -171,11 +172,14 @@ class Head:
     def save(self, path: str | Path) -> Path:
         """Write the head file whole or not at all. Returns the path.
 
+        Args:
+            path: ends in ``.safetensors``; its folder is made where it is missing.
+
         Raises:
             OutputError: the path cannot be written; what lies there is untouched.
             HeadFormatError: see ``serialize``.
         """
-        return write_atomically(path, self.serialize())
+        return write_atomically(check_output(path, HEAD), self.serialize())
 
     @classmethod
     def load(cls, path: str | Path) -> Head:
@@ -204,6 +208,8 @@ class Head:
             return cls.from_json(tensors, json.loads(metadata.get("head", "")))
         except (HeadFormatError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+            if isinstance(error, SafetensorError):
+                reason = mistaken(path, HEAD) or reason
             raise HeadFormatError(f"cannot read head {path}: {reason}") from error
 
 

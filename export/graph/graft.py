@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from headkit.adapters.errors import ExportError, OutputError, first_line
-from headkit.adapters.files import check_writable
+from headkit.adapters.file_kinds import ADAPTER, HEAD, MODEL, check_argument, check_output
 from headkit.adapters.heads.head import Head
-from headkit.export.predict.adapter_files import SUFFIX, write_adapter
+from headkit.export.predict.adapter_files import write_adapter
 from headkit.registry.resolve import head_name, load_head
 
 from .forms import Heads, head_model, opset_of, put_heads, swappable_inputs, take_heads
@@ -18,6 +18,7 @@ from .metadata import PREFIX, TEMPERATURE, ModelInfo
 from .onnx_file import Opened, opened
 
 CHECKED_BATCHES = (1, 3)
+_USAGE = "the model first and then the head: graft MODEL.onnx HEAD.safetensors"
 _RESERVED = ("logits", "probabilities", TEMPERATURE)
 """Values that come and go with a head."""
 
@@ -30,6 +31,7 @@ def graft(
     name: str | None = None,
     add: bool = False,
     force: bool = False,
+    overwrite: bool = False,
 ) -> ModelInfo:
     """Put ``head`` into an exported model, without torch and without exporting again.
 
@@ -41,12 +43,13 @@ def graft(
         onnx_path: a merged, swappable, multi or backbone model that headkit exported. A backbone
             becomes a merged model.
         head: a head, the path of a head file, or a reference to a store.
-        out: where to write the new model, with the suffix ``.onnx``; may be ``onnx_path``. With the
-            suffix ``.onnx_adapter`` it is a file of the head alone for a swappable model, as ONNX
-            Runtime takes it.
+        out: where to write the new model, with the suffix ``.onnx``. With the suffix
+            ``.onnx_adapter`` it is a file of the head alone for a swappable model, as ONNX Runtime
+            takes it.
         name: of the head in a multi model; the stem of its file, or its published name, without it.
         add: to a multi model, instead of replacing the head of that name.
         force: graft onto another backbone of the same architecture too. Logits will differ.
+        overwrite: let ``out`` be ``onnx_path``: the new model replaces the old one.
 
     Returns:
         The description of the new model.
@@ -54,31 +57,34 @@ def graft(
     Raises:
         BackboneMismatch: the head was trained on another backbone.
         ExportError: the model is damaged, or has no place for such a head.
-        OutputError: ``out`` cannot be written, has another suffix, or is the head file.
+        OutputError: ``out`` cannot be written, has another suffix, is the head file, or is
+            ``onnx_path`` without ``overwrite``.
         HeadFormatError: ``head`` cannot be read.
         RegistryError: the store has no such head.
     """
     path = None if isinstance(head, Head) else Path(head)
-    out = _checked_out(Path(out), path)
+    check_argument("the model", onnx_path, MODEL, _USAGE)
+    check_argument("the head", path, HEAD, _USAGE)
+    out = check_output(out, MODEL, ADAPTER)
+    if path is not None and _same_file(path, out):
+        raise OutputError(f"cannot write {out}: it is the head file; name another file")
+    if _same_file(Path(onnx_path), out) and not overwrite:
+        raise OutputError(
+            f"cannot write {out}: it is the model that the head goes into; name another file, or "
+            "pass overwrite=True (--overwrite) to replace it"
+        )
     head = load_head(head)
     with opened(onnx_path) as source:
         source.info.check_backbone(head, force=force)
-        if out.suffix == SUFFIX:
+        if out.suffix == ADAPTER.suffix:
             return _write_alone(source, head, out)
         info = _replace(source, head, name or (head_name(path) if path else None), add=add)
         source.write(out)
         return info
 
 
-def _checked_out(out: Path, head: Path | None) -> Path:
-    if out.suffix not in (".onnx", SUFFIX):
-        raise OutputError(
-            f"cannot write {out}: its suffix is {out.suffix!r}, expected '.onnx', or {SUFFIX!r} "
-            "for the head alone"
-        )
-    if head and head.exists() and out.exists() and head.samefile(out):
-        raise OutputError(f"cannot write {out}: it is the head file; name another file")
-    return check_writable(out)
+def _same_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _write_alone(source: Opened, head: Head, out: Path) -> ModelInfo:

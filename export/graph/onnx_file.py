@@ -14,7 +14,7 @@ from typing import Self
 import onnx
 
 from headkit.adapters.errors import ExportError, OutputError, first_line
-from headkit.adapters.files import atomic_path, check_writable, sync_folder
+from headkit.adapters.files import atomic_path, check_writable, make_folder_of, sync_folder
 
 from .metadata import PREFIX, TEMPERATURE, ModelInfo
 from .protobuf_splice import Spliced, external_locations
@@ -126,6 +126,7 @@ def scratch(model: onnx.ModelProto, near: Path) -> Iterator[Path]:
     """
     folder = near.with_name(f".{near.name}.{secrets.token_hex(6)}")
     try:
+        make_folder_of(near)
         with _translate_errors(near):
             folder.mkdir()
             _write(model, folder / near.name)

@@ -17,7 +17,6 @@ from headkit.export.graph.metadata import TEMPERATURE, HeadInfo, ModelInfo
 if TYPE_CHECKING:
     from headkit.adapters.heads.head import Head
 
-SUFFIX = ".onnx_adapter"
 Array = np.ndarray[Any, Any]
 Inputs = Mapping[str, Sequence[int | str]]
 """Overridable initializers of a session or graph: shapes by name, the count of classes a string."""

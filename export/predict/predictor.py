@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from headkit.adapters.errors import ExportError, first_line
+from headkit.adapters.file_kinds import ADAPTER
 from headkit.adapters.images import ImageLike, list_images, open_image
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import PROVIDERS, open_session
 
-from .adapter_files import SUFFIX, Adapter, read_adapter, swapped
+from .adapter_files import Adapter, read_adapter, swapped
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head
@@ -183,7 +184,7 @@ class Predictor:
     def _add(self, name: str, head: Head | str | Path, *, force: bool) -> _Ready:
         inputs = {value.name: value.shape for value in self.session.get_overridable_initializers()}
         if isinstance(head, str | Path):
-            if Path(head).suffix == SUFFIX:
+            if Path(head).suffix == ADAPTER.suffix:
                 adapter = read_adapter(self.info, inputs, name, Path(head), force=force)
                 return _Ready(adapter.info, adapter=adapter)
             from headkit.registry.resolve import load_head

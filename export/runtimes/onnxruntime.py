@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headkit.adapters.errors import DependencyMissing, ExportError, first_line
+from headkit.adapters.file_kinds import MODEL, mistaken
 
 try:
     import onnxruntime as ort
@@ -82,7 +83,10 @@ def open_session(
 
 
 def _reason(path: Path, error: BaseException) -> str:
-    """Say which external data are missing: ONNX Runtime's own message names no file."""
+    """Say that it is no model, or which external data are missing: ONNX Runtime does not."""
+    mistake = mistaken(path, MODEL)
+    if mistake is not None:
+        return f"{mistake}; `headkit export` makes a model from a head"
     try:
         from headkit.export.graph.onnx_file import missing_data
     except ImportError:  # a deployment without the package onnx

@@ -67,9 +67,9 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Train a head on the frozen features of a backbone and save it."""
-    from headkit.adapters.files import check_writable
+    from headkit.adapters.file_kinds import HEAD, check_output
 
-    check_writable(out)
+    check_output(out, HEAD)
     from headkit.fit import fit as fit_head
 
     with progress_bar() as progress:

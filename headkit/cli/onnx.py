@@ -44,10 +44,10 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a head with its backbone to verified ONNX."""
-    from headkit.adapters.files import check_writable
+    from headkit.adapters.file_kinds import MODEL, check_output
     from headkit.registry.resolve import load_head
 
-    check_writable(out)
+    check_output(out, MODEL)
     for head in heads:
         load_head(head)  # refuses a bad file before torch is imported
     from headkit.export.exporter import export as export_model
@@ -117,12 +117,15 @@ def graft(
     force: Annotated[
         bool, typer.Option("--force", help="Onto other weights of the same architecture too.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Let --out be the model itself and replace it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Put another head into an exported model. Needs no torch."""
     from headkit.export.graph.graft import graft as graft_head
 
-    info = graft_head(model, head, out, name=name, add=add, force=force)
+    info = graft_head(model, head, out, name=name, add=add, force=force, overwrite=overwrite)
     held = {one.name: one.num_classes for one in info.heads}
     text = ", ".join(f"{key or 'head'} with {count} classes" for key, count in held.items())
     result = {
@@ -157,6 +160,7 @@ def predict(
     from headkit.export.predict.predictor import Predictor
     from headkit.registry.resolve import head_name
 
+    _check_order(model, images)
     extra = {head_name(path): path for path in head or []}
     if len(extra) < len(head or []):
         raise ValueError("two of the heads have the same name: rename one")
@@ -170,6 +174,22 @@ def predict(
         for key, predictions in found.items()
     ]
     show(rows, as_json, "\n".join(map(_predicted, rows)))
+
+
+def _check_order(model: Path, images: list[Path]) -> None:
+    """Refuse a head or an image for the model, and a head or a model for an image."""
+    from headkit.adapters.errors import DataError, ExportError
+    from headkit.adapters.file_kinds import MODEL, check_argument, kind_of_file
+    from headkit.adapters.images import is_image
+
+    usage = "the model first and then images: predict MODEL.onnx IMAGE --head HEAD.safetensors"
+    check_argument("the model", model, MODEL, usage)
+    if is_image(model) and model.is_file():
+        raise ExportError(f"the model is {model}: it is an image; write {usage}")
+    for image in images:
+        kind = kind_of_file(image)
+        if kind is not None:
+            raise DataError(f"an image is {image}: it is {kind.noun}; write {usage}")
 
 
 def _predicted(row: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from headkit.adapters.errors import HeadFormatError, RegistryError, first_line
+from headkit.adapters.file_kinds import HEAD, check_output
 from headkit.adapters.files import write_atomically
 from headkit.adapters.heads.head import Head
 from headkit.registry.resolve import head_file
@@ -138,11 +139,14 @@ def pull(url: str, out: str | Path | None = None, *, token: str | None = None) -
 
     Raises:
         HeadFormatError: The downloaded file is not a head file.
+        OutputError: ``out`` cannot be written, or does not end in ``.safetensors``.
         RegistryError: The repository has no head there, or the Hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
 
     place = HubPlace.parse(url)
+    if out is not None:
+        check_output(out, HEAD)
     with _translate_errors(url):
         cached = hf_hub_download(
             place.repo, place.path(HEAD_FILE), revision=place.revision or None, token=token

@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from headkit.adapters.errors import HeadFormatError, RegistryError
+from headkit.adapters.file_kinds import HEAD, check_output, mistaken
 from headkit.adapters.files import cache_folder, write_atomically
 from headkit.adapters.heads.head import Head
 
@@ -227,8 +228,10 @@ class HeadStore:
 
         Raises:
             RegistryError: See ``read``.
-            OutputError: ``out`` cannot be written.
+            OutputError: ``out`` cannot be written, or does not end in ``.safetensors``.
         """
+        if out is not None:
+            check_output(out, HEAD)
         version = self._version(ref)
         content = self._objects.read_blob(version)
         if out is not None:
@@ -338,6 +341,9 @@ def _check_settable(tag: str) -> None:
 
 
 def _read_file(path: str | Path) -> bytes:
+    mistake = mistaken(path, HEAD)
+    if mistake is not None:
+        raise HeadFormatError(f"cannot read head {path}: {mistake}")
     try:
         return Path(path).read_bytes()
     except OSError as error:

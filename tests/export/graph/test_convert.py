@@ -110,8 +110,11 @@ def test_numbers_that_change_in_conversion_are_caught(tmp_path: Path) -> None:
 def test_unwritable_path_and_unknown_form_are_told_at_once(
     small: nn.Module, tmp_path: Path
 ) -> None:
-    with pytest.raises(headkit.OutputError, match="there is no folder"):
-        headkit.export(small, tmp_path / "none" / "model.onnx")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(headkit.OutputError, match="file is a file; name a folder"):
+        headkit.export(small, tmp_path / "file" / "model.onnx")
+    with pytest.raises(headkit.OutputError, match=r"its suffix is '\.bin', expected '\.onnx'"):
+        headkit.export(small, tmp_path / "model.bin")
     with pytest.raises(headkit.ExportError, match="form is 'round'"):
         headkit.export(small, tmp_path / "model.onnx", "round")
 

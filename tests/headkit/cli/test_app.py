@@ -111,13 +111,38 @@ def test_bad_input_is_one_line_and_the_old_file_stays(
 def test_unwritable_output_is_told_before_any_work(
     run: Run, command: str, shapes: Path, trained: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "none" / "x.out"
+    (tmp_path / "file").write_bytes(b"")
+    suffix = {"fit": ".safetensors", "export": ".onnx"}[command]
     arguments = {
         # The architecture does not exist either: the output is looked at first.
         "fit": ("--backbone", "no_such_architecture", "--data", shapes),
         "export": (trained / "head.safetensors",),
     }[command]
-    assert "there is no folder" in _fails(run, command, *arguments, "--out", out)
+    out = tmp_path / "file" / f"x{suffix}"
+    assert "file is a file; name a folder" in _fails(run, command, *arguments, "--out", out)
+    out = tmp_path / "new" / "x.bin"
+    expected = f"its suffix is '.bin', expected '{suffix}'"
+    assert expected in _fails(run, command, *arguments, "--out", out)
+    assert not out.parent.exists()
+
+
+def test_fit_export_and_graft_make_missing_folders(
+    run: Run, shapes: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    head, model, new = (
+        tmp_path / name for name in ("a/b/head.safetensors", "c/d/m.onnx", "e/f/new.onnx")
+    )
+    backbone = ("--backbone", "test_resnet", "--weights", small_weights)
+    assert run("fit", *backbone, "--data", shapes, "--no-cache", "--out", head)[0] == 0
+    assert run("export", head, "--weights", small_weights, "--out", model)[0] == 0
+    assert run("graft", model, head, "--out", new)[0] == 0
+    assert new.is_file()
+    before = new.read_bytes()
+    refused = _fails(run, "graft", new, head, "--out", new)
+    assert "is the model that the head goes into" in refused
+    assert "--overwrite" in refused
+    assert new.read_bytes() == before
+    assert run("graft", new, head, "--out", new, "--overwrite")[0] == 0
 
 
 def test_debug_shows_the_traceback(run: Run, tmp_path: Path) -> None:
