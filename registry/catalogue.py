@@ -198,7 +198,8 @@ def models(
         exportable: Return only architectures whose export to ONNX was tried and agreed with torch.
         pretrained: Return only architectures with pretrained weights.
         sort: ``name``, ``latency``, ``params``, ``gmacs`` (all ascending) or ``accuracy`` (the
-            best first). Architectures without that value come last.
+            best first). Architectures without that value come last. An architecture that is called
+            exactly ``pattern`` comes before all others.
 
     Raises:
         ValueError: ``sort`` is not one of these.
@@ -220,7 +221,8 @@ def models(
             and (not pretrained or row.tags)
         ):
             matching.append(row)
-    return sorted(matching, key=_ORDER[sort])
+    exact = pattern.partition(".")[0]
+    return sorted(matching, key=lambda row: (row.name != exact, _ORDER[sort](row)))
 
 
 def _none_last(number: float | None, sign: int = 1) -> tuple[bool, float]:

@@ -20,6 +20,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from headkit.adapters.backbone.info import BackboneInfo
+from headkit.adapters.display import counted_names, html_table, one_line
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.file_kinds import HEAD, check_output, mistaken
 from headkit.adapters.files import write_atomically
@@ -40,9 +41,11 @@ def _now() -> datetime:
     return datetime.fromtimestamp(int(epoch), UTC) if epoch.isdecimal() else datetime.now(UTC)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Head:
     """Trained tensors of a classifier, with labels and all that is needed to put them back.
+
+    Two heads are equal if they say the same and their tensors have the same bits.
 
     Attributes:
         tensors: arrays under the model's own ``state_dict`` names.
@@ -102,6 +105,39 @@ class Head:
         for name, tensor in self.tensors.items():
             if not np.isfinite(np.asarray(tensor, dtype=np.float64)).all():
                 raise HeadFormatError(f"tensor {name} holds values that are not finite")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Head):
+            return NotImplemented
+        return self._content() == other._content()
+
+    def __hash__(self) -> int:
+        return hash(self._content())
+
+    def __repr__(self) -> str:
+        return one_line("Head", self._facts())
+
+    def _repr_html_(self) -> str:
+        return html_table("Head", self._facts())
+
+    def _content(self) -> tuple[str, tuple[tuple[str, str, tuple[int, ...], bytes], ...]]:
+        """Return all that tells heads apart; lists and tuples are the same, as in a head file."""
+        described = json.dumps(self.to_json(), sort_keys=True, default=repr)
+        arrays = {name: np.asarray(tensor) for name, tensor in sorted(self.tensors.items())}
+        return described, tuple(
+            (name, str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()
+        )
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {
+            "architecture": self.architecture,
+            "kind": self.kind,
+            "task": self.task,
+            "classes": counted_names(self.num_classes, self.label_names),
+            "bytes": f"{self.num_bytes:,}",
+        }
+        accuracy = self.metrics.get("accuracy")
+        return facts if accuracy is None else {**facts, "accuracy": accuracy}
 
     @property
     def num_bytes(self) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from headkit.adapters.display import counted_names, html_table, one_line
 from headkit.adapters.errors import ExportError, first_line
 from headkit.adapters.file_kinds import ADAPTER
 from headkit.adapters.images import ImageLike, list_images, open_image
@@ -84,7 +85,7 @@ class Predictor:
         self.session = open_session(onnx_path, threads, provider)
         props = self.session.get_modelmeta().custom_metadata_map
         self.info = ModelInfo.from_props(props, str(onnx_path))
-        self._device = PROVIDERS[provider].device
+        self._provider, self._device = provider, PROVIDERS[provider].device
         self._heads = {head.name: _Ready(head) for head in self.info.heads}
         if heads and self.info.form != "swappable":
             raise ExportError(
@@ -93,6 +94,25 @@ class Predictor:
             )
         for name, head in (heads or {}).items():
             self._heads[name] = self._add(name, head, force=force)
+
+    def __repr__(self) -> str:
+        return one_line("Predictor", self._facts())
+
+    def _repr_html_(self) -> str:
+        return html_table("Predictor", self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        facts: dict[str, object] = {
+            "architecture": self.info.backbone["architecture"],
+            "form": self.info.form,
+            "precision": self.info.precision,
+            "provider": self._provider,
+        }
+        if len(self._heads) == 1:
+            (one,) = self._heads.values()
+            return {**facts, "classes": counted_names(one.info.num_classes, one.info.label_names)}
+        names = [name or "the model's own" for name in self._heads]
+        return {**facts, "heads": counted_names(len(names), names)}
 
     @cached_property
     def preprocess(self) -> Preprocess:

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from headkit.adapters.display import html_table, one_line
 from headkit.adapters.errors import HeadFormatError, RegistryError
 from headkit.adapters.file_kinds import HEAD, check_output, mistaken
 from headkit.adapters.files import cache_folder, write_atomically
@@ -57,6 +58,12 @@ class HeadStore:
     def __init__(self, url: str | Path | None = None) -> None:
         self.storage: Storage = open_storage(default_url() if url is None else url)
         self._objects = Objects(self.storage)
+
+    def __repr__(self) -> str:
+        return one_line("HeadStore", {"url": self.url})
+
+    def _repr_html_(self) -> str:
+        return html_table("HeadStore", {"url": self.url})
 
     @property
     def url(self) -> str:

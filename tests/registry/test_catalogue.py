@@ -23,7 +23,9 @@ def test_data_match_the_installed_timm_and_the_committed_record() -> None:
 
 
 def test_search_by_substring_glob_and_family() -> None:
-    assert [r.name for r in headkit.models("resnet50")] == sorted(timm.list_models("*resnet50*"))
+    exact, *others = [r.name for r in headkit.models("resnet50")]
+    assert exact == "resnet50"
+    assert others == sorted(set(timm.list_models("*resnet50*")) - {"resnet50"})
     assert [r.name for r in headkit.models("resnet*d")] == sorted(timm.list_models("resnet*d"))
     assert {r.family for r in headkit.models(family="levit")} == {"levit"}
     assert headkit.models("no such name") == []
@@ -50,6 +52,20 @@ def test_filters_agree_with_timm() -> None:
     apache = headkit.models("resnet50*", license="apache*")
     assert {tag.license for row in apache for tag in row.tags} == {"apache-2.0"}
     assert all(row.exportable for row in headkit.models(exportable=True))
+
+
+@pytest.mark.parametrize("sort", catalogue.SORTS)
+def test_exact_name_comes_first_in_any_order(sort: str, run: Run) -> None:
+    for pattern in ("resnet18", "resnet18.a1_in1k", "vit_base_patch16_224"):
+        first, *others = headkit.models(pattern, sort=sort)
+        assert first.name == pattern.partition(".")[0]
+        assert first.name not in [row.name for row in others]
+    status, out, _ = run("models", "resnet18", "--sort", sort, "--names")
+    assert status == 0
+    assert out.splitlines()[0] == "resnet18"
+    assert headkit.models("resnet18*", sort=sort) == sorted(
+        headkit.models("resnet18*", sort=sort), key=catalogue._ORDER[sort]
+    )
 
 
 @pytest.mark.parametrize(
