@@ -13,9 +13,14 @@ import sys
 from types import ModuleType
 from typing import Any
 
+_DOC = __doc__
+
 
 class _CallablePackage(ModuleType):
-    """A package that can be called, with the signature and the documentation of the function."""
+    """A package that can be called, with the signature and the documentation of the function.
+
+    Without torch the package has its own documentation alone: the function needs torch.
+    """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from .exporter import export
@@ -24,15 +29,19 @@ class _CallablePackage(ModuleType):
 
     @property
     def __signature__(self) -> inspect.Signature:
-        from .exporter import export
-
+        try:
+            from .exporter import export
+        except ImportError as error:
+            raise AttributeError(str(error)) from error
         return inspect.signature(export)
 
     @property
-    def __doc__(self) -> str:  # type: ignore[override]
-        from .exporter import export
-
-        return f"headkit.export{self.__signature__}\n\n{inspect.getdoc(export)}"
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        try:
+            from .exporter import export
+        except ImportError:
+            return _DOC
+        return f"headkit.export{inspect.signature(export)}\n\n{inspect.getdoc(export)}"
 
 
 sys.modules[__name__].__class__ = _CallablePackage

@@ -264,7 +264,7 @@ def test_fit_reads_an_old_cache_instead_of_running_the_backbone(tmp_path: Path) 
         raise AssertionError("the backbone ran")
 
     backbone.conv1.register_forward_pre_hook(refuse)
-    head = headkit.fit(backbone, FOLDER / "images", cache=tmp_path / "cache", engine="torch")
+    head = headkit.fit(backbone, FOLDER / "images", cache=tmp_path / "cache", runtime="torch")
     assert len(list((tmp_path / "cache").rglob("shard-*.safetensors"))) == 1
     old = headkit.Head.load(head_file("resnet_fitted"))
     assert head.label_names == old.label_names

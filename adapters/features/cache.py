@@ -60,7 +60,7 @@ class Found:
 
 
 class FeatureCache:
-    """The features of one backbone, as one engine gives them, under one transform.
+    """The features of one backbone, as one runtime gives them, under one transform.
 
     Processes may share it: a shard is named after the images in it and moved into place whole.
 

@@ -21,8 +21,8 @@ from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.images import open_image
 
 from .cache import PIXEL_DIGEST
-from .engine import Pixels
 from .file_hashes import DIGEST, Digests, digest_of
+from .runtime import Pixels
 from .transform import Transform
 
 _PR_SET_PDEATHSIG = 1

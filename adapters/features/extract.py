@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 import numpy as np
 from timm.models import get_model_args
 from torch import nn
-from torch.utils.data import DataLoader
 
 from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
@@ -23,9 +20,11 @@ from headkit.adapters.errors import DataError
 from headkit.adapters.images import UnreadableImage, open_image
 
 from .cache import FeatureCache, Found
-from .decode import Batch, Files, Sample, as_digests, collate, end_with_parent, streamed
-from .engine import Branches, Engine, Run
+from .decode import Batch, Sample, as_digests, collate, streamed
+from .executors.job import Executor, Job, write_shards
+from .executors.local import extract_locally
 from .file_hashes import DIGEST, Digests, digests_of
+from .runtime import Run, Runtime
 from .transform import Transform, View
 
 logger = logging.getLogger("headkit")
@@ -33,8 +32,6 @@ logger = logging.getLogger("headkit")
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being read, images done, and images in all if that is known."""
 
-SHARD_BATCHES = 32
-"""Batches per shard: what a killed process loses at most."""
 _ATTEMPTS = 3
 _NAMED = 3
 
@@ -63,7 +60,7 @@ class Extracted:
 def extract(
     model: nn.Module,
     source: ImageDataset,
-    engine: Engine,
+    runtime: Runtime,
     root: Path,
     *,
     view: View | None = None,
@@ -71,7 +68,7 @@ def extract(
     workers: int = 2,
     max_unreadable: float = 0.05,
     progress: Progress | None = None,
-    fill: Fill | None = None,
+    executor: Executor = extract_locally,
 ) -> Extracted:
     """Extract the features of all readable images of ``source``, or find them in the cache.
 
@@ -81,31 +78,31 @@ def extract(
     Args:
         model: a frozen timm model.
         source: see ``open_data``.
-        engine: what runs the backbone.
+        runtime: what runs the backbone.
         root: folder of all caches.
         view: which crop of each image; the eval crop without it.
         batch_size: images per forward pass.
         workers: processes that decode images; 0 decodes in this one.
         max_unreadable: share of images that may be unreadable and left out, 0 to 1.
         progress: told about the images that are done.
-        fill: what extracts missing files; this machine's own processes without it.
+        executor: what extracts missing files; this machine's own processes without it.
 
     Raises:
         DataError: a larger share than ``max_unreadable`` of the images cannot be read, or all.
-        ExportError: the engine cannot run this backbone.
+        ExportError: the runtime cannot run this backbone.
     """
     view = view or View()
     report = progress or (lambda *_: None)
     transform = Transform(preprocessing(model), view)
-    cache = _open_cache(model, engine, root, view)
+    cache = _open_cache(model, runtime, root, view)
 
     def start() -> Run:
-        return engine.start(model, root / "backbones", batch_size)
+        return runtime.start(model, root / "backbones", batch_size)
 
-    job = Job(cache, transform, start, batch_size, workers, engine.streams)
+    job = Job(cache, transform, start, batch_size, workers, runtime.streams)
     if source.paths is not None and source.targets is not None:
         names: Sequence[str] = source.paths
-        digests = _extract_files(job, source, root, report, fill or fill_locally)
+        digests = _extract_files(job, source, root, report, executor)
         targets = source.targets
     else:
         names, digests, targets = _extract_stream(job, source, report)
@@ -125,101 +122,8 @@ def extract(
     )
 
 
-@dataclass(frozen=True)
-class Job:
-    """How missing features are made and where they go.
-
-    Attributes:
-        cache: takes the features.
-        transform: from an image to pixels.
-        start: starts the engine; called when the first batch is there, so that decoding begins
-            while a backbone is still being converted.
-        batch_size: images per forward pass.
-        workers: processes that decode.
-        streams: batches that the engine runs at once.
-    """
-
-    cache: FeatureCache
-    transform: Transform
-    start: Callable[[], Run]
-    batch_size: int
-    workers: int
-    streams: int = 1
-
-
-Fill = Callable[[Job, Sequence[str], Callable[[int], None]], None]
-"""Extracts the files that it is given, and calls back with the number of images done."""
-
-
-def fill_locally(job: Job, paths: Sequence[str], progress: Callable[[int], None]) -> None:
-    """Extract files with this machine's processes."""
-    loader: DataLoader[Any] = DataLoader(
-        Files(paths, job.transform),
-        batch_size=job.batch_size,
-        num_workers=min(job.workers, -(-len(paths) // job.batch_size)),
-        collate_fn=collate,
-        worker_init_fn=end_with_parent,
-    )
-    # The workers start here, before the engine and its threads.
-    write_shards(job, iter(loader), progress)
-
-
-def write_shards(job: Job, batches: Iterable[Batch], progress: Callable[[int], None]) -> None:
-    """Run the backbone on batches and write a shard for every ``SHARD_BATCHES`` of them."""
-    computed: list[tuple[Batch, Branches]] = []
-    done = 0
-
-    def write() -> None:
-        parts = zip(*(branches for _, branches in computed), strict=True)
-        job.cache.add(
-            np.concatenate([batch.digests for batch, _ in computed]),
-            np.concatenate([batch.pixel_digests for batch, _ in computed]),
-            np.concatenate([batch.valid for batch, _ in computed]),
-            [np.concatenate(part) for part in parts],
-        )
-        computed.clear()
-
-    for batch, branches in _computed(job, batches):
-        computed.append((batch, branches))
-        if len(computed) == SHARD_BATCHES:
-            write()
-        done += len(batch.digests)
-        progress(done)
-    if computed:
-        write()
-
-
-def _computed(job: Job, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Branches]]:
-    """Run the backbone on batches, several at once; what it gives comes in their order."""
-    run: Run | None = None
-    running: deque[tuple[Batch, Future[Branches]]] = deque()
-    with ThreadPoolExecutor(job.streams, "engine") as pool:
-        for batch in batches:
-            run = run or job.start()
-            running.append((batch, pool.submit(_run_whole, run, batch, job.batch_size)))
-            if len(running) > job.streams:
-                first, future = running.popleft()
-                yield first, future.result()
-        for first, future in running:
-            yield first, future.result()
-
-
-def _run_whole(run: Run, batch: Batch, size: int) -> Branches:
-    """Fill the last batch up: all have one size, and no image's numbers depend on how many came."""
-    missing = size - len(batch.pixels)
-    pixels = np.pad(batch.pixels, ((0, missing), (0, 0), (0, 0), (0, 0)))
-    branches = tuple(branch[: len(batch.pixels)] for branch in run(pixels))
-    for branch in branches:
-        if not np.isfinite(branch[batch.valid]).all():
-            raise DataError(
-                "the backbone gives features that are not finite: its weights or its precision "
-                "do not fit these images"
-            )
-    return branches
-
-
 def _extract_files(
-    job: Job, source: ImageDataset, root: Path, report: Progress, fill: Fill
+    job: Job, source: ImageDataset, root: Path, report: Progress, executor: Executor
 ) -> Digests:
     paths = source.paths or ()
     index = root / "files.sqlite"
@@ -238,7 +142,7 @@ def _extract_files(
         def progress(done: int, cached: int = cached) -> None:
             report(source.name, cached + done, len(paths))
 
-        fill(job, [paths[i] for i in todo], progress)
+        executor(job, [paths[i] for i in todo], progress)
         job.cache.refresh()
         # A file that changed meanwhile was stored under what it holds now.
         left = _missing(job, digests)
@@ -318,7 +222,7 @@ def _reason(path: str) -> str:
     return path
 
 
-def _open_cache(model: nn.Module, engine: Engine, root: Path, view: View) -> FeatureCache:
+def _open_cache(model: nn.Module, runtime: Runtime, root: Path, view: View) -> FeatureCache:
     """Open the cache of what ``model`` gives, under all that its features depend on."""
     args = {key: value for key, value in get_model_args(model).items() if key != "num_classes"}
     return FeatureCache(
@@ -329,7 +233,7 @@ def _open_cache(model: nn.Module, engine: Engine, root: Path, view: View) -> Fea
             "model_args": {key: str(value) for key, value in args.items()},
             "preprocessing": preprocessing(model),
             "view": view.to_json(),
-            "engine": {"name": engine.name, "precision": engine.precision, **engine.versions},
+            "engine": {"name": runtime.name, "precision": runtime.precision, **runtime.versions},
             "decoding": {name: version(name) for name in ("pillow", "timm", "torchvision")},
         },
     )

@@ -34,7 +34,7 @@ class View:
 
 
 class Transform:
-    """timm's own transform up to the pixels; normalization is left to the engine.
+    """timm's own transform up to the pixels; normalization is left to the runtime.
 
     Args:
         cfg: preprocessing in timm's words, as ``adapt.preprocessing`` gives it.

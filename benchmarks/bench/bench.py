@@ -17,24 +17,17 @@ import numpy as np
 
 from headkit.adapters.errors import ExportError, OutputError, first_line
 from headkit.adapters.files import write_atomically
+from headkit.export.runtimes.inference import Array, LoadedModel, RunConfig
+from headkit.export.runtimes.table import DEVICES, PRECISIONS, RUNTIMES
 
 from .cold_start import Cold, cold_start
 from .display_names import ONNXRUNTIME
+from .gpu import copy_ms, timed_by_events
 from .machine import machine
-from .model_under_test import SAMPLE, Array, Subject, subjects
+from .model_under_test import SAMPLE, ModelUnderTest, models_under_test
 from .peak import peak_gmacs
 from .plots import check_plots, draw
-from .runtimes import (
-    DEVICES,
-    PRECISIONS,
-    RUNTIMES,
-    Contender,
-    Running,
-    absent,
-    contenders,
-    cores,
-    lacking,
-)
+from .run_configs import absent, cores, missing_configs, run_configs
 from .timing import Call, Race, race
 
 SITTINGS, ROUNDS, COLD_STARTS = 8, 3, 3
@@ -57,7 +50,7 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class _Agreement:
-    """How the logits of a contender compare with those of the first one.
+    """How the logits of one way to run a model compare with those of the first one.
 
     Attributes:
         same_class: share of the images.
@@ -123,7 +116,7 @@ def bench(
         ValueError: a runtime, precision, device or batch size is none.
         DependencyMissing: plots are asked for and matplotlib is not installed.
         ExportError: nothing can run a model, or an ONNX file cannot be used.
-        UnknownArchitecture, HeadFormatError, WeightsError, DataError: see ``subjects``.
+        UnknownArchitecture, HeadFormatError, WeightsError, DataError: see ``models_under_test``.
     """
     runtimes = _known("runtime", runtimes, RUNTIMES)
     all_precisions = _known("precision", precisions, PRECISIONS)
@@ -136,25 +129,25 @@ def bench(
     if out is not None:
         check_plots()
         _make(Path(out))
-    asked = contenders(runtimes, all_precisions, all_devices, threads or cores())
+    asked = run_configs(runtimes, all_precisions, all_devices, threads or cores())
     if not asked:
         raise ValueError(
             f"{', '.join(runtimes)} has no {', '.join(all_precisions)} on {', '.join(all_devices)}"
         )
-    unknown = lacking(runtimes, precisions, devices, threads or cores())
+    unknown = missing_configs(runtimes, precisions, devices, threads or cores())
     report = progress or (lambda *_: None)
     rows, missing = list[dict[str, Any]](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
-        found = subjects(targets, Path(folder), weights, images)
+        found = models_under_test(targets, Path(folder), weights, images)
         compared = len(found[0].samples()) if found else 0
         peaks = _peaks(asked)
         report("models", 0, len(found))
-        for number, subject in enumerate(found):
-            bench_one = _Bench(subject, sittings, rounds, cold_starts, peaks)
+        for number, model in enumerate(found):
+            bench_one = _Bench(model, sittings, rounds, cold_starts, peaks)
             rows += bench_one.measure(asked, batches)
             missing += bench_one.absent
             missing += [
-                _absence(subject, one, f"{one.runtime} has no {one.precision} on {one.device}")
+                _absence(model, one, f"{one.runtime} has no {one.precision} on {one.device}")
                 for one in unknown
             ]
             report("models", number + 1, len(found))
@@ -171,32 +164,32 @@ def bench(
 
 
 class _Bench:
-    """One subject on all contenders."""
+    """One model in all ways to run it."""
 
     def __init__(
         self,
-        subject: Subject,
+        model: ModelUnderTest,
         sittings: int,
         rounds: int,
         cold_starts: int,
         peaks: dict[str, float | None],
     ) -> None:
-        self.subject, self.peaks = subject, peaks
+        self.model, self.peaks = model, peaks
         self.sittings, self.rounds, self.cold_starts = sittings, rounds, cold_starts
         self.absent = list[dict[str, Any]]()
-        self._compiled = dict[tuple[Contender, int], Running]()
+        self._compiled = dict[tuple[RunConfig, int], LoadedModel]()
 
-    def measure(self, asked: Sequence[Contender], batches: Sequence[int]) -> list[dict[str, Any]]:
+    def measure(self, asked: Sequence[RunConfig], batches: Sequence[int]) -> list[dict[str, Any]]:
         agreements = self._agreements(asked)
         if not agreements:
             reasons = "; ".join(sorted({row["reason"] for row in self.absent}))
-            raise ExportError(f"nothing can run {self.subject.name}: {reasons}")
+            raise ExportError(f"nothing can run {self.model.name}: {reasons}")
         cold = {}
         if self.cold_starts:
-            cold = cold_start(self.subject, list(agreements), self.cold_starts)
+            cold = cold_start(self.model, list(agreements), self.cold_starts)
         rows = []
         for batch in batches:
-            x = self.subject.images(batch)
+            x = self.model.images(batch)
             run = race(
                 {str(one): partial(self._ready, one, x) for one in agreements},
                 repeats=self.sittings,
@@ -215,59 +208,64 @@ class _Bench:
             self._compiled.clear()
         return rows
 
-    def _agreements(self, asked: Sequence[Contender]) -> dict[Contender, _Agreement]:
-        """Return which contenders run, and how their logits compare with those of the first."""
-        found = dict[Contender, _Agreement]()
-        samples, targets = self.subject.samples(), self.subject.targets()
+    def _agreements(self, asked: Sequence[RunConfig]) -> dict[RunConfig, _Agreement]:
+        """Return which of the ways run, and how their logits compare with those of the first."""
+        found = dict[RunConfig, _Agreement]()
+        samples, targets = self.model.samples(), self.model.targets()
         expected: Array | None = None
         for one in asked:
             reason = absent(one)
             if not reason:
                 try:
-                    running = RUNTIMES[one.runtime].load(self.subject, one, SAMPLE)
+                    loaded = self._load(one, SAMPLE)
                     logits = np.concatenate(
-                        [running.run(some) for some in np.split(samples, len(samples) // SAMPLE)]
+                        [loaded.run(some) for some in np.split(samples, len(samples) // SAMPLE)]
                     )
                 except Exception as error:  # each runtime has errors of its own
                     reason = first_line(error)
             if reason:
-                self.absent.append(_absence(self.subject, one, reason))
+                self.absent.append(_absence(self.model, one, reason))
                 continue
             expected = logits if expected is None else expected
             found[one] = _agreement(logits, expected, targets)
         return found
 
-    def _ready(self, one: Contender, x: Array) -> Call:
-        return self._running(one, len(x)).bind(x)
+    def _load(self, one: RunConfig, batch: int) -> LoadedModel:
+        return RUNTIMES[one.runtime].implement().load(self.model, one, batch)
 
-    def _running(self, one: Contender, batch: int) -> Running:
+    def _ready(self, one: RunConfig, x: Array) -> Call:
+        loaded = self._loaded(one, len(x))
+        call = loaded.bind(x)
+        return call if one.device == "cpu" else timed_by_events(call, loaded.stream)
+
+    def _loaded(self, one: RunConfig, batch: int) -> LoadedModel:
         """Load; what torch compiled is kept over the sittings, as compiling takes minutes."""
         if one.runtime != "torch.compile":
-            return RUNTIMES[one.runtime].load(self.subject, one, batch)
+            return self._load(one, batch)
         if (one, batch) not in self._compiled:
-            self._compiled[one, batch] = RUNTIMES[one.runtime].load(self.subject, one, batch)
+            self._compiled[one, batch] = self._load(one, batch)
         return self._compiled[one, batch]
 
-    def _copy_ms(self, one: Contender, x: Array) -> float | None:
+    def _copy_ms(self, one: RunConfig, x: Array) -> float | None:
         if one.device == "cpu":
             return None
-        copy_ms = self._running(one, len(x)).copy_ms
+        logits = self._loaded(one, len(x)).run(x)
         gc.collect()
-        return None if copy_ms is None else round(copy_ms(x), 4)
+        return round(copy_ms(x, logits), 4)
 
-    def _row(self, one: Contender, batch: int, run: Race, reference: str) -> dict[str, Any]:
-        timing, subject = run.timings[str(one)], self.subject
+    def _row(self, one: RunConfig, batch: int, run: Race, reference: str) -> dict[str, Any]:
+        timing, model = run.timings[str(one)], self.model
         per_second = 1000 * batch / timing.median_ms
-        peak, gmacs = self.peaks[_kind(one)], subject.gmacs
+        peak, gmacs = self.peaks[_kind(one)], model.gmacs
         share = None if peak is None or gmacs is None else round(gmacs * per_second / peak, 4)
         return {
-            "model": subject.name,
+            "model": model.name,
             "infer_samples_per_sec": round(per_second, 2),
             "infer_step_time": timing.median_ms,
             "infer_batch_size": batch,
-            "infer_img_size": max(subject.input_size),
+            "infer_img_size": max(model.input_size),
             "infer_gmacs": gmacs,
-            "param_count": round(subject.parameters / 1e6, 2),
+            "param_count": round(model.parameters / 1e6, 2),
             **asdict(one),
             "p05_ms": timing.p05_ms,
             "p95_ms": timing.p95_ms,
@@ -280,8 +278,8 @@ class _Bench:
         }
 
 
-def _absence(subject: Subject, one: Contender, reason: str) -> dict[str, Any]:
-    return {"model": subject.name, **asdict(one), "reason": reason}
+def _absence(model: ModelUnderTest, one: RunConfig, reason: str) -> dict[str, Any]:
+    return {"model": model.name, **asdict(one), "reason": reason}
 
 
 def _agreement(logits: Array, expected: Array, targets: Array | None) -> _Agreement:
@@ -299,11 +297,11 @@ def _cold(found: Cold | None) -> dict[str, Any]:
     return dict.fromkeys(Cold.__dataclass_fields__) if found is None else asdict(found)
 
 
-def _kind(one: Contender) -> str:
+def _kind(one: RunConfig) -> str:
     return f"{one.precision} {one.device}"
 
 
-def _peaks(asked: Sequence[Contender]) -> dict[str, float | None]:
+def _peaks(asked: Sequence[RunConfig]) -> dict[str, float | None]:
     return {kind: peak_gmacs(one) for kind, one in {_kind(one): one for one in asked}.items()}
 
 

@@ -2,7 +2,7 @@
 
 ``python -m headkit.benchmarks.bench.cold_start JSON`` is the process that is measured;
 ``cold_start`` starts it
-from a subject. It loads what a deployment of that runtime would: torch the backbone's weights and a
+from a model. It loads what a deployment of that runtime would: torch the backbone's weights and a
 head file, the others an ONNX file.
 """
 
@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from .model_under_test import Subject
+from headkit.export.runtimes.inference import RunConfig
+from headkit.export.runtimes.table import RUNTIMES
+
+from .model_under_test import ModelUnderTest
 from .process import in_process, report
-from .runtimes import RUNTIMES, Contender
 
 
 @dataclass(frozen=True)
@@ -43,23 +45,23 @@ class Cold:
     file_bytes: int
 
 
-def cold_start(subject: Subject, contenders: list[Contender], runs: int) -> dict[Contender, Cold]:
-    """Start a process for each contender, in turns.
+def cold_start(model: ModelUnderTest, configs: list[RunConfig], runs: int) -> dict[RunConfig, Cold]:
+    """Start a process for each way to run a model, in turns.
 
     Args:
-        subject: what to load.
-        contenders: the ways to run it; each has been run before, so that its files are there.
-        runs: processes per contender.
+        model: what to load.
+        configs: the ways to run it; each has been run before, so that its files are there.
+        runs: number of processes per way.
 
     Raises:
         ExportError: a process fails.
     """
-    asked = {contender: _asked(subject, contender) for contender in contenders}
-    taken: dict[Contender, list[dict[str, Any]]] = {contender: [] for contender in contenders}
+    asked = {config: _asked(model, config) for config in configs}
+    taken: dict[RunConfig, list[dict[str, Any]]] = {config: [] for config in configs}
     for _ in range(runs):
-        for contender in contenders:
-            taken[contender].append(in_process(__spec__.name, json.dumps(asked[contender])))
-    return {contender: _summary(asked[contender], rows) for contender, rows in taken.items()}
+        for config in configs:
+            taken[config].append(in_process(__spec__.name, json.dumps(asked[config])))
+    return {config: _summary(asked[config], rows) for config, rows in taken.items()}
 
 
 def _summary(asked: Mapping[str, Any], rows: list[dict[str, Any]]) -> Cold:
@@ -74,16 +76,17 @@ def _summary(asked: Mapping[str, Any], rows: list[dict[str, Any]]) -> Cold:
     )
 
 
-def _asked(subject: Subject, contender: Contender) -> dict[str, Any]:
+def _asked(model: ModelUnderTest, config: RunConfig) -> dict[str, Any]:
     asked = {
-        **asdict(contender),
-        **asdict(subject.parts()),
-        "input_size": subject.input_size,
-        "dtype": str(subject.images(1).dtype),
+        **asdict(config),
+        **asdict(model.parts()),
+        "input_size": model.input_size,
+        "dtype": str(model.images(1).dtype),
     }
-    if RUNTIMES[contender.runtime].module != "torch":
-        plain = contender.runtime == "openvino"
-        path = subject.onnx("fp32" if plain else contender.precision, optimized=not plain)
+    takes = RUNTIMES[config.runtime].takes
+    if takes != "module":
+        plain = takes == "plain_onnx"
+        path = model.onnx("fp32" if plain else config.precision, optimized=not plain)
         asked |= {"onnx": str(path), "head": "", "weights": ""}
     return asked
 
@@ -93,7 +96,7 @@ def _bytes(path: Path) -> int:
     return path.stat().st_size + sum(other.stat().st_size for other in beside)
 
 
-class _Loaded(Subject):
+class _Loaded(ModelUnderTest):
     """The files that were asked for, in the process that is measured."""
 
     def __init__(self, asked: Mapping[str, Any]) -> None:
@@ -117,17 +120,17 @@ class _Loaded(Subject):
 
 def _main(asked: Mapping[str, Any]) -> None:
     fields = ("runtime", "precision", "device", "threads")
-    contender = Contender(**{name: asked[name] for name in fields})
-    runtime = RUNTIMES[contender.runtime]
+    config = RunConfig(**{name: asked[name] for name in fields})
+    runtime = RUNTIMES[config.runtime]
     __import__(runtime.module)
-    on_gpu = contender.device == "cuda"
+    on_gpu = config.device == "cuda"
     free = _free() if on_gpu else 0
     start = time.perf_counter()
-    running = runtime.load(_Loaded(asked), contender, 1)
+    loaded = runtime.implement().load(_Loaded(asked), config, 1)
     load_s = time.perf_counter() - start
     shape = (1, *asked["input_size"])
     x = np.random.default_rng(0).integers(0, 256, shape).astype(asked["dtype"])
-    running.run(x)
+    loaded.run(x)
     report({"load_s": load_s, "device_bytes": free - _free() if on_gpu else None})
 
 

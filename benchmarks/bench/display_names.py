@@ -1,9 +1,11 @@
-"""What contenders are called in tables and plots, and what is said of those that could not run."""
+"""How tables and plots name ways to run a model, and what they say of those that cannot run."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+from headkit.export.runtimes.inference import config_name
 
 ONNXRUNTIME = "onnxruntime fp32"
 """What the other runtimes and precisions are set against."""
@@ -11,8 +13,7 @@ ONNXRUNTIME = "onnxruntime fp32"
 
 def label(row: Mapping[str, Any]) -> str:
     """Return runtime, precision and device of a row; the CPU goes without saying."""
-    device = "" if row["device"] == "cpu" else f" {row['device']}"
-    return f"{row['runtime']} {row['precision']}{device}"
+    return config_name(row["runtime"], row["precision"], row["device"])
 
 
 def unmeasured(absent: Iterable[Mapping[str, Any]], models: Collection[str]) -> list[str]:

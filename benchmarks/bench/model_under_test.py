@@ -13,12 +13,11 @@ import numpy as np
 
 from headkit.adapters.errors import DataError, ExportError
 from headkit.benchmarks.bench.macs import count_gmacs
+from headkit.export.runtimes.inference import Array
 from headkit.registry.resolve import head_file_or_architecture
 
 if TYPE_CHECKING:
     from headkit.export.precision.calibrate import Images
-
-Array = np.ndarray[Any, Any]
 
 CLASSES = 1000
 """Outputs of a new classifier, for an architecture that has none."""
@@ -41,7 +40,7 @@ class Parts:
     onnx: str = ""
 
 
-class Subject:
+class ModelUnderTest:
     """A model of which each runtime gets the form that it runs.
 
     Attributes:
@@ -98,7 +97,7 @@ class Subject:
         return None
 
 
-class TorchSubject(Subject):
+class TorchModelUnderTest(ModelUnderTest):
     """A timm model with its classifier.
 
     Args:
@@ -207,7 +206,7 @@ class TorchSubject(Subject):
         return list(generator.integers(0, 256, size, dtype=np.uint8))
 
 
-class OnnxSubject(Subject):
+class OnnxModelUnderTest(ModelUnderTest):
     """An ONNX file: headkit's own, or any that takes images and has a dynamic batch.
 
     Raises:
@@ -263,12 +262,12 @@ class OnnxSubject(Subject):
         return generator.normal(size=(batch, *self.input_size)).astype(np.float32)
 
 
-def subjects(
+def models_under_test(
     targets: Iterable[str | Path],
     folder: Path,
     weights: str | Path | None = None,
     images: str | Path | None = None,
-) -> list[Subject]:
+) -> list[ModelUnderTest]:
     """Return what is to be measured, by name.
 
     Args:
@@ -283,7 +282,7 @@ def subjects(
         DataError: a name is given twice, or the folder has no images.
         ExportError, HeadFormatError, WeightsError: a file cannot be used.
     """
-    found: list[Subject] = []
+    found: list[ModelUnderTest] = []
     listed = None
     if images is not None:
         from headkit.adapters.images import list_images
@@ -294,15 +293,15 @@ def subjects(
             raise DataError(f"{images} has {len(listed)} images, expected at least {2 * SAMPLE}")
     for target in targets:
         name = str(target)
-        if name in [subject.name for subject in found]:
+        if name in [model.name for model in found]:
             raise DataError(f"{name} is named twice")
         place = folder / str(len(found))
         if name.endswith(".onnx"):
-            found.append(OnnxSubject(name, Path(target)))
+            found.append(OnnxModelUnderTest(name, Path(target)))
         else:
             load, finish, label_names = _parts(target, weights)
             model = finish(load()).eval()
-            found.append(TorchSubject(name, model, load, place, listed, label_names))
+            found.append(TorchModelUnderTest(name, model, load, place, listed, label_names))
     return found
 
 

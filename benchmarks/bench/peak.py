@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from .runtimes import Contender, absent
+from headkit.export.runtimes.inference import RunConfig
+
+from .run_configs import absent
 
 SIDES = {"cpu": (1024, 2048), "cuda": (8192,)}
 REPEATS = 8
 
 
-def peak_gmacs(contender: Contender) -> float | None:
+def peak_gmacs(config: RunConfig) -> float | None:
     """Measure the multiply-adds per second, in billions, of one large product of matrices.
 
     On a CPU in float32 by torch and by ONNX Runtime: which of their libraries is faster depends on
     the processor.
 
     Args:
-        contender: its precision, device and number of threads count.
+        config: its precision, device and number of threads count.
 
     Returns:
         The best of all repetitions; none where torch has no such product.
@@ -28,31 +30,31 @@ def peak_gmacs(contender: Contender) -> float | None:
     import torch
 
     types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    if contender.precision not in types or absent(replace(contender, runtime="torch")):
+    if config.precision not in types or absent(replace(config, runtime="torch")):
         return None
-    torch.set_num_threads(contender.threads)
+    torch.set_num_threads(config.threads)
     best = 0.0
-    for side in SIDES[contender.device]:
-        for multiply in _products(side, types[contender.precision], contender):
+    for side in SIDES[config.device]:
+        for multiply in _products(side, types[config.precision], config):
             multiply()
             for _ in range(REPEATS):
                 start = time.perf_counter()
                 multiply()
-                if contender.device == "cuda":
+                if config.device == "cuda":
                     torch.cuda.synchronize()
                 best = max(best, side**3 / (time.perf_counter() - start) / 1e9)
     return best
 
 
-def _products(side: int, dtype: Any, contender: Contender) -> Iterator[Callable[[], object]]:
+def _products(side: int, dtype: Any, config: RunConfig) -> Iterator[Callable[[], object]]:
     import torch
 
     generator = torch.Generator().manual_seed(0)
     pair = torch.randn(2, side, side, generator=generator)
-    a, b = pair.to(contender.device, dtype)
+    a, b = pair.to(config.device, dtype)
     yield lambda: a @ b
-    if contender.device == "cpu" and contender.precision == "fp32":
-        yield _by_onnxruntime(pair.numpy(), contender.threads)
+    if config.device == "cpu" and config.precision == "fp32":
+        yield _by_onnxruntime(pair.numpy(), config.threads)
 
 
 def _by_onnxruntime(pair: Any, threads: int) -> Callable[[], object]:

@@ -15,14 +15,13 @@ import numpy as np
 from headkit.adapters.backbone.load import check_architecture, load_backbone
 from headkit.adapters.errors import ContractError, DataError, HeadkitError, OutputError, first_line
 from headkit.adapters.files import write_atomically
-from headkit.adapters.fitting.fit import fit
 from headkit.adapters.heads.head import Head
 from headkit.benchmarks.bench.machine import machine
 from headkit.benchmarks.bench.plots import check_plots
 from headkit.benchmarks.bench.timing import Timing
 from headkit.export.exporter import export
 from headkit.export.predict.predictor import Predictor
-from headkit.export.runtimes import extraction as engines  # noqa: F401  (adds its own to the table of engines)
+from headkit.fit import fit
 from headkit.registry.catalogue import models
 
 from .plot import draw

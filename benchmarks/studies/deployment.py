@@ -27,7 +27,6 @@ from timm.data import create_transform
 from torch import nn
 
 from headkit.adapters.backbone.load import load_backbone
-from headkit.adapters.fitting.fit import fit
 from headkit.adapters.heads.attach import adapt, head_of
 from headkit.adapters.heads.head import Head
 from headkit.benchmarks.bench.timing import alternate
@@ -38,6 +37,7 @@ from headkit.export.predict.predictor import Predictor
 from headkit.export.preprocess.onnx_graph import preprocessing_model
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
+from headkit.fit import fit
 
 from .samples import write_photographs
 from .sections import run_sections

@@ -38,15 +38,15 @@ from headkit.adapters.backbone.preprocessing import preprocessing
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.holdout import holdout
 from headkit.adapters.data.open import open_data
-from headkit.adapters.features.engine import Engine, choose
 from headkit.adapters.features.extract import extract
 from headkit.adapters.features.labeled_features import LabeledFeatures
+from headkit.adapters.features.runtime import Runtime
 from headkit.adapters.features.transform import View
-from headkit.adapters.fitting.fit import fit
 from headkit.adapters.fitting.linear.solve import STRENGTHS, solve
 from headkit.adapters.heads.attach import adapt
 from headkit.benchmarks.samples import ARCHITECTURE, write_digits, write_weights
-from headkit.export.runtimes import extraction as engines  # noqa: F401  (adds its own to the table of engines)
+from headkit.export.runtimes.choose import choose_runtime
+from headkit.fit import fit
 
 from .samples import write_mnist, write_photographs
 from .sections import run_sections
@@ -59,7 +59,7 @@ EPOCHS = 20
 VIEWS = 4
 """Crops of each of 2,500 images: 10,000 rows."""
 PHOTOGRAPHS = 640
-ENGINES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
+RUNTIMES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 MANY, FEW = 200_000, 20_000
 KILLS = 5
 
@@ -157,15 +157,15 @@ def extraction(folder: Path) -> dict[str, Any]:
         model = load_backbone(architecture, weights, pretrained=weights is not None)
         rows[architecture] = {}
         contenders: dict[str, Callable[[Path], Tensor]] = {}
-        for name, precision in ENGINES:
+        for name, precision in RUNTIMES:
             if find_spec(name) is not None:
-                engine = choose(name, precision, model)
+                runtime = choose_runtime(name, precision, model)
                 # Converted once for all data sets: not a part of extraction, and told apart.
                 start = time.perf_counter()
-                engine.start(model, folder / "backbones", BATCH)
+                runtime.start(model, folder / "backbones", BATCH)
                 seconds = round(time.perf_counter() - start, 2)
                 rows[architecture][f"{name}_{precision}_start_seconds"] = seconds
-                contenders[f"{name}_{precision}"] = partial(_extracted, model, source, engine)
+                contenders[f"{name}_{precision}"] = partial(_extracted, model, source, runtime)
         plain = partial(_plain_loop, model, source)
         rows[architecture] |= _alternate(plain, contenders, folder / architecture)
     return {"images": len(photographs), "workers": WORKERS, "batch": BATCH, "backbones": rows}
@@ -245,9 +245,9 @@ def _features(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weights = write_weights(folder / "weights.safetensors")
     source, _ = open_data(write_mnist(folder / "mnist"))
     model = load_backbone(ARCHITECTURE, weights)
-    engine = choose("onnxruntime", "fp32", model)
+    runtime = choose_runtime("onnxruntime", "fp32", model)
     crops = [
-        extract(model, source, engine, folder / "cache", view=View(number))
+        extract(model, source, runtime, folder / "cache", view=View(number))
         for number in range(VIEWS)
     ]
     held = holdout(crops[0].targets, "multiclass", 0.5, 0)
@@ -296,9 +296,9 @@ def _plain_loop(model: Any, source: ImageDataset) -> Tensor:
     return torch.cat(found).flatten(1)
 
 
-def _extracted(model: nn.Module, source: ImageDataset, engine: Engine, root: Path) -> Tensor:
+def _extracted(model: nn.Module, source: ImageDataset, runtime: Runtime, root: Path) -> Tensor:
     (root / "backbones").symlink_to(root.parent / "backbones")
-    found = extract(model, source, engine, root, batch_size=BATCH, workers=WORKERS)
+    found = extract(model, source, runtime, root, batch_size=BATCH, workers=WORKERS)
     (features,) = found.cache.load(found.found)
     return features.flatten(1)
 

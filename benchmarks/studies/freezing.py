@@ -42,11 +42,11 @@ from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.backbone.preprocessing import preprocessing
 from headkit.adapters.data.open import open_data
 from headkit.adapters.files import write_atomically
-from headkit.adapters.fitting.fit import fit
 from headkit.adapters.heads.attach import adapt
 from headkit.adapters.images import open_image
 from headkit.benchmarks.bench.machine import machine
 from headkit.benchmarks.samples import ARCHITECTURE, write_digits, write_weights
+from headkit.fit import fit
 
 RESULT = Path(__file__).parents[1] / "results" / "freezing.json"
 INPUT_SIZE = (3, 128, 128)

@@ -26,7 +26,7 @@ from headkit.adapters.fitting.linear.solve import solve
 from headkit.adapters.heads.attach import adapt, head_of
 from headkit.adapters.heads.head import Head
 from headkit.benchmarks.bench.process import in_process, report, resident_bytes
-from headkit.benchmarks.bench.runtimes import cores
+from headkit.benchmarks.bench.run_configs import cores
 from headkit.benchmarks.bench.timing import Call, alternate, race
 from headkit.export.exporter import export
 from headkit.export.predict.predictor import Predictor

@@ -33,7 +33,7 @@ from headkit.adapters.backbone.timm_exceptions import ENCODERS
 from headkit.adapters.errors import ContractError, ExportError, first_line
 from headkit.adapters.heads.attach import adapt
 from headkit.benchmarks.bench.process import in_process, report
-from headkit.benchmarks.bench.runtimes import cores
+from headkit.benchmarks.bench.run_configs import cores
 from headkit.benchmarks.bench.timing import Call, estimate_turn_seconds, race
 from headkit.benchmarks.coverage import record as coverage
 from headkit.benchmarks.coverage.random_weights import randomize_weights

@@ -16,17 +16,11 @@ from typing import Any
 
 import safetensors.torch
 
-from headkit.adapters.fitting.fit import fit
 from headkit.benchmarks.bench.bench import bench
-from headkit.benchmarks.bench.runtimes import (
-    DEVICES,
-    PRECISIONS,
-    RUNTIMES,
-    absent,
-    contenders,
-    cores,
-)
+from headkit.benchmarks.bench.run_configs import absent, cores, run_configs
 from headkit.benchmarks.samples import ARCHITECTURE, write_digits, write_weights
+from headkit.export.runtimes.table import DEVICES, PRECISIONS, RUNTIMES
+from headkit.fit import fit
 
 from .peers import ARCHITECTURES, random_model
 from .sections import run_sections
@@ -51,7 +45,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     path = head.save(folder / "digits.safetensors")
     runtimes = [one for one in RUNTIMES if one != "torch.compile" or name in COMPILED]
     result = bench([path], weights=weights, images=unseen, runtimes=runtimes)
-    for one in contenders(("torch.compile",), PRECISIONS, DEVICES, cores()):
+    for one in run_configs(("torch.compile",), PRECISIONS, DEVICES, cores()):
         if one.runtime not in runtimes:
             why = absent(one) or f"compiling takes minutes, hence only {' and '.join(COMPILED)}"
             result["absent"].append({**asdict(one), "reason": why})

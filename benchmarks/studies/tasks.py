@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from headkit.benchmarks.bench.process import in_process, report
-from headkit.benchmarks.bench.runtimes import cores
+from headkit.benchmarks.bench.run_configs import cores
 
 from .sections import run_sections
 

@@ -17,7 +17,8 @@ from headkit.adapters.file_kinds import ADAPTER
 from headkit.adapters.images import ImageLike, list_images, open_image
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
 from headkit.export.preprocess.pillow import Preprocess
-from headkit.export.runtimes.onnxruntime import PROVIDERS, open_session
+from headkit.export.runtimes.onnxruntime import open_session
+from headkit.export.runtimes.table import providers
 
 from .adapter_files import Adapter, read_adapter, swapped
 
@@ -85,7 +86,7 @@ class Predictor:
         self.session = open_session(onnx_path, threads, provider)
         props = self.session.get_modelmeta().custom_metadata_map
         self.info = ModelInfo.from_props(props, str(onnx_path))
-        self._provider, self._device = provider, PROVIDERS[provider].device
+        self._provider, self._device = provider, providers()[provider].device
         self._heads = {head.name: _Ready(head) for head in self.info.heads}
         if heads and self.info.form != "swappable":
             raise ExportError(

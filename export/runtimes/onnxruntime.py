@@ -1,41 +1,29 @@
-"""Open an ONNX file in ONNX Runtime, on the provider that was asked for and on no other."""
+"""ONNX Runtime as a runtime: a session on the provider that was asked for, and on no other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from headkit.adapters.errors import DependencyMissing, ExportError, first_line
+from headkit.adapters.features.runtime import Branches, Pixels, Precision, Run
 from headkit.adapters.file_kinds import MODEL, mistaken
+
+from .inference import Array, InferenceModel, LoadedModel, RunConfig
+from .table import RUNTIMES, providers
+
+if TYPE_CHECKING:  # running an exported model needs no torch
+    from torch import nn
 
 try:
     import onnxruntime as ort
 except ImportError as missing:
     raise DependencyMissing.for_feature("running an exported model", "onnxruntime") from missing
-
-
-@dataclass(frozen=True)
-class Provider:
-    """One of ONNX Runtime's execution providers.
-
-    Attributes:
-        execution: ONNX Runtime's name of it.
-        package: what installs it.
-        device: where its tensors lie, as ``OrtValue`` calls it.
-    """
-
-    execution: str
-    package: str
-    device: str = "cpu"
-
-
-PROVIDERS = {
-    "cpu": Provider("CPUExecutionProvider", "onnxruntime"),
-    "cuda": Provider("CUDAExecutionProvider", "onnxruntime-gpu", "cuda"),
-    "tensorrt": Provider("TensorrtExecutionProvider", "onnxruntime-gpu tensorrt", "cuda"),
-    "openvino": Provider("OpenVINOExecutionProvider", "onnxruntime-openvino"),
-}
 
 
 def open_session(
@@ -47,9 +35,9 @@ def open_session(
     """Open an ONNX file.
 
     Args:
-        path: of the file; its external data have to lie beside it.
-        threads: of the CPU; one per core without it.
-        provider: a key of ``PROVIDERS``.
+        path: path of the file; its external data have to lie beside it.
+        threads: number of threads on the CPU; one per core without it.
+        provider: a key of ``table.providers()``.
         provider_options: see ONNX Runtime's documentation of that provider.
 
     Raises:
@@ -57,9 +45,10 @@ def open_session(
             read it or start the provider.
         DependencyMissing: the provider is not installed.
     """
-    if provider not in PROVIDERS:
-        raise ExportError(f"provider is {provider!r}, expected one of {', '.join(PROVIDERS)}")
-    asked = PROVIDERS[provider]
+    known = providers()
+    if provider not in known:
+        raise ExportError(f"provider is {provider!r}, expected one of {', '.join(known)}")
+    asked = known[provider]
     if asked.execution not in ort.get_available_providers():
         raise DependencyMissing.for_feature(f"the provider {provider!r}", asked.package)
     path = Path(path)
@@ -80,6 +69,83 @@ def open_session(
             "look at its driver and libraries, or ask for provider 'cpu'"
         )
     return session
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """Extracts features by ONNX Runtime on the CPU."""
+
+    precision: Precision = "fp32"
+    threads: int | None = None
+    name: str = "onnxruntime"
+    streams: int = 1
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of ONNX Runtime, and of what converts the backbone."""
+        from .onnx_backbone import converter_versions
+
+        return {"onnxruntime": version("onnxruntime"), **converter_versions()}
+
+    def start(self, model: nn.Module, folder: Path, _batch_size: int, /) -> Run:
+        """See ``Runtime``."""
+        from .onnx_backbone import onnx_backbone
+
+        session = open_session(onnx_backbone(model, folder), self.threads)
+
+        def run(pixels: Pixels) -> Branches:
+            outputs = session.run(None, {"image": pixels})
+            return tuple(np.asarray(output, np.float32) for output in outputs)
+
+        return run
+
+
+def extraction_runtime(precision: Precision, threads: int | None) -> OnnxRuntime:
+    """See ``RuntimeModule``."""
+    return OnnxRuntime(precision, threads)
+
+
+def load(model: InferenceModel, config: RunConfig, _batch_size: int) -> LoadedModel:
+    """See ``RuntimeModule``. On a GPU by CUDA or, for the runtime ``tensorrt``, by TensorRT."""
+    path = model.onnx(config.precision)
+    if config.device != "cpu":
+        return _load_on_gpu(path, config)
+    session = open_session(path, config.threads)
+    name = session.get_inputs()[0].name
+
+    def run(x: Array) -> Array:
+        return np.asarray(session.run(None, {name: x})[0], np.float32)
+
+    return LoadedModel(run, lambda x: lambda: session.run(None, {name: x}))
+
+
+def _load_on_gpu(path: Path, config: RunConfig) -> LoadedModel:
+    """Bind inputs and outputs to the device; kernels run on a stream that torch knows."""
+    import torch
+
+    provider = RUNTIMES[config.runtime].provider_on(config.device)
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    session = open_session(
+        path, config.threads, provider, {"user_compute_stream": str(stream.cuda_stream)}
+    )
+    name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
+
+    def bound(x: Array) -> Any:
+        binding = session.io_binding()
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(x, "cuda", 0))
+        binding.bind_output(output, "cuda")
+        return binding
+
+    def run(x: Array) -> Array:
+        binding = bound(x)
+        session.run_with_iobinding(binding)
+        return np.asarray(binding.copy_outputs_to_cpu()[0], np.float32)
+
+    def bind(x: Array) -> Callable[[], object]:
+        binding = bound(x)
+        return lambda: session.run_with_iobinding(binding)
+
+    return LoadedModel(run, bind, stream)
 
 
 def _reason(path: Path, error: BaseException) -> str:

@@ -27,10 +27,13 @@ ClassWeights = Annotated[
     str | None, typer.Option(help="'balanced', or LABEL=WEIGHT by comma; others weigh 1.")
 ]
 Views = Annotated[int, typer.Option(help="Crops of each training image, random but the first.")]
-Engine = Annotated[
-    str, typer.Option(help="Runs the backbone: auto, onnxruntime, openvino, torch or ray.")
+Runtime = Annotated[
+    str, typer.Option(help="Runtime of the backbone: auto, onnxruntime, openvino or torch.")
 ]
-Precision = Annotated[str, typer.Option(help="Of the engine: fp32 or bf16.")]
+Precision = Annotated[str, typer.Option(help="Precision of the runtime: fp32 or bf16.")]
+Executor = Annotated[
+    str, typer.Option(help="Where features are extracted: local, or ray for a Ray cluster.")
+]
 Cache = Annotated[Path | None, typer.Option(help="Folder for features; else the user's own cache.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no features.")]
 Seed = Annotated[int, typer.Option(help="Of held-out images, random crops and training.")]
@@ -52,8 +55,9 @@ def fit(
     l2: L2 = None,
     class_weights: ClassWeights = None,
     views: Views = 1,
-    engine: Engine = "auto",
+    runtime: Runtime = "auto",
     precision: Precision = "fp32",
+    executor: Executor = "local",
     cache: Cache = None,
     no_cache: NoCache = False,
     seed: Seed = 0,
@@ -85,8 +89,9 @@ def fit(
             l2=_strengths(l2),
             class_weights=_weights(class_weights),
             views=views,
-            engine=engine,
+            runtime=runtime,
             precision=precision,
+            executor=executor,
             cache=_cache(cache, no_cache),
             seed=seed,
             batch_size=batch_size,
@@ -127,8 +132,9 @@ def compare(
     l2: L2 = None,
     class_weights: ClassWeights = None,
     views: Views = 1,
-    engine: Engine = "auto",
+    runtime: Runtime = "auto",
     precision: Precision = "fp32",
+    executor: Executor = "local",
     cache: Cache = None,
     no_cache: NoCache = False,
     seed: Seed = 0,
@@ -155,8 +161,9 @@ def compare(
             l2=_strengths(l2),
             class_weights=_weights(class_weights),
             views=views,
-            engine=engine,
+            runtime=runtime,
             precision=precision,
+            executor=executor,
             cache=_cache(cache, no_cache),
             seed=seed,
             batch_size=batch_size,

@@ -1,6 +1,7 @@
 import json
 import logging
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from sklearn.linear_model import LogisticRegression
 from timm.data import create_dataset, create_transform
 
 import headkit
-from headkit.adapters.fitting import fit as fit_module
 from headkit.adapters.fitting.linear.solve import VAR_SMOOTHINGS
 from tests.backbones import random_backbone
 from tests.images import write_shapes
+
+fit_module = import_module("headkit.fit")
+"""The module; ``headkit.fit`` is the function."""
 
 
 def standardized(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -359,8 +362,6 @@ def test_no_cache_leaves_nothing(shapes: Path, tmp_path: Path, monkeypatch: Any)
 def test_options_are_checked_before_extraction(
     options: dict[str, Any], message: str, shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "headkit.adapters.fitting.fit.extract", lambda *_, **__: pytest.fail("extracted")
-    )
+    monkeypatch.setattr(fit_module, "extract", lambda *_, **__: pytest.fail("extracted"))
     with pytest.raises(ValueError, match=message):
         headkit.fit(random_backbone(), shapes, **options)

@@ -1,4 +1,6 @@
+import inspect
 import json
+import pydoc
 import statistics
 import subprocess
 import sys
@@ -72,3 +74,36 @@ def test_every_public_name_loads() -> None:
     assert set(headkit.__all__) <= set(dir(headkit))
     with pytest.raises(AttributeError, match="nothing"):
         _ = headkit.nothing
+
+
+def test_help_of_export_shows_its_arguments() -> None:
+    """``headkit.export`` is a package that can be called; users want to see the function."""
+    from headkit.export.exporter import export
+
+    signature = inspect.signature(headkit.export)
+    assert signature == inspect.signature(export)
+    assert list(signature.parameters)[:3] == ["model_or_head", "path", "form"]
+    shown = pydoc.plain(pydoc.render_doc(headkit.export))
+    assert f"headkit.export{signature}" in shown
+    documented = inspect.getdoc(export)
+    assert documented is not None
+    for line in documented.splitlines():
+        assert line in shown
+    for name in signature.parameters:
+        assert f"{name}: " in shown
+
+
+def test_importing_the_package_export_imports_nothing_heavy() -> None:
+    assert _imported("import headkit.export") == []
+    assert _imported("import headkit; headkit.export") == []
+    assert _imported("import headkit.export.runtimes.onnxruntime") == []
+
+
+def test_export_has_a_help_without_torch() -> None:
+    """Where only exported models are run."""
+    code = (
+        "import sys; sys.modules['torch'] = None; import headkit, inspect;"
+        "assert 'Running an exported model' in headkit.export.__doc__;"
+        "inspect.signature(headkit.export)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

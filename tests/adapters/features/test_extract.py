@@ -18,13 +18,15 @@ from headkit.adapters.backbone.preprocessing import preprocessing
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.folder import open_folder
 from headkit.adapters.features.cache import CachedRows
-from headkit.adapters.features.engine import Branches, Pixels, Run, TorchEngine, choose
 from headkit.adapters.features.extract import Extracted, extract
+from headkit.adapters.features.runtime import Branches, Pixels, Run
 from headkit.adapters.features.transform import Transform, View
+from headkit.export.runtimes.choose import choose_runtime
+from headkit.export.runtimes.torch import TorchRuntime
 from tests.backbones import active_backbone, random_backbone
 
 
-class Counting(TorchEngine):
+class Counting(TorchRuntime):
     """Counts the images that it computes."""
 
     images = 0
@@ -63,7 +65,7 @@ def _features(extracted: Extracted) -> torch.Tensor:
 
 
 def _extract(model: Any, source: ImageDataset, root: Path, **options: Any) -> Extracted:
-    options = {"engine": TorchEngine(), "workers": 0, "batch_size": 2, **options}
+    options = {"runtime": TorchRuntime(), "workers": 0, "batch_size": 2, **options}
     return extract(model, source, root=root, **options)
 
 
@@ -89,9 +91,9 @@ def test_features_are_those_of_timms_own_transform(
 def test_images_are_computed_once_for_all_heads(
     many: ImageDataset, tmp_path: Path, counting: Counting
 ) -> None:
-    first = _extract(random_backbone(), many, tmp_path, engine=counting)
+    first = _extract(random_backbone(), many, tmp_path, runtime=counting)
     assert Counting.images == 90
-    again = _extract(random_backbone(), many, tmp_path, engine=counting)
+    again = _extract(random_backbone(), many, tmp_path, runtime=counting)
     assert Counting.images == 90
     assert torch.equal(_features(first), _features(again))
 
@@ -99,18 +101,18 @@ def test_images_are_computed_once_for_all_heads(
 def test_other_weights_preprocessing_view_and_precision_share_nothing(
     many: ImageDataset, tmp_path: Path, counting: Counting
 ) -> None:
-    _extract(random_backbone(), many, tmp_path, engine=counting)
+    _extract(random_backbone(), many, tmp_path, runtime=counting)
     changed: list[tuple[Any, dict[str, Any]]] = [
         (random_backbone(seed=1), {}),
         (random_backbone(), {"view": View(1)}),
         (random_backbone(), {"view": View(1, seed=1)}),
-        (random_backbone(), {"engine": Counting("bf16")}),
+        (random_backbone(), {"runtime": Counting("bf16")}),
     ]
     other = random_backbone()
     other.pretrained_cfg = {**other.pretrained_cfg, "crop_pct": 0.5}
     changed.append((other, {}))
     for number, (model, options) in enumerate(changed):
-        _extract(model, many, tmp_path, **{"engine": counting, **options})
+        _extract(model, many, tmp_path, **{"runtime": counting, **options})
         assert Counting.images == 90 * (number + 2)
 
 
@@ -118,7 +120,7 @@ def test_changed_file_is_computed_again_and_a_moved_one_is_not(
     many: ImageDataset, tmp_path: Path, counting: Counting
 ) -> None:
     model = random_backbone()
-    before = _features(_extract(model, many, tmp_path, engine=counting))
+    before = _features(_extract(model, many, tmp_path, runtime=counting))
     assert many.paths is not None
     changed, moved = Path(many.paths[3]), Path(many.paths[5])
     date = changed.stat()
@@ -126,7 +128,7 @@ def test_changed_file_is_computed_again_and_a_moved_one_is_not(
     os.utime(changed, ns=(date.st_atime_ns, date.st_mtime_ns))
     moved.rename(moved.with_name("5_moved.png"))
     source = open_folder(tmp_path / "many")
-    after = _extract(model, source, tmp_path, engine=counting)
+    after = _extract(model, source, tmp_path, runtime=counting)
     assert Counting.images == 90 + 2  # one image, in a batch that is filled up to two
     rows = dict(zip(after.names, _features(after), strict=True))
     old = dict(zip(many.paths, before, strict=True))
@@ -138,12 +140,12 @@ def test_damaged_shard_is_computed_again(
     many: ImageDataset, tmp_path: Path, counting: Counting, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = random_backbone()
-    first = _extract(model, many, tmp_path, engine=counting)
+    first = _extract(model, many, tmp_path, runtime=counting)
     shards = sorted(first.cache.folder.glob("shard-*"))
     assert len(shards) == 2  # 64 images and 26
     shards[0].write_bytes(shards[0].read_bytes()[:1000])
     with caplog.at_level(logging.WARNING, "headkit"):
-        again = _extract(model, many, tmp_path, engine=counting)
+        again = _extract(model, many, tmp_path, runtime=counting)
     assert "removed the damaged shard" in caplog.text
     assert 90 < Counting.images < 180
     assert torch.equal(_features(first), _features(again))
@@ -173,11 +175,11 @@ def test_random_view_depends_on_seed_and_content_alone(small: Any) -> None:
         assert not torch.equal(first, Transform(cfg, view)(image, digest))
 
 
-def test_precision_and_engine_that_are_not_there_are_refused(small: Any) -> None:
+def test_precision_and_runtime_that_are_not_there_are_refused(small: Any) -> None:
     with pytest.raises(headkit.HeadkitError, match="precision is 'int4', expected one of fp32"):
-        choose("torch", "int4", small)
-    with pytest.raises(headkit.HeadkitError, match="engine is 'tpu', expected one of auto, torch"):
-        choose("tpu", "fp32", small)
+        choose_runtime("torch", "int4", small)
+    with pytest.raises(headkit.HeadkitError, match="runtime is 'tpu', expected one of auto, torch"):
+        choose_runtime("tpu", "fp32", small)
 
 
 FIT = """

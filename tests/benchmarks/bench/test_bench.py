@@ -10,17 +10,19 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import headkit
-from headkit.benchmarks.bench import runtimes
+from headkit.benchmarks.bench import run_configs
 from headkit.benchmarks.bench.bench import TIMM_COLUMNS
 from headkit.benchmarks.bench.display_names import unmeasured
-from headkit.benchmarks.bench.model_under_test import subjects
+from headkit.benchmarks.bench.model_under_test import models_under_test
 from headkit.benchmarks.bench.peak import peak_gmacs
 from headkit.benchmarks.bench.plots import MARKERS, PALETTE, styles
-from headkit.benchmarks.bench.runtimes import RUNTIMES, Contender, absent, lacking
+from headkit.benchmarks.bench.run_configs import absent, missing_configs
+from headkit.export.runtimes.inference import RunConfig
+from headkit.export.runtimes.table import RUNTIMES
 from tests.backbones import SMALL, active_backbone
 
 ON_CPU: dict[str, Any] = {"devices": ["cpu"], "sittings": 1, "rounds": 3}
-BF16 = [] if absent(Contender("torch", "bf16", "cpu", 1)) else [("torch", "bf16")]
+BF16 = [] if absent(RunConfig("torch", "bf16", "cpu", 1)) else [("torch", "bf16")]
 """What there is of it on the processor that the tests run on."""
 CPU_FLAGS = Path("/proc/cpuinfo")
 
@@ -197,7 +199,7 @@ def test_a_model_is_named_where_others_could_be_measured() -> None:
 
 def test_what_a_runtime_does_not_have_is_named_if_it_was_asked_for() -> None:
     def named(precisions: list[str] | None, devices: list[str] | None) -> list[str]:
-        found = lacking(["onnxruntime", "openvino"], precisions, devices, 1)
+        found = missing_configs(["onnxruntime", "openvino"], precisions, devices, 1)
         return [f"{one.runtime} {one.precision} {one.device}" for one in found]
 
     assert named(None, None) == []
@@ -209,7 +211,7 @@ def test_what_a_runtime_does_not_have_is_named_if_it_was_asked_for() -> None:
 def test_bfloat16_is_left_out_where_torch_would_multiply_it_by_loops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(runtimes, "_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(run_configs, "_multiplies_bfloat16", lambda: False)
     result = headkit.bench(
         [SMALL],
         runtimes=["torch"],
@@ -222,7 +224,7 @@ def test_bfloat16_is_left_out_where_torch_would_multiply_it_by_loops(
     (row,) = result["absent"]
     assert row["reason"] == "torch has no kernels of bfloat16 for this processor"
     assert result["peak_gmacs_per_s"]["bf16 cpu"] is None
-    assert peak_gmacs(Contender("openvino", "bf16", "cpu", 1)) is None
+    assert peak_gmacs(RunConfig("openvino", "bf16", "cpu", 1)) is None
 
 
 def test_bfloat16_is_measured_where_the_processor_has_instructions_for_it() -> None:
@@ -233,13 +235,13 @@ def test_bfloat16_is_measured_where_the_processor_has_instructions_for_it() -> N
 
 
 def test_multiply_adds_of_a_transformer_are_those_of_the_formula(tmp_path: Path) -> None:
-    (subject,) = subjects(["vit_tiny_patch16_224"], tmp_path)
+    (model,) = models_under_test(["vit_tiny_patch16_224"], tmp_path)
     patches, width, depth, classes = 14 * 14, 192, 12, 1000
     tokens = patches + 1
     linear = tokens * 12 * width**2
     attention = 2 * tokens**2 * width
     total = patches * width * 3 * 16**2 + depth * (linear + attention) + width * classes
-    assert subject.gmacs == pytest.approx(total / 1e9, abs=1e-4)
+    assert model.gmacs == pytest.approx(total / 1e9, abs=1e-4)
 
 
 def test_no_two_contenders_look_alike() -> None:
@@ -267,7 +269,7 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 def test_a_target_named_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(headkit.DataError, match="named twice"):
-        subjects([SMALL, SMALL], tmp_path)
+        models_under_test([SMALL, SMALL], tmp_path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -279,7 +281,7 @@ def test_gpu_is_timed_by_its_own_events_and_copies_apart(runtime: str) -> None:
     rows = [row for row in result["rows"] if row["runtime"] == runtime]
     if not rows:
         pytest.skip(result["absent"][0]["reason"])
-    assert {row["precision"] for row in rows} == set(RUNTIMES[runtime].precisions["cuda"])
+    assert {row["precision"] for row in rows} == set(RUNTIMES[runtime].inference["cuda"])
     for row in rows:
         assert row["copy_ms"] > 0
         assert row["device_bytes"] > 0

@@ -1,6 +1,7 @@
 import logging
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 
 import headkit
-from headkit.adapters.features.engine import TorchEngine, choose
-from headkit.export.runtimes import extraction as engines
-from headkit.export.runtimes.extraction import OnnxEngine, onnx_backbone
+from headkit.export.runtimes import onnx_backbone as onnx_backbone_module
+from headkit.export.runtimes.choose import choose_runtime
+from headkit.export.runtimes.onnx_backbone import onnx_backbone
+from headkit.export.runtimes.onnxruntime import OnnxRuntime
 from headkit.export.runtimes.openvino import openvino_core
+from headkit.export.runtimes.torch import TorchRuntime
 from tests.backbones import active_backbone, random_backbone
 
 BATCH = 4
@@ -28,8 +31,8 @@ def test_onnx_runtime_gives_the_features_that_torch_gives(
 ) -> None:
     model = active_backbone(architecture)
     pixels = _pixels(model)
-    expected = TorchEngine().start(model, tmp_path, BATCH)(pixels)
-    found = OnnxEngine().start(model, tmp_path, BATCH)(pixels)
+    expected = TorchRuntime().start(model, tmp_path, BATCH)(pixels)
+    found = OnnxRuntime().start(model, tmp_path, BATCH)(pixels)
     for branch, like in zip(found, expected, strict=True):
         assert branch.dtype == np.float32
         assert np.abs(branch - like).max() <= 1e-5 * np.abs(like).max()
@@ -45,8 +48,8 @@ def test_openvino_gives_the_features_that_torch_gives(
         pytest.skip("this processor has no bfloat16")
     model = active_backbone("test_vit")
     pixels = _pixels(model)
-    (expected,) = TorchEngine().start(model, tmp_path, BATCH)(pixels)
-    (found,) = choose("openvino", precision, model).start(model, tmp_path, BATCH)(pixels)
+    (expected,) = TorchRuntime().start(model, tmp_path, BATCH)(pixels)
+    (found,) = choose_runtime("openvino", precision, model).start(model, tmp_path, BATCH)(pixels)
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
@@ -56,12 +59,12 @@ def test_a_signal_after_openvino_does_not_end_the_process(tmp_path: Path) -> Non
 import gc, os, signal, sys
 from pathlib import Path
 import numpy as np
-from headkit.export.runtimes.extraction import OpenVinoEngine
+from headkit.export.runtimes.openvino import OpenVinoRuntime
 from tests.backbones import active_backbone
 
 def use():
     model = active_backbone("test_vit")
-    runs = [OpenVinoEngine().start(model, Path(sys.argv[1]), 1) for _ in range(2)]
+    runs = [OpenVinoRuntime().start(model, Path(sys.argv[1]), 1) for _ in range(2)]
     for run in runs:
         run(np.zeros((1, *model.pretrained_cfg["input_size"]), np.uint8))
 
@@ -81,27 +84,29 @@ assert got
 def test_bfloat16_of_torch_is_near(tmp_path: Path) -> None:
     model = active_backbone("test_vit")
     pixels = _pixels(model)
-    (expected,) = TorchEngine().start(model, tmp_path, BATCH)(pixels)
-    (found,) = TorchEngine("bf16").start(model, tmp_path, BATCH)(pixels)
+    (expected,) = TorchRuntime().start(model, tmp_path, BATCH)(pixels)
+    (found,) = TorchRuntime("bf16").start(model, tmp_path, BATCH)(pixels)
     assert found.dtype == np.float32
     assert 0 < np.abs(found - expected).max() <= 0.05 * np.abs(expected).max()
 
 
 def test_backbone_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = onnx_backbone(random_backbone(), tmp_path)
-    monkeypatch.setattr(engines, "export", lambda *_, **__: pytest.fail("converted again"))
+    monkeypatch.setattr(
+        onnx_backbone_module, "export", lambda *_, **__: pytest.fail("converted again")
+    )
     assert onnx_backbone(random_backbone(), tmp_path) == first
 
 
-def test_fastest_engine_is_chosen(small: Any) -> None:
-    assert choose("auto", "fp32", small).name == "onnxruntime"
-    assert choose("auto", "bf16", small).precision == "bf16"
+def test_fastest_runtime_is_chosen(small: Any) -> None:
+    assert choose_runtime("auto", "fp32", small).name == "onnxruntime"
+    assert choose_runtime("auto", "bf16", small).precision == "bf16"
 
 
-def test_missing_engine_says_what_to_install(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headkit.adapters.features.engine.find_spec", lambda _: None)
+def test_missing_runtime_says_what_to_install(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headkit.export.runtimes.choose.find_spec", lambda _: None)
     with pytest.raises(headkit.DependencyMissing, match="pip install openvino"):
-        choose("openvino", "fp32", small)
+        choose_runtime("openvino", "fp32", small)
 
 
 def test_backbone_that_cannot_be_converted_is_run_by_torch(
@@ -113,11 +118,11 @@ def test_backbone_that_cannot_be_converted_is_run_by_torch(
     def fail(*_: object, **__: object) -> None:
         raise headkit.ExportError("no operator for this")
 
-    monkeypatch.setattr("headkit.adapters.fitting.fit.SMALL", 0)
-    monkeypatch.setattr(engines, "export", fail)
+    monkeypatch.setattr(import_module("headkit.fit"), "SMALL", 0)
+    monkeypatch.setattr(onnx_backbone_module, "export", fail)
     with caplog.at_level(logging.WARNING, "headkit"):
         head = headkit.fit(random_backbone(), shapes, cache=tmp_path, workers=0)
     assert head.metrics["num_train"] > 0
     assert "extracting with torch instead of onnxruntime: no operator for this" in caplog.text
     with pytest.raises(headkit.ExportError, match="no operator"):
-        headkit.fit(random_backbone(), shapes, cache=tmp_path, workers=0, engine="onnxruntime")
+        headkit.fit(random_backbone(), shapes, cache=tmp_path, workers=0, runtime="onnxruntime")

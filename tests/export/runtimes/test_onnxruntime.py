@@ -5,7 +5,8 @@ import onnxruntime as ort
 import pytest
 
 import headkit
-from headkit.export.runtimes.onnxruntime import PROVIDERS, open_session
+from headkit.export.runtimes.onnxruntime import open_session
+from headkit.export.runtimes.table import providers
 from tests.backbones import active_backbone
 
 
@@ -16,12 +17,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("provider", [p for p in PROVIDERS if p != "cpu"])
+@pytest.mark.parametrize("provider", [p for p in providers() if p != "cpu"])
 def test_provider_that_is_not_installed_names_the_pip_line(provider: str, model: Path) -> None:
-    if PROVIDERS[provider].execution in ort.get_available_providers():
+    if providers()[provider].execution in ort.get_available_providers():
         pytest.skip("it is installed here")
     with pytest.raises(
-        headkit.DependencyMissing, match=f"pip install {PROVIDERS[provider].package}"
+        headkit.DependencyMissing, match=f"pip install {providers()[provider].package}"
     ):
         headkit.Predictor(model, provider=provider)
 
@@ -30,7 +31,7 @@ def test_provider_that_cannot_start_is_an_error_and_not_the_cpu(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ONNX Runtime goes on with the CPU and a line in its log."""
-    installed = [PROVIDERS["cuda"].execution, "CPUExecutionProvider"]
+    installed = [providers()["cuda"].execution, "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: installed)
     with pytest.raises(headkit.ExportError, match=r"'cuda'.* could not start|cannot read model"):
         open_session(model, provider="cuda")

@@ -7,8 +7,9 @@ import torch
 
 import headkit
 from headkit.adapters.data.folder import open_folder
-from headkit.adapters.features.engine import TorchEngine
+from headkit.adapters.features.executors.local import extract_locally
 from headkit.adapters.features.extract import extract
+from headkit.export.runtimes.torch import TorchRuntime
 from tests.backbones import random_backbone
 
 
@@ -17,7 +18,7 @@ def test_ray_that_is_not_installed_is_named(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray.data", None)
     with pytest.raises(headkit.DependencyMissing, match=r"pip install headkit\[ray\]"):
-        headkit.fit(small, shapes, engine="ray")
+        headkit.fit(small, shapes, executor="ray")
 
 
 @pytest.fixture
@@ -32,23 +33,23 @@ def cluster() -> Iterator[None]:
 
 @pytest.mark.usefixtures("cluster")
 def test_ray_writes_the_same_cache(shapes: Path, tmp_path: Path) -> None:
-    from headkit.adapters.features.ray_executor import fill_with_ray
+    from headkit.adapters.features.executors.ray import extract_with_ray
 
     source = open_folder(shapes)
     options: dict[str, Any] = {"batch_size": 1, "workers": 0}
-    engine = TorchEngine(threads=1)
+    runtime = TorchRuntime(threads=1)
     done: list[int] = []
     spread, local = (
         extract(
             random_backbone(),
             source,
-            engine,
+            runtime,
             tmp_path / name,
-            fill=fill,
+            executor=executor,
             progress=lambda _name, number, _total: done.append(number),
             **options,
         )
-        for name, fill in (("ray", fill_with_ray), ("local", None))
+        for name, executor in (("ray", extract_with_ray), ("local", extract_locally))
     )
     names = [
         sorted(path.name for path in found.cache.folder.glob("shard-*"))
@@ -62,5 +63,14 @@ def test_ray_writes_the_same_cache(shapes: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_head_is_fitted_with_ray(shapes: Path, tmp_path: Path) -> None:
-    head = headkit.fit(random_backbone(), shapes, engine="ray", cache=tmp_path)
+    head = headkit.fit(random_backbone(), shapes, executor="ray", cache=tmp_path)
     assert head.metrics["accuracy"] == 1
+
+
+def test_executor_that_is_not_there_is_refused(shapes: Path, small: Any) -> None:
+    with pytest.raises(
+        headkit.HeadkitError, match="executor is 'dask', expected one of local, ray"
+    ):
+        headkit.fit(small, shapes, executor="dask")
+    with pytest.raises(headkit.HeadkitError, match="runtime is 'ray', expected one of auto, torch"):
+        headkit.fit(small, shapes, runtime="ray")

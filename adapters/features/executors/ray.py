@@ -7,18 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from headkit.adapters.errors import DependencyMissing
-
-from .extract import SHARD_BATCHES, Job, fill_locally
-
-
-def check_ray() -> None:
-    """Raise ``DependencyMissing`` if Ray is not installed."""
-    DependencyMissing.check("ray.data", "the engine 'ray'", "headkit[ray]")
+from .job import SHARD_BATCHES, Job
+from .local import extract_locally
 
 
 class _Shards:
-    """An actor of Ray Data: starts the engine once, then extracts one shard after the other."""
+    """An actor of Ray Data: starts the runtime once, then extracts one shard after the other."""
 
     def __init__(self, job: Job) -> None:
         run = job.start()
@@ -26,18 +20,17 @@ class _Shards:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         paths = list(row["paths"])
-        fill_locally(self._job, paths, lambda _: None)
+        extract_locally(self._job, paths, lambda _: None)
         return {"done": len(paths)}
 
 
-def fill_with_ray(job: Job, paths: Sequence[str], progress: Callable[[int], None]) -> None:
+def extract_with_ray(job: Job, paths: Sequence[str], progress: Callable[[int], None]) -> None:
     """Extract files with Ray Data (Ray 2), one shard at a time on every core of the cluster.
 
     Joins the cluster that ``RAY_ADDRESS`` names, or starts one on this machine. All its machines
     have to see the images and the cache under the same paths. Shards hold the images that they
     would hold without Ray, so that a run goes on where another was stopped, with Ray or without.
     """
-    check_ray()
     import ray
     import ray.data
 

@@ -1,0 +1,60 @@
+"""The ONNX file of a backbone, from which runtimes other than torch extract features."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+from timm.models import get_model_args
+from torch import nn
+
+from headkit.adapters.backbone.fingerprint import backbone_info
+from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
+from headkit.adapters.errors import ExportError
+from headkit.export.exporter import export
+from headkit.export.graph.forms import opset_of, put_preprocessing
+from headkit.export.graph.onnx_file import write
+from headkit.export.preprocess.onnx_graph import normalizing_model
+from headkit.export.preprocess.pillow import Preprocess
+
+
+def converter_versions() -> dict[str, str]:
+    """Return the versions of what converts a backbone."""
+    return {name: version(name) for name in ("headkit", "onnxscript", "timm", "torch")}
+
+
+def onnx_backbone(model: nn.Module, folder: Path, *, optimize: bool = True) -> Path:
+    """Return the ONNX file of a backbone: the one in ``folder``, or a new, verified one.
+
+    Input ``image`` uint8 ``[batch, 3, H, W]``, resized and cropped; outputs ``features``, ….
+
+    Raises:
+        ExportError: see ``export``.
+    """
+    cfg = preprocessing(model)
+    key = {
+        "fingerprint": backbone_info(model).fingerprint,
+        "model_args": {k: str(v) for k, v in get_model_args(model).items() if k != "num_classes"},
+        "preprocessing": cfg,
+        "optimize": optimize,
+        "versions": converter_versions(),
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    path = folder / f"{timm_cfg(model)['architecture']}-{digest}.onnx"
+    if path.is_file():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as made:
+        plain = export(model, Path(made) / "backbone.onnx", "backbone", optimize=optimize).path
+        graph = onnx.load(plain)
+    try:
+        preprocess = Preprocess.from_cfg(cfg)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
+    put_preprocessing(graph, normalizing_model(preprocess, opset_of(graph)))
+    write(graph, path)
+    return path

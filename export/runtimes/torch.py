@@ -1,0 +1,109 @@
+"""torch as a runtime: eager, channels last; or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from headkit.adapters.backbone.classifier import find_classifier, replace_classifier
+from headkit.adapters.backbone.forward import Backbone, features
+from headkit.adapters.backbone.module_copy import copy_structure
+from headkit.adapters.backbone.preprocessing import preprocessing
+from headkit.adapters.features.runtime import Branches, Pixels, Precision, Run
+
+from .inference import Array, InferenceModel, LoadedModel, RunConfig
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class TorchRuntime:
+    """Extracts features by eager torch, channels last; bfloat16 by autocast."""
+
+    precision: Precision = "fp32"
+    threads: int | None = None
+    name: str = "torch"
+    streams: int = 1
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Version of torch."""
+        return {"torch": torch.__version__}
+
+    def start(self, model: nn.Module, _folder: Path, _batch_size: int, /) -> Run:
+        """See ``Runtime``."""
+        device = next(model.parameters()).device
+        cfg = preprocessing(model)
+        mean, std = (
+            torch.tensor(cfg[key], device=device).view(-1, 1, 1) for key in ("mean", "std")
+        )
+        model = model.to(memory_format=torch.channels_last)
+        checked = False
+
+        @torch.no_grad()
+        def run(pixels: Pixels) -> Branches:
+            nonlocal checked
+            if self.threads is not None:
+                torch.set_num_threads(self.threads)
+            images = torch.from_numpy(pixels).to(device, memory_format=torch.channels_last)
+            # The arithmetic of torchvision's ToTensor and Normalize, in their order.
+            images = images.float().div(255).sub(mean).div(std)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                entered = split(images) if checked else features(model, images)
+            checked = True
+            branches = (entered,) if isinstance(entered, torch.Tensor) else entered
+            return tuple(branch.float().cpu().numpy() for branch in branches)
+
+        split = Backbone(_with_classes(model))
+        return run
+
+
+def extraction_runtime(precision: Precision, threads: int | None) -> TorchRuntime:
+    """See ``RuntimeModule``."""
+    return TorchRuntime(precision, threads)
+
+
+def load(model: InferenceModel, config: RunConfig, _batch_size: int) -> LoadedModel:
+    """See ``RuntimeModule``."""
+    torch.set_num_threads(config.threads)
+    module = model.module().to(config.device, memory_format=torch.channels_last)
+    dtype = _DTYPES[config.precision]
+    if config.precision != "fp32":
+        module = module.to(dtype)
+    if config.runtime == "torch.compile":
+        # For each batch size by itself, as that is fastest.
+        torch.compiler.reset()
+        module = torch.compile(module, dynamic=False)
+
+    def placed(x: Array) -> torch.Tensor:
+        return torch.from_numpy(x).to(config.device, dtype, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def run(x: Array) -> Array:
+        return np.asarray(module(placed(x)).float().cpu().numpy())
+
+    def bind(x: Array) -> Callable[[], object]:
+        images = placed(x)
+
+        @torch.inference_mode()
+        def call() -> Any:
+            return module(images)
+
+        return call
+
+    return LoadedModel(run, bind)
+
+
+def _with_classes(model: nn.Module) -> nn.Module:
+    """Some models leave the classifier out while they have no classes."""
+    if find_classifier(model).num_classes:
+        return model
+    model = copy_structure(model, share_tensors=True)
+    replace_classifier(model, 1)
+    return model.eval()
