@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from headkit.benchmarks.bench.display_names import ONNXRUNTIME, label, unmeasured
 from headkit.benchmarks.bench.process import TIMEOUT_S
 from headkit.benchmarks.studies.peers import BATCHES, EXPORTERS, verdict
+
+from .machines import machines
 
 TASK_TITLES = {
     "sessions": "a full ONNX model per task",
@@ -193,9 +194,10 @@ def peers(result: Mapping[str, Any], plot: str = "peers") -> str:
         ),
         "",
     ]
+    lines += machines(measured)
     if "exports" in result:
-        lines += [*_exports(result["exports"]), ""]
-    return "\n".join([*lines, *machines(result)])
+        lines += ["", *_exports(result["exports"]), "", *machines({"exports": result["exports"]})]
+    return "\n".join(lines)
 
 
 def latencies(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,16 +328,3 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         f"| {' | '.join(['---'] * len(head))} |",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
-
-
-def machines(result: Mapping[str, Any]) -> list[str]:
-    """Say what all this was measured with; a line for each machine or set of versions."""
-    found = {json.dumps(s["machine"]): s["machine"] for s in result.values() if "machine" in s}
-    lines = []
-    for machine in found.values():
-        packages = machine["packages"]
-        lines.append(
-            f"Measured with torch {packages['torch']}, timm {packages['timm']} and onnxruntime "
-            f"{packages['onnxruntime']} on {machine['cores']} cores of {machine['processor']}."
-        )
-    return lines

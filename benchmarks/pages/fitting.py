@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from .machines import machines
+
 _CONTENDERS = ("onnxruntime_fp32", "openvino_fp32", "openvino_bf16")
 
 
@@ -73,11 +75,11 @@ def _extraction(extraction: Mapping[str, Any]) -> list[str]:
 
 
 def _closing(result: Mapping[str, Any]) -> str:
-    solver = result["solver"]
-    machine = solver["machine"]
-    packages = machine["packages"]
-    return (
-        f"Medians of {len(solver['all_seconds']['path'])} alternating runs with torch "
-        f"{packages['torch']} and onnxruntime {packages['onnxruntime']} on {machine['cores']} "
-        f"cores of {machine['processor']}; the loop of {result['loop']['epochs']} epochs ran once."
+    runs = len(result["solver"]["all_seconds"]["path"])
+    return "\n".join(
+        [
+            f"Medians of {runs} alternating runs; the loop of {result['loop']['epochs']} epochs "
+            "ran once.",
+            *machines(result),
+        ]
     )

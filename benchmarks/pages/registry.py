@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .benchmarks import machines
+from .machines import machines
 
 
 def publishing(result: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from headkit.benchmarks.coverage import record
 from headkit.benchmarks.studies import catalogue, freezing
 
 from . import benchmarks, coverage, fitting, picture, plots, registry
+from .machines import machines, measured_with
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -58,14 +59,7 @@ def demo(result: Mapping[str, Any]) -> str:
             f"| latency at batch {batch}, median | torch eager {eager:.1f} ms, "
             f"ONNX Runtime {onnx:.1f} ms ({eager / onnx:.1f} times) |"
         )
-    packages = result["machine"]["packages"]
-    lines.append("")
-    lines.append(
-        f"Measured with torch {packages['torch']}, timm {packages['timm']} and onnxruntime "
-        f"{packages['onnxruntime']} on {result['machine']['cores']} cores of "
-        f"{result['machine']['processor']}."
-    )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", measured_with(result["machine"])])
 
 
 def deployment(result: Mapping[str, Any]) -> str:
@@ -106,16 +100,7 @@ def deployment(result: Mapping[str, Any]) -> str:
             f"| {name} | {row['bytes'] / 1e6:.1f} | {row['latency_ms_batch_1']['median_ms']:.1f} "
             f"| {row['latency_ms_batch_16']['median_ms']:.1f} | {same} | {accuracy:.4f} |"
         )
-    machines = {json.dumps(section["machine"]): section["machine"] for section in result.values()}
-    lines.append("")
-    for number, machine in enumerate(machines.values()):
-        packages = machine["packages"]
-        lines.append(
-            f"{'Medians of alternating runs' if not number else 'Some'} with torch "
-            f"{packages['torch']}, timm {packages['timm']} and onnxruntime "
-            f"{packages['onnxruntime']} on {machine['cores']} cores of {machine['processor']}."
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "Medians of alternating runs.", *machines(result)])
 
 
 BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
