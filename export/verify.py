@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from headkit.adapters.backbone.forward import classify, features
 from headkit.adapters.errors import ExportError, ParityError, first_line
 from headkit.adapters.heads.attach import attach
-from headkit.adapters.heads.head import Head
+from headkit.adapters.heads.tasks import task_named
 from headkit.export.graph.forms import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name, probabilities_name
 from headkit.export.preprocess.pillow import Preprocess
@@ -88,7 +88,8 @@ def verify(
             logits = classify(model, tensors)
             compare(batch, logits_name(name), logits)
             if info.probabilities:
-                compare(batch, probabilities_name(name), _probabilities(logits, head))
+                probabilities = task_named(head.task).tensor_scores(logits, head.temperature)
+                compare(batch, probabilities_name(name), probabilities)
     return differences
 
 
@@ -127,7 +128,8 @@ def verify_runs(path: Path, info: ModelInfo, heads: Heads, *, seed: int = 0) -> 
                     f"{batch}, expected finite {[batch, head.num_classes]}; no file was written"
                 )
             if info.probabilities:
-                expected = _probabilities(torch.from_numpy(logits), head).numpy()
+                task = task_named(head.task)
+                expected = task.tensor_scores(torch.from_numpy(logits), head.temperature).numpy()
                 difference = _difference(found[probabilities_name(name)], expected, batch)
                 if not difference <= TOLERANCE:
                     raise ParityError(
@@ -201,8 +203,3 @@ def _difference(found: Array, expected: Array, batch: int) -> float:
             f"at batch {batch} ONNX Runtime gives {found.shape}, torch {expected.shape}"
         )
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
-
-
-def _probabilities(logits: Tensor, head: Head) -> Tensor:
-    scaled = logits / head.temperature
-    return scaled.softmax(-1) if head.task == "multiclass" else scaled.sigmoid()

@@ -16,6 +16,7 @@ from headkit.adapters.backbone.load import check_architecture, load_backbone
 from headkit.adapters.errors import ContractError, DataError, HeadkitError, OutputError, first_line
 from headkit.adapters.files import write_atomically
 from headkit.adapters.heads.head import Head
+from headkit.adapters.heads.tasks import DEFAULT, task_named
 from headkit.benchmarks.bench.machine import machine
 from headkit.benchmarks.bench.plots import check_plots
 from headkit.benchmarks.bench.timing import Timing
@@ -28,8 +29,6 @@ from .plot import draw
 
 logger = logging.getLogger("headkit")
 
-SCORES = {"multiclass": "accuracy", "multilabel": "mean_average_precision", "regression": "r2"}
-"""Which metric of a head is its score, the higher the better, by task."""
 ROUNDS, CALLS, WARMUP = 3, 10, 3
 
 Progress = Callable[[str, int, int | None], None]
@@ -100,13 +99,13 @@ def compare(
         row["latency_ms"] = timing.to_json()
     for row in fitted:
         row["pareto"] = not any(_beats(other, row) for other in fitted)
-    task = fitted[0]["task"] if fitted else "multiclass"
+    task = fitted[0]["task"] if fitted else DEFAULT
     result = {
         "machine": machine(),
         "batch": batch,
         "threads": threads,
         "task": task,
-        "score": SCORES[task],
+        "score": task_named(task).score,
         "rows": sorted(rows.values(), key=lambda row: -row.get("score", -np.inf)),
     }
     _write(record, result)
@@ -155,7 +154,7 @@ def _row(
     return {
         "name": name,
         "task": head.task,
-        "score": head.metrics.get(SCORES[head.task], float("nan")),
+        "score": head.metrics.get(task_named(head.task).score, float("nan")),
         "metrics": {k: v for k, v in head.metrics.items() if not isinstance(v, list)},
         "parameters": head.backbone.parameters,
         "head_bytes": path.stat().st_size,

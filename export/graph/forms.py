@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from headkit.adapters.errors import ExportError
 from headkit.adapters.heads.head import Head
+from headkit.adapters.heads.tasks import task_named
 
 from .head_graph import dims_of, from_text, is_linear, matrix_of, template_of
 from .metadata import PREFIX, TEMPERATURE, HeadInfo, ModelInfo, logits_name, probabilities_name
@@ -154,8 +155,8 @@ def check_heads(form: str, heads: Heads, *, probabilities: bool) -> None:
                 f"a head is called {name!r}, expected letters, digits, '.', '_' and '-'"
             )
     for head in heads.values():
-        if probabilities and head.task == "regression":
-            raise ExportError("a head for regression has no probabilities")
+        if probabilities and not task_named(head.task).has_classes:
+            raise ExportError(f"a head for {head.task} has no probabilities")
 
 
 def _put_one(model: onnx.ModelProto, info: ModelInfo, head: Head) -> None:
@@ -279,11 +280,9 @@ def _add_probabilities(
         )
     if swappable:
         model.graph.input.append(_value(temperature, [1]))
-    name = f"{prefix}probabilities"
+    name, task = f"{prefix}probabilities", task_named(head.task)
     model.graph.node.append(
-        helper.make_node("Softmax", [scaled], [output], name=name, axis=-1)
-        if head.task == "multiclass"
-        else helper.make_node("Sigmoid", [scaled], [output], name=name)
+        helper.make_node(task.onnx_operator, [scaled], [output], name=name, **task.onnx_attributes)
     )
 
 

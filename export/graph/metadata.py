@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headkit.adapters.errors import BackboneMismatch, ExportError, HeadFormatError
 from headkit.adapters.heads.schema import check_described
+from headkit.adapters.heads.tasks import DEFAULT, Task, task_named
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head
@@ -55,6 +56,11 @@ class HeadInfo:
     def output(self) -> str:
         """Name of the output with its logits."""
         return logits_name(self.name)
+
+    @property
+    def task(self) -> Task:
+        """What its logits mean."""
+        return task_named(self.described.get("task", DEFAULT))
 
     @property
     def num_classes(self) -> int:
@@ -266,15 +272,8 @@ def hub_config(info: ModelInfo) -> dict[str, Any]:
         "num_classes": head.num_classes,
         "num_features": info.backbone["num_features"],
         "pretrained_cfg": info.backbone["pretrained_cfg"],
-        "problem_type": _PROBLEMS[head.described["task"]],
+        "problem_type": head.task.problem_type,
     }
-
-
-_PROBLEMS = {
-    "multiclass": "single_label_classification",
-    "multilabel": "multi_label_classification",
-    "regression": "regression",
-}
 
 
 def _json(value: object) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from headkit.adapters.errors import DataError, ExportError
+from headkit.adapters.heads.tasks import task_named
 from headkit.adapters.images import ImageLike, list_images, open_image
 from headkit.export.graph.forms import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name
@@ -135,7 +136,7 @@ def check_measurable(heads: Heads) -> None:
     Raises:
         ExportError: There are no heads, or one is not for multiclass.
     """
-    if not heads or any(head.task != "multiclass" for head in heads.values()):
+    if not heads or not all(task_named(head.task).exclusive for head in heads.values()):
         raise ExportError(
             "the cost of a reduced precision is measured on the classes of images: "
             "export heads for multiclass, and not the form 'backbone'"

@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from headkit.adapters.errors import BackboneMismatch, ExportError, OutputError, first_line
 from headkit.adapters.files import atomic_path
+from headkit.adapters.heads.tasks import TASKS, task_named
 from headkit.export.graph.metadata import TEMPERATURE, HeadInfo, ModelInfo
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Inputs = Mapping[str, Sequence[int | str]]
 """Overridable initializers of a session or graph: shapes by name, the count of classes a string."""
-_TASKS = {"multiclass": 1, "multilabel": 2, "regression": 3}
-"""What an adapter file has as its own version: it holds no text."""
 
 
 def swapped(info: ModelInfo, inputs: Inputs, head: Head) -> dict[str, Array]:
@@ -69,13 +68,14 @@ def write_adapter(info: ModelInfo, inputs: Inputs, head: Head, path: str | Path)
     """
     arrays = swapped(info, inputs, head)
     _check_task(info, head.task, "the head")
-    if head.temperature != 1.0 and head.task != "regression" and TEMPERATURE not in inputs:
+    task = task_named(head.task)
+    if head.temperature != 1.0 and task.has_classes and TEMPERATURE not in inputs:
         raise ExportError(
             f"the head's temperature is {head.temperature}, and an adapter of this model cannot "
             "carry it: export the model with probabilities=True (--probabilities)"
         )
     adapter = ort.AdapterFormat()
-    adapter.set_adapter_version(_TASKS[head.task])
+    adapter.set_adapter_version(task.adapter_version)
     adapter.set_model_version(_model_version(head.backbone.fingerprint))
     values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
     adapter.set_parameters(values)
@@ -129,7 +129,7 @@ def read_adapter(
         raise ExportError(f"cannot read adapter {path}: {first_line(error)}") from error
     if not force:
         _check_model_version(info, held.get_model_version(), path)
-    tasks = {number: task for task, number in _TASKS.items()}
+    tasks = {task.adapter_version: name for name, task in TASKS.items()}
     _check_task(info, tasks.get(held.get_adapter_version(), "unknown"), f"the adapter {path}")
     num_classes = _classes_of(inputs, {key: one.shape() for key, one in arrays.items()}, path)
     own = info.heads[0]
@@ -161,7 +161,7 @@ def _check_read(info: ModelInfo, inputs: Inputs, head: Head) -> None:
 
 
 def _check_task(info: ModelInfo, task: str, whose: str) -> None:
-    own = info.heads[0].described.get("task", "multiclass")
+    own = info.heads[0].task.name
     if task != own:
         raise ExportError(
             f"this swappable model takes adapters of the task {own!r}, {whose} is of {task!r}: "

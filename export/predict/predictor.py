@@ -14,6 +14,7 @@ import numpy as np
 from headkit.adapters.display import counted_names, html_table, one_line
 from headkit.adapters.errors import ExportError, first_line
 from headkit.adapters.file_kinds import ADAPTER
+from headkit.adapters.heads.tasks import DEFAULT, task_named
 from headkit.adapters.images import ImageLike, list_images, open_image
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
 from headkit.export.preprocess.pillow import Preprocess
@@ -267,14 +268,8 @@ class Predictor:
 
 def scores(described: Mapping[str, Any], logits: Array) -> Array:
     """Turn logits ``[batch, num_classes]`` into probabilities, by a head's task and temperature."""
-    task = described.get("task", "multiclass")
-    if task == "regression":
-        return logits
-    scaled = logits.astype(np.float64) / described.get("temperature", 1.0)
-    if task == "multilabel":
-        return np.asarray(0.5 * (1 + np.tanh(scaled / 2)))  # the sigmoid, without overflow
-    powers = np.exp(scaled - scaled.max(1, keepdims=True))
-    return np.asarray(powers / powers.sum(1, keepdims=True))
+    task = task_named(described.get("task", DEFAULT))
+    return task.scores(logits, described.get("temperature", 1.0))
 
 
 def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:

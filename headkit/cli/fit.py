@@ -72,6 +72,7 @@ def fit(
 ) -> None:
     """Train a head on the frozen features of a backbone and save it."""
     from headkit.adapters.file_kinds import HEAD, check_output
+    from headkit.adapters.heads.tasks import task_named
 
     check_output(out, HEAD)
     from headkit.fit import fit as fit_head
@@ -108,10 +109,11 @@ def fit(
         for name, value in head.metrics.items()
         if isinstance(value, float) and name not in ("l2", "var_smoothing", "learning_rate")
     ]
+    outputs = "classes" if task_named(head.task).has_classes else "outputs"
     show(
         result,
         as_json,
-        f"{out}: {head.num_classes} {'outputs' if head.task == 'regression' else 'classes'}, "
+        f"{out}: {head.num_classes} {outputs}, "
         f"{out.stat().st_size:,} bytes; on {head.metrics['num_val']} validation images "
         f"{', '.join(measured) if measured else 'nothing was measured'}",
     )

@@ -32,7 +32,7 @@ class Task(ABC):
         score_title: of ``score`` on an axis of a plot.
         plots: of a report: ``confusion``, ``reliability``, ``predicted``.
         closed_form: the best linear map solves a system of linear equations.
-        onnx_operator: turns scaled logits into probabilities; None without probabilities.
+        onnx_operator: turns scaled logits into probabilities; empty without probabilities.
         onnx_attributes: of that operator.
         adapter_version: number of the task in an ``.onnx_adapter`` file, which holds no text.
         problem_type: name of the task in a ``config.json`` of the Hugging Face Hub.
@@ -45,8 +45,8 @@ class Task(ABC):
     score_title: ClassVar[str]
     plots: ClassVar[tuple[str, ...]]
     closed_form: ClassVar[bool] = False
-    onnx_operator: ClassVar[str | None] = None
-    onnx_attributes: ClassVar[Mapping[str, int]] = {}
+    onnx_operator: ClassVar[str] = ""
+    onnx_attributes: ClassVar[Mapping[str, Any]] = {}
     adapter_version: ClassVar[int]
     problem_type: ClassVar[str]
 
