@@ -1,1 +1,1 @@
-"""Write the committed measurements into README and docs. Not part of the wheel."""
+"""Write the committed measurements into README and docs. This package is not in the wheel."""

@@ -1,4 +1,4 @@
-"""Render what ``speed``, ``peers``, ``tasks`` and ``growth`` measured as Markdown."""
+"""Render the results of the studies ``speed``, ``peers``, ``tasks`` and ``growth`` as Markdown."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ VERDICTS = ("agrees", "other logits", "fixed batch", "does not run", "no file")
 
 
 def speed(result: Mapping[str, Any]) -> str:
-    """Return tables: what reduced precision gains, milliseconds by runtime, and what those cost."""
+    """Return the tables: speedup by reduced precision, milliseconds by runtime, and their costs."""
     rows = [row for section in result.values() for row in section["rows"]]
     batches = sorted({row["infer_batch_size"] for row in rows})
     lines = [
         "![Speedup over ONNX Runtime in float32](benchmarks/speed.png)",
         "",
-        "The fastest runtime of each architecture in a precision below float32, and what it costs "
-        "on digits that the head has not seen:",
+        "For each architecture, the fastest runtime in a precision below float32, and its accuracy "
+        "on digits that the head was not fitted to:",
         "",
         *_table(
             (
                 *("architecture", "batch", "runtime", "speedup over ONNX Runtime fp32"),
-                *("same class", "accuracy", "of ONNX Runtime fp32"),
+                *("same class", "accuracy", "accuracy of ONNX Runtime fp32"),
             ),
             (
                 _speedup_cells(section, row)
@@ -56,8 +56,8 @@ def speed(result: Mapping[str, Any]) -> str:
         ]
     absent = [row for section in result.values() for row in section["absent"]]
     lines += [
-        "What a runtime or a precision changes, on digits that the head has not seen, and what a "
-        "process of its own takes for one image:",
+        "How predictions change with runtime and precision, on digits that the head was not fitted "
+        "to, and what a new process needs to classify one image:",
         "",
         *_table(
             (
@@ -65,8 +65,8 @@ def speed(result: Mapping[str, Any]) -> str:
                 "runtime",
                 "same class",
                 "accuracy",
-                "logits differ by",
-                "of peak",
+                "difference of logits",
+                "share of peak",
                 "first prediction",
                 "peak memory",
                 "files",
@@ -82,7 +82,7 @@ def speed(result: Mapping[str, Any]) -> str:
 
 
 def fastest_reduced(section: Mapping[str, Any], batch: int) -> Mapping[str, Any] | None:
-    """Return the row of the fastest runtime on the CPU in a precision below float32, if any."""
+    """Return the row of the fastest CPU runtime in a precision below float32, or None."""
     reduced = [
         row
         for row in section["rows"]
@@ -92,12 +92,15 @@ def fastest_reduced(section: Mapping[str, Any], batch: int) -> Mapping[str, Any]
 
 
 def comparable(row: Mapping[str, Any]) -> bool:
-    """Tell whether a row stands beside ONNX Runtime in float32, which is one of the CPU."""
+    """Return True if a row can be compared with ONNX Runtime in float32, which runs on the CPU."""
     return row["device"] == "cpu" and row["ratio_to_onnxruntime"] is not None
 
 
 def speedup(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Return how many times as fast as ONNX Runtime in float32 a row is, and its interval."""
+    """Return the speedup over ONNX Runtime in float32, and the lower and upper end of its interval.
+
+    A speedup of 2 means half the time.
+    """
     ratio = row["ratio_to_onnxruntime"]
     return 1 / ratio["value"], 1 / ratio["high"], 1 / ratio["low"]
 
@@ -135,16 +138,16 @@ def _speed_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _peaks(result: Mapping[str, Any]) -> list[str]:
-    """Say what the machine reached at most, which was measured before each architecture."""
-    found: dict[str, list[float]] = {}
+    """Return a sentence on the peak speed of the machine by precision and device."""
+    peaks: dict[str, list[float]] = {}
     for section in result.values():
         for kind, peak in section["peak_gmacs_per_s"].items():
             if peak is not None:
-                found.setdefault(kind, []).append(peak)
-    listed = (f"{kind} {min(some):,.0f} to {max(some):,.0f}" for kind, some in found.items())
+                peaks.setdefault(kind, []).append(peak)
+    ranges = (f"{kind} {min(some):,.0f} to {max(some):,.0f}" for kind, some in peaks.items())
     return [
-        "Peak, measured before each architecture, in billions of multiply-adds per second: "
-        f"{', '.join(listed)}.",
+        "Peak speed of the machine, measured before each architecture, in billions of "
+        f"multiply-adds per second: {', '.join(ranges)}.",
         "",
     ]
 
@@ -166,24 +169,24 @@ def _cost_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def peers(result: Mapping[str, Any], plot: str = "peers") -> str:
     """Return the plot and the tables: latency of the files, export time and size, and the score."""
-    measured = latencies(result)
+    measured = select_latencies(result)
     lines = [f"![headkit's time relative to each exporter's](benchmarks/{plot}.png)", ""]
     for batch in map(str, BATCHES):
-        found = {name: section["batches"][batch] for name, section in measured.items()}
+        sections = {name: section["batches"][batch] for name, section in measured.items()}
         lines += [
             f"Milliseconds per call at batch {batch}, and headkit's time relative to the best of "
             "the others (below 1: headkit is faster than each of them):",
             "",
             *_table(
                 ("architecture", *EXPORTERS, "headkit / best other"),
-                (_latency_cells(name, one) for name, one in found.items()),
+                (_latency_cells(name, one) for name, one in sections.items()),
             ),
             "",
-            *_outcome(batch, found),
+            *_outcome(batch, sections),
             "",
         ]
     lines += [
-        "Seconds to export, and megabytes of the file:",
+        "Time to export, and size of the file:",
         "",
         *_table(
             ("architecture", *EXPORTERS),
@@ -200,14 +203,14 @@ def peers(result: Mapping[str, Any], plot: str = "peers") -> str:
     return "\n".join(lines)
 
 
-def latencies(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sections that hold the latency of an architecture's files."""
+def select_latencies(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections with the latency of the files, by architecture."""
     return {name: section for name, section in result.items() if name != "exports"}
 
 
-def _latency_cells(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
-    timings, ratios = found["latency_ms"], found["ratios"]
-    best = max(ratios, key=lambda one: ratios[one]["value"])  # of the others
+def _latency_cells(name: str, section: Mapping[str, Any]) -> tuple[str, ...]:
+    timings, ratios = section["latency_ms"], section["ratios"]
+    best = max(ratios, key=lambda one: ratios[one]["value"])  # the fastest of the others
     ratio = ratios[best]
     return (
         name,
@@ -216,35 +219,36 @@ def _latency_cells(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _outcome(batch: str, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say where headkit's file is told apart from those of the others."""
+def _outcome(batch: str, sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence that names the architectures with a significant difference."""
     faster = [
         f"`{name}`"
-        for name, one in found.items()
+        for name, one in sections.items()
         if all(ratio["high"] < 1 for ratio in one["ratios"].values())
     ]
     slower = [
-        f"`{name}` than {peer} ({ratio['value']:.3f})"
-        for name, one in found.items()
+        f"`{name}` ({peer}: {ratio['value']:.3f})"
+        for name, one in sections.items()
         for peer, ratio in one["ratios"].items()
         if ratio["low"] > 1
     ]
     return [
-        f"At batch {batch} headkit's file is faster than each of the others, told apart, for "
-        f"{', '.join(faster) or 'none'}; slower than at least one, told apart, for "
-        f"{', '.join(slower) or 'none'}."
+        f"At batch {batch} headkit's file is faster than every other file for "
+        f"{', '.join(faster) or 'no architecture'}. It is slower than at least one other file for "
+        f"{', '.join(slower) or 'no architecture'}. A difference counts only if the interval of "
+        "the ratio excludes 1."
     ]
 
 
 def _exports(score: Mapping[str, Any]) -> list[str]:
     rows, missed = [], []
-    for exporter, found in score["exporters"].items():
-        verdicts = found["verdicts"]
+    for exporter, outcome in score["exporters"].items():
+        verdicts = outcome["verdicts"]
         rows.append(
             (
                 exporter,
                 *(str(len(verdicts.get(kind, ()))) for kind in VERDICTS),
-                f"{found['bytes'] / 1e6:,.1f} MB",
+                f"{outcome['bytes'] / 1e6:,.1f} MB",
             )
         )
         missed += [
@@ -253,12 +257,12 @@ def _exports(score: Mapping[str, Any]) -> list[str]:
             if kind in verdicts
         ]
     return [
-        f"The smallest architecture of each of {score['architectures']} families, traced with two "
-        "images, run with one, three and eight; an exporter has "
-        f"{TIMEOUT_S // 60} minutes for each. The files' size is that of the {score['common']} of "
-        "which every exporter makes one:",
+        f"Each exporter exports the smallest architecture of each of {score['architectures']} "
+        "families. It traces the model with two images; ONNX Runtime then runs the file with one, "
+        f"three and eight. An export may take {TIMEOUT_S // 60} minutes. The size of files is the "
+        f"sum over the {score['common']} architectures that every exporter can export:",
         "",
-        *_table(("exporter", *VERDICTS, "files"), rows),
+        *_table(("exporter", *VERDICTS, "size of files"), rows),
         "",
         *missed,
     ]
@@ -274,9 +278,9 @@ def tasks(result: Mapping[str, Any]) -> str:
     """Return the tables: full models against heads, for 1, 10 and 100 tasks."""
     rows = []
     for section in ("serving", "checkpoints"):
-        for count, found in result[section]["tasks"].items():
-            for name, row in found["measured"].items():
-                ratio = found["ratios"].get(name)
+        for count, tasks_result in result[section]["tasks"].items():
+            for name, row in tasks_result["measured"].items():
+                ratio = tasks_result["ratios"].get(name)
                 rows.append(
                     (
                         count,
@@ -291,18 +295,18 @@ def tasks(result: Mapping[str, Any]) -> str:
                         ),
                     )
                 )
-    head = ("tasks", "how", "files", "until all have answered", "resident memory")
+    head = ("tasks", "method", "size of files", "time until all have answered", "resident memory")
     plot = "![Files, time and memory against tasks](benchmarks/tasks.png)"
     return "\n".join([*_table(head, rows), "", plot, "", *machines(result)])
 
 
 def _less(ratio: float) -> str:
-    """Say how many times less; nothing where that is not so."""
+    """Return how many times less it is; empty if the difference is below 5 %."""
     return f" ({ratio:.{1 if ratio < 10 else 0}f} x less)" if ratio >= 1.05 else ""
 
 
 def growth(result: Mapping[str, Any]) -> str:
-    """Return a table of slopes: cost grows as size to that power, over the last tenfold."""
+    """Return a table of slopes: over the last factor of ten, cost grows as size to that power."""
     rows = []
     for section in result.values():
         first, last = section["rows"][0], section["rows"][-1]
@@ -317,7 +321,7 @@ def growth(result: Mapping[str, Any]) -> str:
                     "" if slope is None else f"{slope:z.2f}",
                 )
             )
-    head = ("grows", "range", "cost", "at the start", "at the end", "slope")
+    head = ("what grows", "range", "cost", "at the start", "at the end", "slope")
     plot = "![Cost against size](benchmarks/growth.png)"
     return "\n".join([*_table(head, rows), "", plot, "", *machines(result)])
 

@@ -1,4 +1,4 @@
-"""Render the figures of ``python -m headkit.benchmarks.studies.fitting`` as Markdown."""
+"""Render the results of the study ``fitting`` as Markdown."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import Any
 
 from .machines import machines
 
-_CONTENDERS = ("onnxruntime_fp32", "openvino_fp32", "openvino_bf16")
+_CANDIDATES = ("onnxruntime_fp32", "openvino_fp32", "openvino_bf16")
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return the tables: what fitting takes, against the ways that it is done without headkit."""
+    """Return the tables: time and memory of fitting, compared with ways to fit without headkit."""
     solver, loop, kill = result["solver"], result["loop"], result["kill"]
     rows = [
         (
-            f"a path of {solver['strengths']} strengths with selection, {solver['rows']:,} x "
+            f"solve {solver['strengths']} strengths and select the best, {solver['rows']:,} x "
             f"{solver['features']:,} features, {solver['classes']} classes",
-            f"{solver['seconds']['path']:.2f} s; one fit of scikit-learn's "
-            f"`LogisticRegression(max_iter=1000)` {solver['seconds']['scikit_learn']:.1f} s: "
+            f"{solver['seconds']['path']:.2f} s; a single fit of scikit-learn's "
+            f"`LogisticRegression(max_iter=1000)` takes {solver['seconds']['scikit_learn']:.1f} s: "
             f"{solver['ratio']:.0f} times as long",
         ),
         (
             "validation log loss of that head",
-            f"{solver['val_log_loss']:.4f}; the best of scikit-learn's grid over the same "
-            f"strengths {solver['best_grid_val_log_loss']:.4f}",
+            f"{solver['val_log_loss']:.4f}; the best of a scikit-learn grid over the same "
+            f"strengths has {solver['best_grid_val_log_loss']:.4f}",
         ),
         (
             f"from image files to a head, {loop['architecture']}, {loop['images']:,} images, "
-            "nothing cached",
+            "empty cache",
             f"{loop['fit_seconds']:.1f} s, accuracy {loop['fit_accuracy']:.4f}; {loop['epochs']} "
-            f"epochs of AdamW on the frozen backbone {loop['loop_seconds']:.0f} s, accuracy "
+            f"epochs of AdamW on the frozen backbone take {loop['loop_seconds']:.0f} s, accuracy "
             f"{loop['loop_accuracy']:.4f}: {loop['ratio']:.0f} times as long",
         ),
         *_memory(result["memory"]),
         (
-            f"killed {kill['kills']} times while extracting, then run to the end",
+            f"killed {kill['kills']} times during extraction, then run to the end",
             "the same head, bit for bit" if kill["same_head"] else "ANOTHER head",
         ),
     ]
@@ -47,12 +47,12 @@ def table(result: Mapping[str, Any]) -> str:
 
 def _memory(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
     few, many = sorted(memory["images"].items(), key=lambda item: int(item[0]))
-    peaks = [found["peak_bytes"] / 1e9 for _, found in (few, many)]
+    peaks = [row["peak_bytes"] / 1e9 for _, row in (few, many)]
     return [
         (
-            f"memory of all processes, {int(many[0]):,} images of {many[1]['num_features']:,} "
-            "features",
-            f"at most {peaks[1]:.2f} GB; {int(few[0]):,} images {peaks[0]:.2f} GB",
+            f"peak memory of all processes, {int(many[0]):,} images with "
+            f"{many[1]['num_features']:,} features each",
+            f"{peaks[1]:.2f} GB; with {int(few[0]):,} images {peaks[0]:.2f} GB",
         )
     ]
 
@@ -67,8 +67,8 @@ def _extraction(extraction: Mapping[str, Any]) -> list[str]:
     for name, row in extraction["backbones"].items():
         cells = [f"{images / statistics.median(row['torch_loop']['seconds']):.0f} images/s"]
         cells += [
-            f"{row[contender]['ratio']:.1f} times as fast" if contender in row else ""
-            for contender in _CONTENDERS
+            f"{row[candidate]['ratio']:.1f} times as fast" if candidate in row else ""
+            for candidate in _CANDIDATES
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines

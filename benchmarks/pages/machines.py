@@ -1,4 +1,4 @@
-"""Say what figures were measured with: every block of a page has its own line."""
+"""Render the machine and the versions of a measurement as a sentence for its block."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _PACKAGES = ("torch", "timm", "onnxruntime", "openvino")
 
 
 def measured_with(machine: Mapping[str, Any]) -> str:
-    """Return the sentence that names versions, cores and processor."""
+    """Return a sentence with versions, number of cores and processor."""
     packages = [f"{name} {machine['packages'][name]}" for name in _PACKAGES if _has(machine, name)]
-    named = f"{', '.join(packages[:-1])} and {packages[-1]}"
-    return f"Measured with {named} on {machine['cores']} cores of {machine['processor']}."
+    text = f"{', '.join(packages[:-1])} and {packages[-1]}"
+    return f"Measured with {text} on {machine['cores']} cores of {machine['processor']}."
 
 
 def machines(result: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for the machine of all sections; where several are, it names its sections.
+    """Return a sentence for each machine and set of versions, with its sections if there are several.
 
     Args:
-        result: by section what was measured, with the ``machine`` beside it.
+        result: The sections of a result by name, each with its ``machine``.
     """
     sections: dict[str, list[str]] = {}
     for name, section in result.items():

@@ -48,7 +48,7 @@ def draw(result: dict[str, Any], path: Path) -> Path:
 
 
 def main(results: Path, docs: Path) -> Path:
-    """Draw the committed measurement."""
+    """Draw the picture from the committed measurement."""
     return draw(json.loads((results / "demo.json").read_text()), docs / "headkit.png")
 
 

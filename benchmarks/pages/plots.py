@@ -1,4 +1,4 @@
-"""Draw what ``speed``, ``peers``, ``tasks`` and ``growth`` measured, for the page of benchmarks."""
+"""Draw the results of the studies ``speed``, ``peers``, ``tasks`` and ``growth``."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from headkit.benchmarks.bench.display_names import ONNXRUNTIME, label
 from headkit.benchmarks.bench.plots import INK, LEGEND, handles, quiet, save, styles
 from headkit.benchmarks.studies.peers import BATCHES, EXPORTERS
 
-from .benchmarks import TASK_TITLES, comparable, latencies, speedup
+from .benchmarks import TASK_TITLES, comparable, select_latencies, speedup
 
 _FLAT = 3
-"""A panel shows at least this ratio above and below: else noise would fill it."""
+"""Smallest ratio that a panel shows above and below its values; noise would fill a smaller one."""
 
 _WIDE = (0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20)
 _NARROW = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4)
-"""Ticks of a logarithmic axis, for a range over and under ``_FLAT``."""
+"""Ticks of a logarithmic axis for a range above ``_FLAT``, and for one below."""
 
 Point = tuple[str, str, float, float, float]
-"""Architecture, contender, and a value with the ends of its interval."""
+"""Architecture, candidate, value, and the lower and upper end of its interval."""
 
 
 def draw(results: Path, folder: Path) -> list[Path]:
-    """Draw the plots of the page from the results that are there."""
+    """Draw a plot for each result that exists, and return the paths of the plots."""
     folder.mkdir(parents=True, exist_ok=True)
     plots: dict[str, Callable[[Mapping[str, Any]], Any]] = {
         "peers": _peers,
@@ -34,19 +34,19 @@ def draw(results: Path, folder: Path) -> list[Path]:
         "tasks": _tasks,
         "growth": _growth,
     }
-    made = []
+    paths = []
     for name, plot in plots.items():
         path = results / f"{name}.json"
         if path.exists():
-            made.append(save(plot(json.loads(path.read_text())), folder / f"{name}.png"))
-    return made
+            paths.append(save(plot(json.loads(path.read_text())), folder / f"{name}.png"))
+    return paths
 
 
 def _peers(result: Mapping[str, Any]) -> Any:
-    """Time of headkit's file relative to each exporter's, by architecture and batch size."""
+    """Draw the time of headkit's file relative to the other exporters', by batch size."""
 
     def points(batch: int) -> Iterator[Point]:
-        for name, section in latencies(result).items():
+        for name, section in select_latencies(result).items():
             for peer, ratio in section["batches"][str(batch)]["ratios"].items():
                 yield name, peer, ratio["value"], ratio["low"], ratio["high"]
 
@@ -56,7 +56,7 @@ def _peers(result: Mapping[str, Any]) -> Any:
 
 
 def _speed(result: Mapping[str, Any]) -> Any:
-    """Speedup over ONNX Runtime in float32, by architecture and batch size."""
+    """Draw the speedup over ONNX Runtime in float32, by architecture and batch size."""
     measured = [row for section in result.values() for row in section["rows"]]
     rows = [row for row in measured if comparable(row) and label(row) != ONNXRUNTIME]
     others = list(dict.fromkeys(label(row) for row in rows))
@@ -71,24 +71,24 @@ def _speed(result: Mapping[str, Any]) -> Any:
     return _dots({f"{title}, batch {batch}": list(points(batch)) for batch in batches}, others)
 
 
-def _dots(panels: Mapping[str, list[Point]], contenders: list[str]) -> Any:
-    """Panels of one scale: values with their intervals, by architecture and contender."""
+def _dots(panels: Mapping[str, list[Point]], candidates: list[str]) -> Any:
+    """Draw panels with a common scale: values and intervals by architecture and candidate."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(point[0] for points in panels.values() for point in points))
-    height = 1.4 + (0.22 + 0.09 * len(contenders)) * len(names)
+    height = 1.4 + (0.22 + 0.09 * len(candidates)) * len(names)
     figure = Figure(figsize=(11, height), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    found = styles(contenders)
-    step = 0.8 / len(contenders)
+    by_name = styles(candidates)
+    step = 0.8 / len(candidates)
     for ax, (title, points) in zip(axes, panels.items(), strict=True):
-        for name, contender, value, low, high in points:
+        for name, candidate, value, low, high in points:
             place = names.index(name) + step * (
-                contenders.index(contender) - (len(contenders) - 1) / 2
+                candidates.index(candidate) - (len(candidates) - 1) / 2
             )
             whiskers = [[value - low], [high - value]]
             ax.errorbar(
-                value, place, xerr=whiskers, **found[contender], ls="", ms=5, elinewidth=0.9
+                value, place, xerr=whiskers, **by_name[candidate], ls="", ms=5, elinewidth=0.9
             )
         for border in range(1, len(names)):
             ax.axhline(border - 0.5, color="#cbd2d9", lw=0.5)
@@ -103,12 +103,12 @@ def _dots(panels: Mapping[str, list[Point]], contenders: list[str]) -> Any:
     axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes[0].set_xticks([], minor=True)
     axes[0].invert_yaxis()
-    figure.legend(handles=handles(found), **LEGEND)
+    figure.legend(handles=handles(by_name), **LEGEND)
     return figure
 
 
 def _tasks(result: Mapping[str, Any]) -> Any:
-    """A panel per cost, both axes logarithmic: a line per way to serve all tasks."""
+    """Draw a panel per cost with logarithmic axes, and a line per way to serve all tasks."""
     from matplotlib.figure import Figure
 
     costs = {
@@ -118,24 +118,24 @@ def _tasks(result: Mapping[str, Any]) -> Any:
     }
     figure = Figure(figsize=(11, 4), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(costs))
-    found = styles(TASK_TITLES)
+    by_name = styles(TASK_TITLES)
     for ax, (cost, (title, unit)) in zip(axes, costs.items(), strict=True):
         for section in result.values():
             for name in next(iter(section["tasks"].values()))["measured"]:
                 values = [one["measured"][name][cost] / unit for one in section["tasks"].values()]
-                ax.plot(list(map(int, section["tasks"])), values, **found[name], ms=5, lw=1.2)
+                ax.plot(list(map(int, section["tasks"])), values, **by_name[name], ms=5, lw=1.2)
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_xlabel("tasks")
         ax.set_ylabel(title)
         quiet(ax, "both")
-    named = {TASK_TITLES[name].replace("`", ""): style for name, style in found.items()}
-    figure.legend(handles=handles(named), **LEGEND)
+    titled = {TASK_TITLES[name].replace("`", ""): style for name, style in by_name.items()}
+    figure.legend(handles=handles(titled), **LEGEND)
     return figure
 
 
 def _growth(result: Mapping[str, Any]) -> Any:
-    """A panel per cost, both axes logarithmic, with the slope."""
+    """Draw a panel per cost with logarithmic axes, and its slope."""
     from matplotlib.figure import Figure
 
     panels = [(section, cost) for section in result.values() for cost in section["slopes"]]

@@ -1,4 +1,4 @@
-"""Render what ``publishing`` and ``serving`` measured as Markdown."""
+"""Render the results of the studies ``publishing`` and ``serving`` as Markdown."""
 
 from __future__ import annotations
 
@@ -9,48 +9,50 @@ from .machines import machines
 
 
 def publishing(result: Mapping[str, Any]) -> str:
-    """Return a table of what many publishers at once, large listings and searches gave."""
+    """Return a table on simultaneous publishers, a large listing and a search."""
     lines = ["| what | measured |", "| --- | --- |"]
-    for name, where in (("local", "a directory"), ("s3", "an S3 endpoint")):
-        found = result.get(name)
-        if found:
+    for name, where in (("local", "in a directory"), ("s3", "on an S3 endpoint")):
+        crowd = result.get(name)
+        if crowd:
             lines.append(
-                f"| {found['processes']} processes publish {found['versions']} versions each of "
-                f"one name in {where}, one is killed; {found['repeats']} times | "
-                f"{found['acknowledged']:,} acknowledged, {found['lost']} lost, {found['gaps']} "
-                f"gaps in the numbers, {len(found['problems'])} objects damaged; a tag resolved "
-                f"{found['resolved']:,} times meanwhile and failed {found['unresolved']} times |"
+                f"| {crowd['processes']} processes each publish {crowd['versions']} versions of "
+                f"one name {where}, and one of them is killed; {crowd['repeats']} repeats | "
+                f"{crowd['acknowledged']:,} versions acknowledged, {crowd['lost']} lost, "
+                f"{crowd['gaps']} gaps in the numbers, {len(crowd['problems'])} objects damaged; "
+                f"at the same time a tag resolved {crowd['resolved']:,} times and failed "
+                f"{crowd['unresolved']} times |"
             )
     listing = result.get("listing")
     if listing:
         lines.append(
             f"| list {listing['heads']:,} heads in a directory | "
-            f"{listing['list_ms']['median_ms']:.0f} ms; the whole command "
+            f"{listing['list_ms']['median_ms']:.0f} ms; the whole command takes "
             f"{listing['command_ms']['median_ms']:.0f} ms |"
         )
     search = result.get("search")
     if search:
         ours, theirs = (search[key]["median_ms"] for key in ("command_ms", "import_timm_ms"))
         lines.append(
-            f"| `headkit models vit`, start included | {ours:.0f} ms; importing timm takes "
+            f"| `headkit models vit`, including the start of Python | {ours:.0f} ms; importing "
+            "timm takes "
             f"{theirs:.0f} ms |"
         )
     return "\n".join([*lines, "", *machines(result)])
 
 
 def serving(result: Mapping[str, Any]) -> str:
-    """Return a table of what a server with many clients and many heads gave."""
+    """Return a table on a server with many clients and many heads."""
     lines = ["| what | measured |", "| --- | --- |"]
     clients = result.get("clients")
     if clients:
         for key, count in (("one_client", 1), ("crowd", clients["clients"])):
-            found = clients[key]
-            statuses = ", ".join(f"{n:,} times {s}" for s, n in sorted(found["statuses"].items()))
+            load = clients[key]
+            statuses = ", ".join(f"{n:,} times {s}" for s, n in sorted(load["statuses"].items()))
             lines.append(
-                f"| {count} client{'s' if count > 1 else ''} for {found['seconds']:.0f} s, "
+                f"| {count} client{'s' if count > 1 else ''} for {load['seconds']:.0f} s, "
                 f"{clients['heads']} heads on {clients['architecture']} | "
-                f"{found['requests_per_second']:.0f} requests/s; p50 "
-                f"{found['latency_ms']['p50']:.0f} ms, p99 {found['latency_ms']['p99']:.0f} ms; "
+                f"{load['requests_per_second']:.0f} requests/s; p50 "
+                f"{load['latency_ms']['p50']:.0f} ms, p99 {load['latency_ms']['p99']:.0f} ms; "
                 f"status {statuses} |"
             )
         wrong = ", ".join(
@@ -58,14 +60,16 @@ def serving(result: Mapping[str, Any]) -> str:
         )
         after = clients["afterwards"]["statuses"]
         served = ", ".join(f"{n} times {s}" for s, n in sorted(after.items()))
-        lines.append(f"| what is wrong, and requests afterwards | {wrong}; then {served} |")
+        lines.append(
+            f"| status of bad requests, and of good requests afterwards | {wrong}; then {served} |"
+        )
     heads = result.get("heads")
     if heads:
         ratio, ms = heads["ratio"], heads["ms"]
         lines.append(
-            f"| one image by {heads['heads']} heads on {heads['architecture']} | one request "
-            f"{ms['one request']['median_ms']:.1f} ms, as many sessions one after another "
-            f"{ms['sessions']['median_ms']:.0f} ms: {ratio['value']:.0f} times (99 % interval "
-            f"{ratio['low']:.0f} to {ratio['high']:.0f}) |"
+            f"| one image classified by {heads['heads']} heads on {heads['architecture']} | one "
+            f"request takes {ms['one request']['median_ms']:.1f} ms, {heads['heads']} sessions one "
+            f"after another take {ms['sessions']['median_ms']:.0f} ms: {ratio['value']:.0f} times "
+            f"as long (99 % interval {ratio['low']:.0f} to {ratio['high']:.0f}) |"
         )
     return "\n".join([*lines, "", *machines(result)])

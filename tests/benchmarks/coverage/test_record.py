@@ -71,7 +71,7 @@ def test_page_names_failed_checks_and_counts_untried_ones() -> None:
     assert "- `resnet34`, numeric: E: broken" in page
     line = next(line for line in page.splitlines() if line.startswith("| resnet18 "))
     assert line.endswith("| ✓-- |")
-    assert "architectures were not tried with real tensors" in page
+    assert "The numeric check did not try " in page
 
 
 def test_crash_fails_one_row_which_the_next_run_repeats(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ import headkit
 from headkit.benchmarks.bench.process import in_process, resident_bytes
 from headkit.benchmarks.pages import plots as benchmarks_plots
 from headkit.benchmarks.pages import render as report
-from headkit.benchmarks.pages.benchmarks import latencies
+from headkit.benchmarks.pages.benchmarks import select_latencies
 from tests.backbones import active_backbone
 
 
 def test_plots_of_the_page_are_drawn_from_the_committed_results(tmp_path: Path) -> None:
-    made = benchmarks_plots.draw(report.RESULTS, tmp_path)
-    assert {path.name for path in made} == {path.name for path in report.PLOTS.glob("*.png")}
-    for path in made:
+    paths = benchmarks_plots.draw(report.RESULTS, tmp_path)
+    assert {path.name for path in paths} == {path.name for path in report.PLOTS.glob("*.png")}
+    for path in paths:
         with Image.open(path) as plot, Image.open(report.PLOTS / path.name) as committed:
             assert np.asarray(plot.convert("L")).std() > 5
             assert plot.size == committed.size
@@ -29,14 +29,14 @@ def test_dots_of_the_peers_are_the_measured_ratios() -> None:
         shown = [float(dot.lines[0].get_xdata()[0]) for dot in ax.containers]
         assert shown == [
             ratio["value"]
-            for section in latencies(result).values()
+            for section in select_latencies(result).values()
             for ratio in section["batches"][batch]["ratios"].values()
         ]
 
 
 def test_memory_of_heads_is_measured_with_their_session(tmp_path: Path) -> None:
     if resident_bytes() is None:
-        pytest.skip("the system does not tell")
+        pytest.skip("the system does not report it")
     model = headkit.adapt(active_backbone(), 1000)
     for number in range(20):
         headkit.save_head(model, tmp_path / f"{number:02}.safetensors")

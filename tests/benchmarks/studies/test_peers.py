@@ -76,7 +76,7 @@ def peer(value: float, low: float, high: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
-def test_page_shows_the_exporter_that_headkit_compares_worst_with() -> None:
+def test_page_shows_the_fastest_of_the_other_exporters() -> None:
     timing = {"median_ms": 2.0}
     ratios = {
         "torch.onnx.export": peer(0.90, 0.88, 0.92),
@@ -87,12 +87,13 @@ def test_page_shows_the_exporter_that_headkit_compares_worst_with() -> None:
     cells = _latency_cells("model", found)
     assert cells[-1] == "1.050 (1.030 to 1.070), timm onnx_export"
     assert _outcome("1", {"model": found}) == [
-        "At batch 1 headkit's file is faster than each of the others, told apart, for none; "
-        "slower than at least one, told apart, for `model` than timm onnx_export (1.050)."
+        "At batch 1 headkit's file is faster than every other file for no architecture. It is "
+        "slower than at least one other file for `model` (timm onnx_export: 1.050). A "
+        "difference counts only if the interval of the ratio excludes 1."
     ]
     ratios["timm onnx_export"] = peer(0.99, 0.97, 1.01)
     (sentence,) = _outcome("1", {"model": found})
-    assert "told apart, for none; slower" in sentence
+    assert "every other file for no architecture. It is slower" in sentence
     ratios["timm onnx_export"] = peer(0.95, 0.93, 0.97)
     (sentence,) = _outcome("1", {"model": found})
-    assert "told apart, for `model`; slower" in sentence
+    assert "every other file for `model`. It is slower" in sentence
