@@ -1,19 +1,166 @@
-"""Names that torch, timm, ONNX Runtime and onnxscript do not promise to keep.
+"""Names that torch, timm and ONNX Runtime do not promise to keep.
 
-No other module uses such a name. Libraries are imported where they are used: whoever needs one of
-them does not load the others.
+No other module uses such a name. Each function says which public interface would replace it, and
+has a test against the installed library. Libraries are imported where they are used, so that no
+caller loads one that it does not need.
 """
 
 from __future__ import annotations
+
+import logging
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import Tensor, nn
+
+QUANTIZATION_LOGGER = "onnxruntime.quantization"
+"""Logger of what ONNX Runtime's quantization reports, see ``give_quantization_a_logger``."""
 
 
 def family_of(architecture: str) -> str:
     """Return the name of the timm module that defines an architecture, such as ``resnet``.
 
-    ``timm.model_entrypoint`` is public. That a family is the module of an entry point is not
-    promised; a function of timm that names the family would replace this.
+    timm does not promise that a family is the module of an entry point. A function of timm that
+    names the family would replace this one.
+
+    Raises:
+        RuntimeError: timm has no such architecture.
     """
     import timm
 
-    entrypoint = timm.model_entrypoint(architecture)
-    return str(entrypoint.__module__).rpartition(".")[2]
+    return str(timm.model_entrypoint(architecture).__module__).rpartition(".")[2]
+
+
+def num_writes(tensor: Tensor) -> int | None:
+    """Return how often ``tensor`` was written in place, or None for an inference tensor.
+
+    It shows that a tensor was changed without a copy of it. A public counter of a tensor's version
+    would replace this function.
+    """
+    return None if tensor.is_inference() else tensor._version
+
+
+def has_forward_pre_hook(module: nn.Module, function: Any) -> bool:
+    """Return True if a ``functools.partial`` of ``function`` is a forward pre-hook of ``module``.
+
+    It keeps a hook from being registered twice. A public list of a module's hooks would replace
+    this function.
+    """
+    hooks = module._forward_pre_hooks.values()
+    return any(getattr(hook, "func", None) is function for hook in hooks)
+
+
+def is_member_registry(name: str) -> bool:
+    """Return True if modules keep parameters, buffers or children in the attribute ``name``.
+
+    It lets a copy of a module share its tensors. A public way to copy a module without its tensors
+    would replace this function and ``is_hook_registry``.
+    """
+    return name in ("_parameters", "_buffers", "_modules")
+
+
+def is_hook_registry(name: str) -> bool:
+    """Return True if modules keep hooks in the attribute ``name``, a dict."""
+    return "_hooks" in name
+
+
+def multiplies_bfloat16() -> bool:
+    """Return True if torch has CPU kernels of bfloat16 for this processor.
+
+    Elsewhere its loops take a hundred times as long. A public query of oneDNN's data types would
+    replace this function.
+    """
+    import torch
+
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def split_attention(model: nn.Module) -> None:
+    """Let timm's attention modules compute matrix products and a softmax, in place.
+
+    They fuse the three where their attribute ``fused_attn`` is True. ``timm.layers.set_fused_attn``
+    is public, but it acts on models that are made later; a public switch of one model would replace
+    this function.
+    """
+    for part in model.modules():
+        if hasattr(part, "fused_attn"):
+            vars(part)["fused_attn"] = False
+
+
+def has_fusion(module: nn.Module) -> bool:
+    """Return True if ``timm.models.reparameterize_model`` would fuse ``module``.
+
+    That function looks for these methods. A public query would replace this one.
+    """
+    return any(hasattr(module, name) for name in ("fuse", "reparameterize", "switch_to_deploy"))
+
+
+def create_stream_of_unknown_length(name: str, **options: Any) -> Any:
+    """Open a streaming data set of timm that does not know how many images it has.
+
+    Its reader asks for the number, which only training in epochs needs, and keeps it in the
+    attribute ``num_samples``. A reader that takes no number would replace this function.
+    """
+    from timm.data import create_dataset
+
+    stream = create_dataset(name, num_samples=1, **options)
+    stream.reader.num_samples = 0
+    return stream
+
+
+def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of ``model`` in float16 whose inputs and outputs stay float32.
+
+    ONNX Runtime has the converter among its scripts for transformers. A converter in
+    ``onnxruntime.quantization`` or in ``onnx`` would replace this function.
+    """
+    from onnxruntime.quantization.onnx_model import ONNXModel
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    half = convert_float_to_float16(model, keep_io_types=True)
+    ONNXModel(half).topological_sort()  # the casts were put last
+    converted: onnx.ModelProto = half
+    return converted
+
+
+def drop_unused_initializers(model: onnx.ModelProto) -> None:
+    """Remove the initializers that no node of ``model`` reads, in place.
+
+    A function of ``onnx`` that does so in place would replace this one.
+    """
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    ONNXModel(model).clean_initializers()
+
+
+def give_quantization_a_logger() -> None:
+    """Let ONNX Runtime's quantization report to a logger of its own.
+
+    It calls ``logging.info`` and ``logging.warning``, which set up the root logger of the process
+    where nobody did. This replaces the name ``logging`` in its modules, once for all threads; the
+    logging of others stays as it is. A logger of its own, as the rest of ONNX Runtime's scripts
+    have, would replace this function.
+    """
+    import onnxruntime.quantization  # noqa: F401
+
+    for name, module in list(sys.modules.items()):
+        ours = name.startswith("onnxruntime.quantization.")
+        if ours and vars(module).get("logging") is logging:
+            vars(module)["logging"] = _NAMED
+
+
+class _NamedLogging(ModuleType):
+    """The module ``logging``, but for its functions that report to the root logger."""
+
+    def __getattr__(self, name: str) -> Any:
+        reports = ("debug", "info", "warning", "error", "exception", "critical", "log")
+        owner = logging.getLogger(QUANTIZATION_LOGGER) if name in reports else logging
+        return getattr(owner, name)
+
+
+_NAMED = _NamedLogging("logging")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 from headkit.adapters.errors import DependencyMissing, HeadkitError
 
@@ -10,6 +11,8 @@ from headkit.adapters.errors import DependencyMissing, HeadkitError
 def main() -> None:
     """Run the command line."""
     debug = "--debug" in sys.argv[1:]
+    if not debug and not sys.warnoptions:
+        warnings.simplefilter("ignore", UserWarning)  # what torch says about its own conversion
     try:
         try:
             from headkit.cli.app import app

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from headkit.adapters.compat import num_writes
 from headkit.adapters.errors import ContractError
 
 from .encoders import give_classifier
@@ -71,7 +72,7 @@ def replace_classifier(model: nn.Module, num_classes: int) -> Classifier:
     found = find_classifier(model)
     own = set(found.tensors)
     before = {
-        name: (tensor, tensor.requires_grad, _version(tensor))
+        name: (tensor, tensor.requires_grad, num_writes(tensor))
         for name, tensor in all_tensors(model).items()
         if name not in own
     }
@@ -79,7 +80,7 @@ def replace_classifier(model: nn.Module, num_classes: int) -> Classifier:
     _reset(model, num_classes)
     after = all_tensors(model)
     for name, (tensor, requires_grad, version) in before.items():
-        if after.get(name) is not tensor or _version(tensor) != version:
+        if after.get(name) is not tensor or num_writes(tensor) != version:
             raise ContractError(
                 f"reset_classifier of {name_of(model)} changes the backbone's {name}"
             )
@@ -233,7 +234,3 @@ def _natural(path: str) -> list[tuple[int, int, str]]:
 
 def _parent(path: str) -> str:
     return path.rpartition(".")[0]
-
-
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version

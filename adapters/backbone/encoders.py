@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from typing import Any, cast
 
-import timm.models
 from torch import Tensor, nn
 
 from headkit.adapters.errors import ContractError
@@ -30,7 +28,7 @@ def give_classifier(model: nn.Module) -> nn.Module:
         raise ContractError(
             f"{type(model).__name__} lacks {' or '.join(methods)}, expected a timm model"
         )
-    model.__class__ = getattr(sys.modules[__name__], f"Classifying{type(model).__name__}")
+    model.__class__ = _classifying(type(model))
     cast(Any, model).reset_classifier(0)
     return model
 
@@ -39,6 +37,12 @@ class _Classifying:
     """Mean over what an encoder returns, then ``head``: timm's two methods for an encoder."""
 
     head: nn.Module
+    _encoder: type[Any]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle timm's own class: the subclass is made again from it."""
+        _, _, *state = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
+        return _empty, (self._encoder,), *state
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return logits ``[batch, num_classes]``, or pooled features without classes."""
@@ -91,11 +95,21 @@ def _mean(encoded: Tensor, mask: Tensor | None, *, channels_last: bool) -> Tenso
     return encoded.mean(1) if encoded.ndim == 3 else encoded
 
 
-# Named in this module, so that adapted encoders can be pickled.
-for _name in ENCODERS:
-    _made = type(
-        f"Classifying{_name}",
-        (_Classifying, getattr(timm.models, _name)),
-        {"__module__": __name__, "__doc__": f"timm's ``{_name}`` with a classifier."},
-    )
-    setattr(sys.modules[__name__], _made.__name__, _made)
+_MADE: dict[type[Any], type[nn.Module]] = {}
+
+
+def _classifying(encoder: type[Any]) -> type[nn.Module]:
+    """Return a subclass of timm's ``encoder`` with a classifier."""
+    name = encoder.__name__
+    doc = f"timm's ``{name}`` with a classifier."
+    if encoder not in _MADE:
+        namespace = {"__module__": __name__, "__doc__": doc, "_encoder": encoder}
+        made = type(f"Classifying{name}", (_Classifying, encoder), namespace)
+        _MADE.setdefault(encoder, made)  # the first one stays, whichever thread made it
+    return _MADE[encoder]
+
+
+def _empty(encoder: type[Any]) -> nn.Module:
+    """Return an instance without attributes: unpickling and copying fill it."""
+    made = _classifying(encoder)
+    return made.__new__(made)

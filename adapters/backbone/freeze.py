@@ -8,6 +8,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
+from headkit.adapters.compat import has_forward_pre_hook
+
 from .classifier import find_classifier
 
 
@@ -43,11 +45,7 @@ def _train_classifier_only(model: nn.Module, mode: bool = True) -> nn.Module:
 def _add_dropout(classifier: nn.Module, rate: float) -> None:
     """Drop features here: timm's own dropout sits in the backbone, which stays in eval mode."""
     has_own = any(isinstance(part, nn.Dropout) for part in classifier.modules())
-    has_hook = any(
-        isinstance(hook, partial) and hook.func is _drop
-        for hook in classifier._forward_pre_hooks.values()
-    )
-    if rate and not has_own and not has_hook:
+    if rate and not has_own and not has_forward_pre_hook(classifier, _drop):
         classifier.register_forward_pre_hook(partial(_drop, rate))
 
 

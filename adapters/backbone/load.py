@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import timm
@@ -11,7 +12,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-from headkit.adapters.errors import UnknownArchitecture, WeightsError, first_line
+from headkit.adapters.errors import ContractError, UnknownArchitecture, WeightsError, first_line
 from headkit.adapters.file_kinds import TENSORS, kind_of_file
 
 from .fingerprint import SOURCE
@@ -42,6 +43,7 @@ def load_backbone(
     Raises:
         UnknownArchitecture: timm does not know the name or the tag.
         WeightsError: the weights cannot be fetched or read, or do not fit.
+        ContractError: see ``create_model``.
     """
     check_architecture(architecture)
     timm_kwargs = dict(timm_kwargs)
@@ -89,6 +91,25 @@ def check_architecture(architecture: str) -> None:
         )
 
 
+def create_model(architecture: str, **timm_kwargs: Any) -> nn.Module:
+    """Return ``timm.create_model(architecture, **timm_kwargs)``.
+
+    Raises:
+        ContractError: the installed timm lacks a name that the architecture is made of. The message
+            has the name.
+    """
+    try:
+        model = timm.create_model(architecture, **timm_kwargs)
+    except (AttributeError, ImportError, NameError) as error:
+        if isinstance(error, AttributeError) and not isinstance(error.obj, ModuleType):
+            raise
+        raise ContractError(
+            f"timm {timm.__version__} cannot make {architecture}: {first_line(error)}"
+        ) from error
+    assert isinstance(model, nn.Module)  # noqa: S101 - for the type checker: timm is untyped
+    return model
+
+
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"cannot read weights {path}: no such file")
@@ -133,7 +154,9 @@ def _create(
     architecture: str, weights: str | Path | None, timm_kwargs: Mapping[str, Any]
 ) -> nn.Module:
     try:
-        model = timm.create_model(architecture, **timm_kwargs)
+        return create_model(architecture, **timm_kwargs)
+    except ContractError:
+        raise
     except Exception as error:
         if not timm_kwargs["pretrained"]:
             raise
@@ -147,5 +170,3 @@ def _create(
             "name a file with weights=FILE (--weights FILE), or ask for random weights with "
             "pretrained=False"
         ) from error
-    assert isinstance(model, nn.Module)  # noqa: S101 - for the type checker: timm is untyped
-    return model

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headkit.adapters.compat import is_hook_registry, is_member_registry
+
 _PLAIN = (bool, int, float, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
 
 
@@ -16,9 +18,8 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{path}.{name}" if path else name: tensor
         for path, module in model.named_modules(remove_duplicate=False)
-        for own in (module._parameters, module._buffers)
-        for name, tensor in own.items()
-        if tensor is not None
+        for own in (module.named_parameters, module.named_buffers)
+        for name, tensor in own(recurse=False, remove_duplicate=False)
     }
 
 
@@ -37,8 +38,8 @@ def copy_structure(model: nn.Module, *, share_tensors: bool) -> nn.Module:
     modules = list(model.modules())
     for module in modules:
         memo[id(module)] = module.__class__.__new__(module.__class__)
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None and id(tensor) not in memo:
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if id(tensor) not in memo:
                 memo[id(tensor)] = tensor if share_tensors else _stand_in(tensor)
     for module in modules:
         memo[id(module)].__dict__.update(
@@ -53,11 +54,11 @@ def _copy(name: str, value: Any, memo: dict[int, Any]) -> Any:
         return value
     if isinstance(value, tuple) and all(isinstance(held, _PLAIN) for held in value):
         return value
-    if name == "_non_persistent_buffers_set":
+    if isinstance(value, set) and all(isinstance(held, _PLAIN) for held in value):
         return set(value)
-    if name in ("_parameters", "_buffers", "_modules"):
+    if is_member_registry(name):
         return type(value)((key, memo.get(id(held))) for key, held in value.items())
-    if isinstance(value, dict) and "_hooks" in name:
+    if isinstance(value, dict) and is_hook_registry(name):
         return type(value)()
     return copy.deepcopy(value, memo)
 

@@ -71,5 +71,9 @@ ENCODERS: dict[str, str | None] = {
 
 def exception_for(table: Mapping[str, Row], module: nn.Module) -> Row | None:
     """Return the row of ``table`` for the class of ``module``, or for one it inherits from."""
-    names = (parent.__name__ for parent in type(module).__mro__)
-    return next((table[name] for name in names if name in table), None)
+    return next((table[name] for name in class_names(module) if name in table), None)
+
+
+def class_names(module: nn.Module) -> list[str]:
+    """Return the names of the class of ``module`` and of those it inherits from, in that order."""
+    return [parent.__name__ for parent in type(module).__mro__]

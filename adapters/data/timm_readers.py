@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
@@ -13,6 +13,7 @@ from typing import Any
 from timm.data import create_dataset
 from timm.data.readers import create_reader
 
+from headkit.adapters.compat import create_stream_of_unknown_length
 from headkit.adapters.errors import DataError, DependencyMissing, HeadkitError, first_line
 from headkit.adapters.images import SUFFIXES
 
@@ -71,17 +72,18 @@ def open_reader(data: str, split: str, known: tuple[str, ...] | None = None) -> 
     if find_spec(READERS[prefix]) is None:
         raise DependencyMissing.for_feature(f"reading {name}", READERS[prefix].replace("_", "-"))
     where = f"{name} (split {split})"
+    create = create_dataset
     try:
         if prefix == "hfds":
             return _open_hfds(rest, split, where, known)
         if prefix == "hfids":
-            names, options = _streamed_columns(rest, split, where)
+            names, options, create = _streamed_columns(rest, split, where)
         elif prefix == "tfds":
             names, options = _names(create_dataset(name, split=split).reader.class_to_idx), {}
         else:
             names, options = _shards(rest, split, where)
         options |= {"split": split, "class_map": _matched(names, known, where)}
-        stream = _create_stream(name, options)
+        stream = create(name, **options)
     except HeadkitError:
         raise
     except Exception as error:
@@ -110,18 +112,6 @@ def _matched(
         return None
     index = {name: number for number, name in enumerate(known)}
     return {number: index[name] for number, name in enumerate(names)}
-
-
-def _create_stream(name: str, options: dict[str, Any]) -> Any:
-    try:
-        return create_dataset(name, **options)
-    except ValueError as error:
-        if "length is unknown" not in str(error):
-            raise
-    # hfids asks for the number of images, which only training in epochs needs.
-    stream = create_dataset(name, num_samples=1, **options)
-    stream.reader.num_samples = 0
-    return stream
 
 
 def _open_hfds(name: str, split: str, where: str, known: tuple[str, ...] | None) -> ImageDataset:
@@ -155,16 +145,20 @@ def _open_hfds(name: str, split: str, where: str, known: tuple[str, ...] | None)
     return ImageDataset(where, "multiclass", labels, reader=reader)
 
 
-def _streamed_columns(name: str, split: str, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _streamed_columns(
+    name: str, split: str, where: str
+) -> tuple[tuple[str, ...], dict[str, Any], Callable[..., Any]]:
     data_set: Any = import_module("datasets").load_dataset(name, split=split, streaming=True)
+    known = (data_set.info.splits or {}).get(split)
+    create = create_dataset if known and known.num_examples else create_stream_of_unknown_length
     if data_set.features is None:  # known only from the images themselves
-        return (), {}
+        return (), {}, create
     image, label = _columns(data_set.features, where)
     feature = data_set.features[label]
     names = _class_names(feature, where)
     if not names and "int" not in str(getattr(feature, "dtype", "")):
         raise DataError(f"the labels of {where} are text, which hfds/{name} can read")
-    return names, {"input_key": image, "target_key": label}
+    return names, {"input_key": image, "target_key": label}, create
 
 
 def _columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from headkit.adapters.compat import multiplies_bfloat16
 from headkit.adapters.errors import DependencyMissing
 from headkit.export.runtimes.inference import RunConfig
 from headkit.export.runtimes.table import DEVICES, PRECISIONS, RUNTIMES
@@ -18,7 +19,7 @@ def absent(config: RunConfig) -> str:
         return str(DependencyMissing.for_feature(config.runtime, runtime.package))
     if runtime.module == "torch" and (config.precision, config.device) == ("bf16", "cpu"):
         return (
-            "" if _multiplies_bfloat16() else "torch has no kernels of bfloat16 for this processor"
+            "" if multiplies_bfloat16() else "torch has no kernels of bfloat16 for this processor"
         )
     if config.device == "cuda":
         import torch
@@ -35,15 +36,6 @@ def absent(config: RunConfig) -> str:
                     DependencyMissing.for_feature(f"the provider {name!r}", provider.package)
                 )
     return ""
-
-
-def _multiplies_bfloat16() -> bool:
-    """Return whether torch has kernels for it here: its loops take a hundred times as long."""
-    import torch
-
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def run_configs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -20,8 +20,9 @@ from headkit.adapters.backbone.classifier import (
 )
 from headkit.adapters.backbone.forward import TOLERANCE, classify, features
 from headkit.adapters.backbone.freeze import freeze
+from headkit.adapters.backbone.load import create_model
 from headkit.adapters.backbone.module_copy import all_tensors
-from headkit.adapters.backbone.timm_exceptions import ENCODERS
+from headkit.adapters.backbone.timm_exceptions import ENCODERS, class_names
 from headkit.adapters.errors import ContractError
 from headkit.adapters.heads.attach import attach, head_of
 from headkit.adapters.heads.kinds import KINDS, default_kind, install, kind_of
@@ -72,7 +73,7 @@ def structure(name: str) -> Row:
     if not started_with:
         types = [type(model.get_submodule(path)).__name__ for path in paths]
     own = _shapes(model)
-    is_encoder = any(parent.__name__ in ENCODERS for parent in type(model).__mro__)
+    is_encoder = not ENCODERS.keys().isdisjoint(class_names(model))
     if not is_encoder:
         plain = _shapes(_create_on_meta(name, num_classes=_CLASSES))
         _expect(own == plain, f"the tensors are {own}, those of plain timm are {plain}")
@@ -213,12 +214,12 @@ CHECKS: dict[str, Callable[[str], Row]] = {
 
 
 def _create_on_meta(name: str, **kwargs: Any) -> nn.Module:
-    return cast(nn.Module, timm.create_model(name, pretrained=False, device="meta", **kwargs))
+    return create_model(name, pretrained=False, device="meta", **kwargs)
 
 
 def _create(name: str, **kwargs: Any) -> nn.Module:
     torch.manual_seed(0)
-    return cast(nn.Module, timm.create_model(name, pretrained=False, **kwargs)).eval()
+    return create_model(name, pretrained=False, **kwargs).eval()
 
 
 def _backbone_state(model: nn.Module) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ _ROUNDING = 3e-6
 """A thirtieth of that tolerance: below it the effect of rounding cannot be mistaken for a fault."""
 _CHAOTIC = 5e-5
 """Half of that tolerance: above it float32 itself is not a usable reference."""
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _STRENGTHS = (0.25, 0.5, 0.75, 1.0, 0.125, 0.375, 0.625, 0.875)
 """Strengths of ``scale_batchnorm_inputs``, in the order in which ``randomize_weights`` tries."""
 
@@ -146,7 +147,7 @@ def scale_batchnorm_inputs(model: nn.Module, x: Tensor, strength: float = 1.0) -
 
 
 def _norms(model: nn.Module) -> list[nn.Module]:
-    return [part for part in model.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    return [part for part in model.modules() if isinstance(part, _BATCH_NORMS)]
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:

@@ -17,7 +17,7 @@ def measured_with(machine: Mapping[str, Any]) -> str:
 
 
 def machines(result: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each machine and set of versions, with its sections if there are several.
+    """Return a sentence per machine and set of versions, with its sections if there are several.
 
     Args:
         result: The sections of a result by name, each with its ``machine``.

@@ -29,7 +29,7 @@ from torch import nn
 from headkit.adapters.backbone.classifier import find_classifier
 from headkit.adapters.backbone.freeze import freeze
 from headkit.adapters.backbone.load import load_backbone
-from headkit.adapters.backbone.timm_exceptions import ENCODERS
+from headkit.adapters.backbone.timm_exceptions import ENCODERS, class_names
 from headkit.adapters.errors import ContractError, ExportError, first_line
 from headkit.adapters.heads.attach import adapt
 from headkit.benchmarks.bench.process import in_process, report
@@ -120,7 +120,7 @@ def _two(model: nn.Module) -> torch.Tensor:
 def _options(name: str) -> dict[str, Any]:
     """Return what gives an architecture a classifier in plain timm, if it has none."""
     plain = timm.create_model(name, pretrained=False, device="meta")
-    is_encoder = any(parent.__name__ in ENCODERS for parent in type(plain).__mro__)
+    is_encoder = not ENCODERS.keys().isdisjoint(class_names(plain))
     return {} if is_encoder or find_classifier(plain).num_classes else {"num_classes": CLASSES}
 
 

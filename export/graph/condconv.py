@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import CondConv2d
-from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
+
+from headkit.adapters.backbone.timm_exceptions import class_names
 
 
 class Experts(nn.Module):
@@ -55,6 +55,8 @@ class Experts(nn.Module):
     def _convolved(self, x: Tensor, routing_weights: Tensor) -> Tensor:
         padding = self.of.padding
         if self.of.dynamic_padding:
+            from timm.layers import pad_same
+
             x, padding = pad_same(x, self.of.kernel_size, self.of.stride, self.of.dilation), 0
         found = conv2d(
             x, self._weight, None, self.of.stride, padding, self.of.dilation, self._groups
@@ -68,7 +70,7 @@ class Experts(nn.Module):
 def replace_experts(model: nn.Module) -> nn.Module:
     """Put ``Experts`` in the place of each ``CondConv2d``, in place."""
     for name, child in list(model.named_children()):
-        if isinstance(child, CondConv2d):
+        if "CondConv2d" in class_names(child):
             setattr(model, name, Experts(child))
         else:
             replace_experts(child)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +23,7 @@ from headkit.adapters.backbone.classifier import (
 )
 from headkit.adapters.backbone.forward import Backbone, ClassifierOf, features
 from headkit.adapters.backbone.module_copy import copy_structure
+from headkit.adapters.compat import has_fusion, split_attention
 from headkit.adapters.errors import ExportError, first_line
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import install
@@ -39,7 +36,6 @@ from .head_graph import CLASSES, is_built
 TRACED_BATCH = 2
 _BATCH = torch.export.Dim("batch")
 _CLASSES = torch.export.Dim(CLASSES)
-_FUSIONS = ("fuse", "reparameterize", "switch_to_deploy")
 
 
 @dataclass(frozen=True)
@@ -157,17 +153,16 @@ def _program(
 ) -> onnx.ModelProto:
     for optimize in (True, False):
         try:
-            with _quiet():
-                program = torch.onnx.export(
-                    module.eval(),
-                    args,
-                    dynamo=True,
-                    input_names=list(inputs),
-                    output_names=list(outputs),
-                    dynamic_shapes=dynamic_shapes,
-                    optimize=optimize,
-                    verbose=False,
-                )
+            program = torch.onnx.export(
+                module.eval(),
+                args,
+                dynamo=True,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=dynamic_shapes,
+                optimize=optimize,
+                verbose=False,
+            )
         except Exception as error:
             raise ExportError(f"torch cannot convert {what} to ONNX: {_cause(error)}") from error
         if program is None:
@@ -211,9 +206,8 @@ def _prepared(model: nn.Module) -> nn.Module:
     """A copy for conversion: with classes, branches fused where timm has a fusion."""
     paths = find_classifier(model).paths
     fusing = any(
-        hasattr(part, method)
+        has_fusion(part)
         for path, part in model.named_modules()
-        for method in _FUSIONS
         if path and not _around(path, paths)
     )
     # Fusions write into tensors; without one the copy shares the model's own.
@@ -222,11 +216,9 @@ def _prepared(model: nn.Module) -> nn.Module:
         replace_classifier(copied, 1)  # some models leave the classifier out without classes
     if fusing:
         _fuse(copied, "", paths)
-    for part in copied.modules():
-        if hasattr(part, "fused_attn"):
-            # As matrix products and a softmax: what torch traces of the fused operator is slower,
-            # fails in some architectures, and is not what `optimize` recognizes.
-            vars(part)["fused_attn"] = False
+    # What torch traces of the fused operator is slower, fails in some architectures, and is not
+    # what `optimize` recognizes.
+    split_attention(copied)
     return replace_experts(copied).eval()
 
 
@@ -283,23 +275,3 @@ def _drop_traces(converted: onnx.ModelProto) -> None:
     ):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the converter's chatter off the terminal; errors come as exceptions all the same."""
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +13,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from headkit.adapters.compat import (
+    drop_unused_initializers,
+    give_quantization_a_logger,
+    to_float16,
+)
 from headkit.adapters.errors import (
     DataError,
     DependencyMissing,
@@ -26,9 +29,7 @@ from headkit.export.runtimes.onnxruntime import open_session
 
 try:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-    from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    from onnxruntime.transformers.float16 import convert_float_to_float16
 except ImportError as missing:
     raise DependencyMissing.for_feature("float16 and int8", "onnxruntime") from missing
 
@@ -87,9 +88,7 @@ def to_fp16(backbone: onnx.ModelProto) -> onnx.ModelProto:
     Args:
         backbone: Float32 model with its weights in memory.
     """
-    with _quiet():
-        half = convert_float_to_float16(backbone, keep_io_types=True)
-        ONNXModel(half).topological_sort()  # the converter appends its casts at the end
+    half = to_float16(backbone)
     del half.graph.value_info[:]  # some are wrong next to operators that stay float32
     return onnx.shape_inference.infer_shapes(_restore_interface(half, backbone))
 
@@ -117,7 +116,8 @@ def to_int8(backbone: onnx.ModelProto, batches: Iterable[Array]) -> onnx.ModelPr
         ExportError: ONNX Runtime cannot quantize the backbone.
     """
     images = _check_batches(batches, backbone.graph.input[0])
-    with TemporaryDirectory(prefix="headkit-") as folder, _quiet():
+    give_quantization_a_logger()
+    with TemporaryDirectory(prefix="headkit-") as folder:
         source, prepared, target = (Path(folder) / f"{n}.onnx" for n in ("in", "prepared", "out"))
         onnx.save(backbone, source)
         try:
@@ -268,7 +268,7 @@ def _correct_biases(
         name = f"{node.name}_corrected_bias"
         model.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), name))
         node.input[2:] = [name]
-    ONNXModel(model).clean_initializers()
+    drop_unused_initializers(model)
 
 
 def _rounding_error(weight: Array) -> Array:
@@ -313,16 +313,3 @@ def _restore_interface(model: onnx.ModelProto, backbone: onnx.ModelProto) -> onn
     model.producer_name = backbone.producer_name
     model.producer_version = backbone.producer_version
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep ONNX Runtime's Python tools off the root logger, and from setting it up for good."""
-    root, mute, disabled = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
-    root.addHandler(mute)
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-        root.removeHandler(mute)

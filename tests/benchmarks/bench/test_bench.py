@@ -211,7 +211,7 @@ def test_what_a_runtime_does_not_have_is_named_if_it_was_asked_for() -> None:
 def test_bfloat16_is_left_out_where_torch_would_multiply_it_by_loops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_configs, "_multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(run_configs, "multiplies_bfloat16", lambda: False)
     result = headkit.bench(
         [SMALL],
         runtimes=["torch"],
