@@ -1,1 +1,1 @@
-"""Measure: contenders alternate in one run, results are JSON files, docs are made of them."""
+"""Measure: what is compared alternates in one run; results are JSON files; pages show them."""

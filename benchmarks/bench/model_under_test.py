@@ -1,4 +1,4 @@
-"""What is measured: an architecture, a head on its backbone, or an ONNX file."""
+"""The model that is measured: an architecture, a head on its backbone, or an ONNX file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headkit.adapters.errors import DataError, ExportError
-from headkit.benchmarks.bench.macs import count_gmacs
 from headkit.export.runtimes.inference import Array
 from headkit.registry.resolve import head_file_or_architecture
+
+from .macs import count_gmacs
 
 if TYPE_CHECKING:
     from headkit.export.precision.calibrate import Images
@@ -27,12 +28,12 @@ MAX_IMAGES, SAMPLE = 512, 16
 
 @dataclass(frozen=True)
 class Parts:
-    """Files that a model is made of again, in another process.
+    """Files from which another process makes a model again.
 
     Attributes:
-        head: head file.
-        weights: of the backbone.
-        onnx: or an ONNX file instead of both.
+        head: path of the head file.
+        weights: path of the backbone's weights.
+        onnx: path of an ONNX file instead of both.
     """
 
     head: str = ""
@@ -44,7 +45,7 @@ class ModelUnderTest:
     """A model of which each runtime gets the form that it runs.
 
     Attributes:
-        name: what it is called in results.
+        name: name in the results.
     """
 
     name: str
@@ -56,19 +57,19 @@ class ModelUnderTest:
 
     @property
     def parameters(self) -> int:
-        """Of backbone and classifier."""
+        """Number of parameters of backbone and classifier."""
         raise NotImplementedError
 
     @property
     def gmacs(self) -> float | None:
-        """Multiply-adds of one image, in billions; none where they cannot be counted."""
+        """Multiply-adds of one image, in billions; None where they cannot be counted."""
         return None
 
     def module(self) -> Any:
         """Return the model as torch module, in eval mode; a new one each time.
 
         Raises:
-            ExportError: there is none.
+            ExportError: the model is an ONNX file.
         """
         raise ExportError(f"{self.name} is an ONNX file: torch cannot run it")
 
@@ -76,12 +77,12 @@ class ModelUnderTest:
         """Return the ONNX file, exported at the first call.
 
         Raises:
-            ExportError: there is none in this precision.
+            ExportError: the model cannot be had in this precision.
         """
         raise NotImplementedError
 
     def parts(self) -> Parts:
-        """Return the files that ``module`` can be made of again."""
+        """Return the files from which another process can make ``module`` again."""
         raise NotImplementedError
 
     def images(self, batch: int) -> Array:
@@ -93,7 +94,7 @@ class ModelUnderTest:
         return self.images(SAMPLE)
 
     def targets(self) -> Array | None:
-        """Return the classes of ``samples``, where their folders are named after the labels."""
+        """Return the classes of ``samples``, if their folders are named after the labels."""
         return None
 
 
@@ -101,12 +102,12 @@ class TorchModelUnderTest(ModelUnderTest):
     """A timm model with its classifier.
 
     Args:
-        name: what it is called.
-        model: frozen, on the CPU.
+        name: name in the results.
+        model: the frozen model, on the CPU.
         backbone: loads the model as it was before it got its head.
-        folder: for its files.
-        images: to calibrate a reduced precision with; random ones without.
-        label_names: of the classes.
+        folder: folder for its files.
+        images: images to calibrate a reduced precision with; random ones without.
+        label_names: names of the classes.
     """
 
     def __init__(
@@ -268,17 +269,17 @@ def models_under_test(
     weights: str | Path | None = None,
     images: str | Path | None = None,
 ) -> list[ModelUnderTest]:
-    """Return what is to be measured, by name.
+    """Return the models that are measured.
 
     Args:
         targets: architectures (with random weights, speed does not depend on them), head files, or
             ONNX files.
-        folder: for files that are made on the way.
-        weights: of the head files' backbone, see ``load_backbone_of``.
-        images: a folder of images, to calibrate reduced precisions with.
+        folder: folder for files that are made on the way.
+        weights: weights of the head files' backbone, see ``load_backbone_of``.
+        images: a folder of images to calibrate reduced precisions with.
 
     Raises:
-        UnknownArchitecture: one of the names.
+        UnknownArchitecture: timm lacks one of the names, and there is no such head.
         DataError: a name is given twice, or the folder has no images.
         ExportError, HeadFormatError, WeightsError: a file cannot be used.
     """

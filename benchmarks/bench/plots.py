@@ -34,7 +34,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Return colour and marker for each contender, the same in all plots of a result.
+    """Return colour and marker for each name, the same in all plots of a result.
 
     No two of the first 64 look alike.
     """
@@ -46,7 +46,7 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def _latency(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """A panel per batch size: median with the 5th and 95th percentile, by model and contender."""
+    """A panel per batch size: median with the 5th and 95th percentile, by model and legend."""
     from matplotlib.figure import Figure
 
     batches = sorted({row["infer_batch_size"] for row in rows})
@@ -128,7 +128,7 @@ LEGEND: dict[str, Any] = {
 
 
 def handles(found: Mapping[str, Style]) -> list[Any]:
-    """Return what a legend shows for each contender."""
+    """Return what a legend shows for each name."""
     from matplotlib.lines import Line2D
 
     return [Line2D([], [], **style, ls="", ms=6, label=name) for name, style in found.items()]

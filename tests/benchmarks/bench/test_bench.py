@@ -244,7 +244,7 @@ def test_multiply_adds_of_a_transformer_are_those_of_the_formula(tmp_path: Path)
     assert model.gmacs == pytest.approx(total / 1e9, abs=1e-4)
 
 
-def test_no_two_contenders_look_alike() -> None:
+def test_no_two_names_look_alike() -> None:
     found = styles(str(number) for number in range(len(PALETTE) * len(MARKERS)))
     assert len({tuple(style.values()) for style in found.values()}) == len(found)
 
