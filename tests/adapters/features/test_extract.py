@@ -199,7 +199,12 @@ def test_killed_extraction_goes_on_and_gives_the_same_head_bit_for_bit(
     many: ImageDataset, small_weights: Path, tmp_path: Path
 ) -> None:
     def start(cache: str) -> subprocess.Popen[bytes]:
-        arguments = [tmp_path / "many", small_weights, tmp_path / cache, tmp_path / f"{cache}.head"]
+        arguments = [
+            tmp_path / "many",
+            small_weights,
+            tmp_path / cache,
+            tmp_path / f"{cache}.safetensors",
+        ]
         environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}
         return subprocess.Popen([sys.executable, "-c", FIT, *arguments], env=environment)
 
@@ -217,7 +222,9 @@ def test_killed_extraction_goes_on_and_gives_the_same_head_bit_for_bit(
     while sys.platform == "linux" and any(Path(f"/proc/{worker}").exists() for worker in workers):
         assert time.monotonic() < until, "a worker outlives what started it"
         time.sleep(0.01)
-    assert not (tmp_path / "killed.head").exists()
+    assert not (tmp_path / "killed.safetensors").exists()
     assert len(list((tmp_path / "killed").glob("features/*/shard-*"))) == 1
     assert start("killed").wait(120) == 0
-    assert (tmp_path / "killed.head").read_bytes() == (tmp_path / "whole.head").read_bytes()
+    assert (tmp_path / "killed.safetensors").read_bytes() == (
+        tmp_path / "whole.safetensors"
+    ).read_bytes()
