@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import OutputError
+
+_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.3)
+"""Seconds between the attempts to replace a file on Windows."""
 
 
 def check_writable(path: str | Path) -> Path:
@@ -62,7 +67,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         try:
             with beside.open("rb+") as written:
                 os.fsync(written.fileno())
-            beside.replace(path)
+            move(beside, path)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
         sync_folder(path.parent)
@@ -95,14 +100,38 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a rename in ``folder`` on the disk before going on."""
+    """Wait until a rename in ``folder`` is on the disk, where the system can say so.
+
+    Windows cannot open a folder; some network file systems cannot synchronize one.
+    """
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
     finally:
         os.close(descriptor)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename ``source`` to ``target`` and replace what is there.
+
+    Windows refuses to replace a file that another process has open, so try for a second there.
+
+    Raises:
+        OSError: ``target`` cannot be replaced.
+    """
+    for pause in _PAUSES if os.name == "nt" else ():
+        try:
+            source.replace(target)
+        except PermissionError:
+            time.sleep(pause)
+        else:
+            return
+    source.replace(target)
 
 
 def cache_folder(cache: bool | str | Path = True) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 
@@ -13,6 +14,9 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore", UserWarning)  # what torch says about its own conversion
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Windows pipes may lack letters of a label name
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             from headkit.cli.app import app

@@ -151,7 +151,7 @@ def test_wheel_works_outside_the_checkout(installed: Installed, metadata: Any) -
     assert headkit(*export)["model"] == "model.onnx"
     image = next((installed.folder / made["data"] / "3").iterdir())
     [row] = headkit("predict", "model.onnx", image)
-    assert len(row["predictions"]) == 5
+    assert row["predictions"][0]["label"] in set("0123456789")
     compared = headkit(
         *("compare", "--data", made["data"], "--backbones", backbone, "--out", "compared")
     )

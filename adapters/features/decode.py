@@ -8,6 +8,7 @@ import io
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,12 @@ def _decoded(file: io.BytesIO | Image.Image, transform: Transform, digest: bytes
 def end_with_parent(_worker: int) -> None:
     """Have the system end this worker when the thread that started it is gone, killed or not.
 
-    A worker that waits for room in its queue does not look after its parent (Linux's prctl(2)).
+    A worker that waits for room in its queue does not look after its parent. Only Linux can do this
+    (prctl(2)); elsewhere, such a worker ends when it next looks.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        with suppress(AttributeError, OSError):  # a C library without prctl
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -33,14 +33,14 @@ class Cold:
     Attributes:
         first_prediction_s: from the start of the process until logits of one image are there.
         load_s: of these, for loading the model when its runtime is imported.
-        peak_bytes: the most memory that the process had resident.
+        peak_bytes: Peak resident memory of the process; None if the system does not report it.
         device_bytes: taken on the GPU; none without one.
         file_bytes: of the files that are loaded.
     """
 
     first_prediction_s: float
     load_s: float
-    peak_bytes: int
+    peak_bytes: int | None
     device_bytes: int | None
     file_bytes: int
 
@@ -65,12 +65,14 @@ def cold_start(model: ModelUnderTest, configs: list[RunConfig], runs: int) -> di
 
 
 def _summary(asked: Mapping[str, Any], rows: list[dict[str, Any]]) -> Cold:
-    devices = [row["device_bytes"] for row in rows if row["device_bytes"] is not None]
+    devices, peaks = (
+        [row[key] for row in rows if row[key] is not None] for key in ("device_bytes", "peak_bytes")
+    )
     paths = [asked[key] for key in ("onnx", "head", "weights") if asked[key]]
     return Cold(
         round(statistics.median(row["seconds"] for row in rows), 3),
         round(statistics.median(row["load_s"] for row in rows), 3),
-        int(statistics.median(row["peak_bytes"] for row in rows)),
+        int(statistics.median(peaks)) if peaks else None,
         int(statistics.median(devices)) if devices else None,
         sum(_bytes(Path(path)) for path in paths),
     )

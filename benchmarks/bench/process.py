@@ -50,8 +50,8 @@ def report(values: Mapping[str, Any]) -> None:
     print(json.dumps({**values, "done_at": done_at, **memory}))
 
 
-def peak_bytes() -> int:
-    """Return the peak resident memory of this process.
+def peak_bytes() -> int | None:
+    """Return the peak resident memory of this process, or None if the system does not report it.
 
     On Linux ``ru_maxrss`` includes the peak of the parent process, so ``/proc`` is read first.
     """
@@ -60,8 +60,10 @@ def peak_bytes() -> int:
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -26,6 +25,7 @@ import torch
 from headkit.adapters.compat import family_of
 from headkit.adapters.errors import UnknownArchitecture, first_line
 from headkit.adapters.files import write_atomically
+from headkit.benchmarks.bench.process import peak_bytes
 
 from .contract import CHECKS, Row
 
@@ -84,7 +84,7 @@ def coverage(
     started = time.perf_counter()
     requested = sorted(timm.list_models()) if names is None else sorted(set(names))
     rows = {} if fresh and names is None else load(path)
-    peak = _own_peak()
+    peak = peak_bytes() or 0
     for check in checks:
         todo = [
             name
@@ -98,7 +98,7 @@ def coverage(
                 rows[row["name"], check] = row
                 log.write(json.dumps(row) + "\n")
                 log.flush()
-                peak = max(peak, worker_peak + _own_peak())
+                peak = max(peak, worker_peak + (peak_bytes() or 0))
                 if progress is not None:
                     progress(check, done, len(todo))
     save(path, rows)
@@ -248,12 +248,8 @@ def _serve(connection: Connection) -> None:
         except Exception as error:
             outcome = {"passed": False, "error": f"{type(error).__name__}: {first_line(error)}"}
         gc.collect()
-        connection.send((outcome, _own_peak()))
+        connection.send((outcome, peak_bytes() or 0))
 
 
 def _row_keys(name: str, check: str) -> Row:
     return {"name": name, "check": check, "family": family_of(name), "timm": timm.__version__}
-
-
-def _own_peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

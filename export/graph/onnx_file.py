@@ -14,7 +14,7 @@ from typing import Self
 import onnx
 
 from headkit.adapters.errors import ExportError, OutputError, first_line
-from headkit.adapters.files import atomic_path, check_writable, make_folder_of, sync_folder
+from headkit.adapters.files import atomic_path, check_writable, make_folder_of, move, sync_folder
 
 from .metadata import PREFIX, TEMPERATURE, ModelInfo
 from .protobuf_splice import Spliced, external_locations
@@ -179,9 +179,9 @@ def _move(made: Path, path: Path) -> None:
     data = [file for file in made.parent.iterdir() if file != made]
     try:
         for file in data:
-            file.replace(path.with_name(file.name))
+            move(file, path.with_name(file.name))
         sync_folder(path.parent)
-        made.replace(path)
+        move(made, path)
     except OSError:
         for file in data:
             path.with_name(file.name).unlink(missing_ok=True)

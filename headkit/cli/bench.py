@@ -99,7 +99,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     from headkit.benchmarks.bench.display_names import label
 
     ratio = row["ratio"]
-    share, first = row["share_of_peak"], row["first_prediction_s"]
+    share, first, peak = row["share_of_peak"], row["first_prediction_s"], row["peak_bytes"]
     return [
         row["model"],
         str(row["infer_batch_size"]),
@@ -112,7 +112,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         "" if share is None else f"{share:.0%}",
         f"{row['same_class']:.1%}",
         "" if first is None else f"{first:.2f} s",
-        "" if first is None else f"{row['peak_bytes'] / 1e6:.0f} MB",
+        "" if peak is None else f"{peak / 1e6:.0f} MB",
         "" if first is None else f"{row['file_bytes'] / 1e6:.1f} MB",
     ]
 

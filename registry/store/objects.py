@@ -227,7 +227,7 @@ def default_publisher() -> str:
     """Return ``$HEADKIT_PUBLISHER``, or the user's name."""
     try:
         return os.environ.get("HEADKIT_PUBLISHER") or getpass.getuser()
-    except (KeyError, OSError):  # a container may have no name for the user's id
+    except (ImportError, KeyError, OSError):  # no name for the user's id, or Windows without names
         return "unknown"
 
 

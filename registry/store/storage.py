@@ -6,6 +6,7 @@ publishers need nothing else, in particular no locks.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from headkit.adapters.errors import DependencyMissing, RegistryError, StoreError, first_line
-from headkit.adapters.files import sync_folder
+from headkit.adapters.files import move, sync_folder
 
 logger = logging.getLogger("headkit")
 
@@ -121,12 +122,12 @@ class LocalStorage:
     def create(self, key: str, content: bytes) -> None:
         """See ``Storage``."""
         with self._translate_errors(key), self._write_temporary(key, content) as (temporary, path):
-            os.link(temporary, path)  # unlike a rename, this fails if the file exists
+            _move_to_new(temporary, path)
 
     def replace(self, key: str, content: bytes) -> None:
         """See ``Storage``."""
         with self._translate_errors(key), self._write_temporary(key, content) as (temporary, path):
-            temporary.replace(path)
+            move(temporary, path)
 
     def delete(self, key: str) -> None:
         """See ``Storage``."""
@@ -184,6 +185,56 @@ class LocalStorage:
             raise
         except OSError as error:
             raise StoreError(f"{self.root / key}: {error.strerror or error}") from error
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Give a complete file the name ``path`` if nothing has that name, in one step for all readers.
+
+    A hard link does this, and so does a rename on Windows. Where a file system has no hard links
+    (FAT, some network shares), publishers take turns: each locks the folder of temporary files,
+    looks, and renames. The system releases the lock of a process that dies.
+
+    Raises:
+        FileExistsError: ``path`` exists.
+        StoreError: this system has none of the three.
+    """
+    try:
+        os.link(temporary, path)
+    except AttributeError:  # not every system has hard links
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    else:
+        return
+    if os.name == "nt":
+        temporary.rename(path)
+        return
+    with _locked(temporary.parent):
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        temporary.rename(path)
+
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""What ``os.link`` raises on file systems without hard links."""
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError as missing:
+        raise StoreError(
+            f"{folder}: this system has neither hard links nor locks, so that two publishers could "
+            "overwrite each other: put the store on another file system"
+        ) from missing
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _walk(folder: Path, prefix: str) -> Iterator[ObjectInfo]:
