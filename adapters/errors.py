@@ -76,7 +76,9 @@ class DependencyMissing(HeadkitError):
     @classmethod
     def for_feature(cls, what: str, packages: str) -> DependencyMissing:
         """Build the error for ``what`` with the pip line that installs ``packages``."""
-        return cls(f"{what} needs {packages}: pip install {packages}")
+        # Some shells take square brackets for a pattern of file names.
+        quoted = (f'"{name}"' if "[" in name else name for name in packages.split())
+        return cls(f"{what} needs {packages}: pip install {' '.join(quoted)}")
 
     @classmethod
     def check(cls, module: str, what: str, packages: str) -> None:

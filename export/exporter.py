@@ -162,7 +162,9 @@ def export(
         probabilities=probabilities,
     )
     for head in heads.values():
-        described.check_backbone(head)  # one preprocessing and one pooling for all of them
+        described.check_backbone(
+            head, force=None
+        )  # one preprocessing and one pooling for all of them
     raw = Preprocess.from_cfg(first.pretrained_cfg) if preprocess else None
     samples = None
     if precision != "fp32" and images is not None:
@@ -287,7 +289,9 @@ def _heads(given: Any, form: str) -> dict[str, Head]:
         raise ExportError("the form 'multi' takes heads by name: {name: head, ...}")
     heads = {head_name(head): load_head(head) for head in listed}
     if len(heads) < len(listed):
-        raise ExportError("two head files have the same name: pass {name: head, ...}")
+        raise ExportError(
+            "two head files have the same name: rename one, or pass {name: head, ...}"
+        )
     return heads
 
 

@@ -2,17 +2,21 @@
 
 import json
 import re
+import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from headkit.benchmarks.coverage import record as coverage
 from headkit.benchmarks.pages import coverage as coverage_page
 from headkit.benchmarks.pages import render as report
 from headkit.benchmarks.pages.machines import machines
 from headkit.benchmarks.studies.catalogue import RECORD
+from headkit.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -99,6 +103,85 @@ def test_a_number_changed_by_hand_is_seen() -> None:
     changed = text.replace("| validation accuracy | 0.", "| validation accuracy | 1.")
     assert changed != text
     assert report.render(changed) == text
+
+
+def _command_lines() -> list[str]:
+    texts = [
+        path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    ]
+    blocks = [
+        block
+        for text in texts
+        for block in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.M)
+    ]
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    inline = [
+        " ".join(code.split()) for text in texts for code in re.findall(r"`(headkit [^`]+)`", text)
+    ]
+    commands = [line.partition("  #")[0].strip() for line in lines if line.startswith("headkit ")]
+    return sorted({*commands, *(code for code in inline if " --" in code)})
+
+
+def _command(words: list[str]) -> tuple[Any, list[str]]:
+    """Return the command that words begin with, and the arguments behind it."""
+    command: Any = typer.main.get_command(app)
+    while hasattr(command, "commands") and words:
+        assert words[0] in command.commands, f"there is no command {words[0]}"
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+@pytest.mark.parametrize("line", _command_lines())
+def test_commands_in_documents_are_those_of_the_command_line(line: str) -> None:
+    command, arguments = _command(shlex.split(line)[1:])
+    context = command.context_class(command)
+    command.make_parser(context).parse_args(arguments)  # refuses options that do not exist
+
+
+def test_an_option_that_does_not_exist_is_seen() -> None:
+    command, arguments = _command(["coverage", "--export", "--catalogue", "x.json"])
+    with pytest.raises(Exception, match="No such option: --catalogue"):
+        command.make_parser(command.context_class(command)).parse_args(arguments)
+
+
+def test_options_that_messages_name_exist() -> None:
+    def options(command: Any) -> Iterator[str]:
+        for parameter in command.params:
+            yield from (*parameter.opts, *parameter.secondary_opts)
+        for sub in getattr(command, "commands", {}).values():
+            yield from options(sub)
+
+    known = set(options(typer.main.get_command(app)))
+    files = [
+        path
+        for folder in ("adapters", "registry", "export", "benchmarks/bench", "benchmarks/compare")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    named = {
+        (path.name, option)
+        for path in files
+        for option in re.findall(r"[( ](--[a-z][a-z-]+)", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 10
+    assert {(name, option) for name, option in named if option not in known} == set()
+
+
+def test_extras_that_messages_and_documents_name_exist() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    for folder in ("adapters", "registry", "export", "benchmarks", "headkit"):
+        files += (ROOT / folder).rglob("*.py")
+    named = {
+        extra
+        for path in files
+        for group in re.findall(
+            r"(?:headkit|\.)\[([a-z0-9,]+)\]\"", path.read_text(encoding="utf-8")
+        )
+        for extra in group.split(",")
+    }
+    assert {"serve", "plot", "ray"} <= named <= extras.keys()
 
 
 def test_relative_links_lead_to_files() -> None:

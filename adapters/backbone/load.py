@@ -163,7 +163,8 @@ def _create(
         if weights is not None:
             raise WeightsError(
                 f"the tensors of {weights} do not fit {architecture}: {first_line(error)}; "
-                "if only their names differ, remap=True (--remap) assigns them by position"
+                "if only their names differ, remap=True (--remap of fit, export and serve) assigns "
+                "them by position"
             ) from error
         raise WeightsError(
             f"timm could not load pretrained weights of {architecture}: {first_line(error)}; "

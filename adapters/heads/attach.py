@@ -171,8 +171,8 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
     if not force and pooled != head.global_pool:
         raise BackboneMismatch(
             f"this head was trained with global_pool {head.global_pool!r}, the backbone has "
-            f"{pooled!r}: create it with global_pool={head.global_pool!r}, or pass force=True "
-            "(--force)"
+            f"{pooled!r}: create it with global_pool={head.global_pool!r}, or attach it in Python "
+            "with attach(model, head, force=True)"
         )
     if not force:
         found = backbone_info(model)
@@ -182,7 +182,8 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
                 f"{_describe(head.backbone.tag, head.backbone.source)} with fingerprint "
                 f"{head.backbone.fingerprint[:12]}, the backbone is "
                 f"{_describe(found.tag, found.source)} with fingerprint {found.fingerprint[:12]}: "
-                "load the weights that the head was trained on, or pass force=True (--force)"
+                "load the weights that the head was trained on, or attach it in Python with "
+                "attach(model, head, force=True)"
             )
     tensors = safetensors.torch.load(safetensors.numpy.save(dict(head.tensors)))
     kind = cast(Kind, head.kind)

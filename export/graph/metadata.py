@@ -122,8 +122,13 @@ class ModelInfo:
             raise ExportError(f"{asked}; this {self.form} model has {', '.join(names) or 'none'}")
         return self.heads[names.index(name)]
 
-    def check_backbone(self, head: Head, *, force: bool = False) -> None:
+    def check_backbone(self, head: Head, *, force: bool | None = False) -> None:
         """Refuse a head of another backbone, or of one that was run otherwise.
+
+        Args:
+            head: the head.
+            force: take a head of another backbone of the same architecture too; None where the
+                caller has no such argument that the message could name.
 
         Raises:
             BackboneMismatch: the architecture differs; or, unless ``force``, the weights, the
@@ -134,12 +139,13 @@ class ModelInfo:
                 f"this head was trained on {head.architecture}, "
                 f"the model is {self.backbone['architecture']}"
             )
+        or_force = "" if force is None else ", or pass force=True (--force)"
         expected, found = head.backbone.fingerprint, self.backbone["backbone"]["fingerprint"]
         if found != expected and not force:
             raise BackboneMismatch(
                 f"this head was trained on a {head.architecture} with fingerprint "
                 f"{expected[:12]}, the model's is {found[:12]}: export the head with its own "
-                "backbone, or pass force=True (--force)"
+                f"backbone{or_force}"
             )
         described = json.loads(_json(head.to_json()))
         for key in _RUN_BY:
@@ -147,7 +153,7 @@ class ModelInfo:
             if described[key] != given and not force:
                 raise BackboneMismatch(
                     f"this head was trained with {key} {described[key]}, the model has {given}: "
-                    "export the head by itself, or pass force=True (--force)"
+                    f"export the head by itself{or_force}"
                 )
 
     def with_heads(self, *heads: HeadInfo) -> ModelInfo:

@@ -34,7 +34,7 @@ try:
         generate_latest,
     )
 except ImportError as missing:
-    raise DependencyMissing.for_feature("serving", "'headkit[serve]'") from missing
+    raise DependencyMissing.for_feature("serving", "headkit[serve]") from missing
 
 FORM_BYTES = 64 * 1024
 """What the names of heads may take in a request, beside the image."""

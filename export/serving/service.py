@@ -282,7 +282,7 @@ class Service:
         return version, ready
 
     def _made_ready(self, head: Head) -> _Ready:
-        self.info.check_backbone(head)
+        self.info.check_backbone(head, force=None)
         described = HeadInfo.from_head(head)
         if is_linear(head, self.info.features):
             weight, bias = matrix_of(head)

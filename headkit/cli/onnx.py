@@ -149,6 +149,9 @@ def predict(
     name: Annotated[
         list[str] | None, typer.Option(help="Only these heads of a multi model; repeatable.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take heads of other weights of the architecture too.")
+    ] = False,
     provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or openvino.")] = "cpu",
     top_k: Annotated[int, typer.Option(help="Predictions per image.")] = 3,
     batch_size: Annotated[int, typer.Option(help="Images per run.")] = 16,
@@ -164,7 +167,7 @@ def predict(
     extra = {head_name(path): path for path in head or []}
     if len(extra) < len(head or []):
         raise ValueError("two of the heads have the same name: rename one")
-    predictor = Predictor(model, dict(extra), provider, threads=threads)
+    predictor = Predictor(model, dict(extra), provider, threads=threads, force=force)
     listed = [image for given in images for image in list_images(given)]
     chosen = name or list(extra) or predictor.heads
     found = predictor.predict(listed, chosen, top_k=top_k, batch_size=batch_size)

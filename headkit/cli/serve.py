@@ -36,7 +36,7 @@ def serve(
     from headkit.adapters.errors import DependencyMissing
 
     for module in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
-        DependencyMissing.check(module, "serving", "'headkit[serve]'")
+        DependencyMissing.check(module, "serving", "headkit[serve]")
     for name, value in (("max-batch", max_batch), ("refresh", refresh), ("timeout", timeout)):
         if value <= 0:
             raise ValueError(f"{name} is {value}, expected more than 0")

@@ -263,7 +263,11 @@ class ObjectStorage:
             self.files, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
             scheme = url.partition("://")[0]
-            package = _PACKAGES.get(scheme, "the package that fsspec names")
+            package = _PACKAGES.get(scheme)
+            if package is None:
+                raise DependencyMissing(
+                    f"a store at {scheme}:// needs a package that is missing: {first_line(error)}"
+                ) from error
             raise DependencyMissing.for_feature(f"a store at {scheme}://", package) from error
         except ValueError as error:
             raise RegistryError(f"{url} cannot hold a store: {first_line(error)}") from error

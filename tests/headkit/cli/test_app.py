@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,20 @@ def test_fit_export_and_graft_make_missing_folders(
 def test_debug_shows_the_traceback(run: Run, tmp_path: Path) -> None:
     with pytest.raises(headkit.HeadFormatError):
         run("--debug", "info", tmp_path / "none.safetensors")
+
+
+def test_message_names_force_where_the_caller_has_it(run: Run, tmp_path: Path) -> None:
+    fixtures = Path(__file__).parents[2] / "fixtures" / "v0_1_0"
+    model, image = fixtures / "models/resnet_swappable.onnx", fixtures / "images/dark/0.png"
+    own = headkit.Head.load(fixtures / "heads" / "resnet_own.safetensors")
+    stranger = own.with_changes(backbone=replace(own.backbone, fingerprint="0" * 64))
+    path = stranger.save(tmp_path / "stranger.safetensors")
+    refused = _fails(run, "predict", model, image, "--head", path)
+    assert "fingerprint 000000000000" in refused
+    assert "--force" in refused
+    status, out, _ = run("predict", model, image, "--head", path, "--force", "--top-k", 1)
+    assert status == 0
+    assert "stranger: " in out
+    info = headkit.Predictor(model, threads=1).info
+    with pytest.raises(headkit.BackboneMismatch, match=r"with its own backbone$"):
+        info.check_backbone(stranger, force=None)

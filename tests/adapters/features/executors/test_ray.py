@@ -17,7 +17,7 @@ def test_ray_that_is_not_installed_is_named(
     shapes: Path, small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray.data", None)
-    with pytest.raises(headkit.DependencyMissing, match=r"pip install headkit\[ray\]"):
+    with pytest.raises(headkit.DependencyMissing, match=r'pip install "headkit\[ray\]"'):
         headkit.fit(small, shapes, executor="ray")
 
 
