@@ -1,0 +1,95 @@
+"""The order of events, streams and copies on a GPU, on stand-ins that note what is called."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headkit.benchmarks.bench import bench
+from headkit.benchmarks.bench.gpu import timed_by_events
+from headkit.benchmarks.bench.timing import Milliseconds
+from headkit.export.runtimes import onnxruntime as onnxruntime_module
+from headkit.export.runtimes.inference import LoadedModel, RunConfig
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is called, in order."""
+    notes: list[str] = []
+    names = iter(("start", "end"))
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            self.name = next(names)
+
+        def record(self) -> None:
+            notes.append(f"record {self.name}")
+
+        def synchronize(self) -> None:
+            notes.append(f"wait for {self.name}")
+
+        def elapsed_time(self, other: "Event") -> float:
+            assert (self.name, other.name) == ("start", "end")
+            return 1.5
+
+    @contextmanager
+    def stream(which: object) -> Iterator[None]:
+        notes.append(f"enter {which}")
+        yield
+        notes.append("leave")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    return notes
+
+
+def test_a_call_is_timed_between_events_on_its_stream(noted: list[str]) -> None:
+    milliseconds = timed_by_events(lambda: noted.append("call"), "S")()
+    assert isinstance(milliseconds, Milliseconds)
+    assert milliseconds == 1.5
+    assert noted == ["enter S", "record start", "call", "record end", "leave", "wait for end"]
+
+
+def test_without_a_stream_the_current_one_is_timed(noted: list[str]) -> None:
+    assert timed_by_events(lambda: noted.append("call"))() == 1.5
+    assert noted == ["record start", "call", "record end", "wait for end"]
+
+
+@pytest.mark.parametrize(("device", "timed"), [("cpu", False), ("cuda", True)])
+def test_bench_times_by_events_on_a_gpu_alone(
+    device: str, timed: bool, noted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LoadedModel(lambda x: x, lambda _: lambda: noted.append("call"), stream="S")
+    monkeypatch.setattr(bench._Bench, "_load", lambda *_: model)
+    one = bench._Bench(SimpleNamespace(), 1, 1, 0, {})  # type: ignore[arg-type]
+    call = one._ready(RunConfig("torch", "fp32", device, 1), np.zeros((1, 2)))
+    assert isinstance(call(), Milliseconds) == timed
+    assert ("enter S" in noted) == timed
+
+
+@pytest.mark.parametrize(
+    ("runtime", "provider"), [("onnxruntime", "cuda"), ("tensorrt", "tensorrt")]
+)
+def test_onnx_runtime_runs_on_the_provider_of_its_row_and_on_torchs_stream(
+    runtime: str, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[Any, ...]] = []
+    value = SimpleNamespace(name="x")
+    session = SimpleNamespace(get_inputs=lambda: [value], get_outputs=lambda: [value])
+
+    def open_session(*arguments: Any) -> Any:
+        opened.append(arguments)
+        return session
+
+    stream = SimpleNamespace(cuda_stream=7)
+    monkeypatch.setattr(onnxruntime_module, "open_session", open_session)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    model: Any = SimpleNamespace(onnx=lambda precision: f"{precision}.onnx")
+    loaded = onnxruntime_module.load(model, RunConfig(runtime, "fp16", "cuda", 2), 1)
+    assert opened == [("fp16.onnx", 2, provider, {"user_compute_stream": "7"})]
+    assert loaded.stream is stream
