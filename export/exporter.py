@@ -1,4 +1,4 @@
-"""Head and backbone to one ONNX file, run and compared with torch before it gets its name."""
+"""Export a backbone with its heads to an ONNX file, and compare it with torch first."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from headkit.adapters.heads.attach import attach, head_of
 from headkit.adapters.heads.backbone_of_head import load_backbone_of
 from headkit.adapters.heads.head import Head
 from headkit.adapters.images import ImageLike
+from headkit.export.graph.classifier_graph import encode_model
 from headkit.export.graph.convert import convert
-from headkit.export.graph.forms import (
+from headkit.export.graph.heads_in_graph import (
+    add_heads,
     check_heads,
-    describe,
-    features_of,
+    feature_shapes,
     opset_of,
-    put_heads,
     put_preprocessing,
+    write_metadata,
 )
-from headkit.export.graph.head_graph import to_text
-from headkit.export.graph.metadata import FORMS, ModelInfo, backbone_of, hub_config
-from headkit.export.graph.onnx_file import num_bytes, scratch, write
+from headkit.export.graph.metadata import FORMS, ModelInfo, hub_config, shared_description
+from headkit.export.graph.onnx_file import num_bytes, temporary_model, write
 from headkit.export.precision.calibrate import (
     MAX_COST,
     PRECISIONS,
@@ -53,17 +53,17 @@ HeadLike = Head | str | Path
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export gave.
+    """The result of an export.
 
     Attributes:
-        path: of the ONNX file.
-        num_bytes: size of the file, external data included.
-        opset: of the default ONNX domain.
-        difference: per verified batch size, the largest difference from torch relative to the
+        path: Path of the ONNX file.
+        num_bytes: Size of the model in bytes, external data included.
+        opset: Version of the default operator set.
+        difference: Per verified batch size, the largest difference from torch relative to the
             largest value of that output.
-        info: what the file says of itself.
-        pixel_difference: mean difference of preprocessed pixels from Pillow's, in shares of their
-            range; none without ``preprocess``.
+        info: Description of the model.
+        pixel_difference: Mean difference of preprocessed pixels from Pillow's, as a share of their
+            range; None without ``preprocess``.
     """
 
     path: Path
@@ -94,50 +94,50 @@ def export(
 ) -> Exported:
     """Export a backbone with its heads to ONNX and verify it.
 
-    Input ``pixel_values`` float32 ``[batch, channels, height, width]``, output ``logits``
-    ``[batch, num_classes]``; the batch is dynamic. The file is run in ONNX Runtime at batch sizes
-    other than the traced one and compared with torch; only a file that agrees is put at ``path``.
-    Above 2 GiB the weights lie beside it, in ``PATH.8HEXDIGITS.data``.
+    The input is ``pixel_values`` float32 ``[batch, channels, height, width]``, the output
+    ``logits`` ``[batch, num_classes]``; the batch is dynamic. ONNX Runtime runs the model at batch
+    sizes other than the traced one, and the results are compared with torch. Only a model that
+    agrees is written to ``path``. Above 2 GiB the weights are in ``PATH.8HEXDIGITS.data``.
 
     Args:
-        model_or_head: a timm model with a head on it, a head, the path of a head file, or a
-            reference to a store; for the form ``multi`` several heads, by name or named after their
-            files.
-        path: where to write, with the suffix ``.onnx``; its folder is made where it is missing.
-        form: ``merged``, the head as constants; ``swappable``, the head as overridable
-            initializers, so that each call can bring another; ``multi``, many heads, each with an
-            output ``logits_NAME``; ``backbone``, the output ``features`` and no head.
-        backbone: the frozen model that the heads belong to, which stays as it is; it is loaded
-            without it.
-        weights: of the backbone, see ``load_backbone_of``. Not for a model.
-        remap: see ``load_backbone``.
-        label_names: one name per class, if a model is given.
-        preprocess: take raw images instead, ``image`` uint8 ``[batch, height, width, 3]`` of any
-            size: resize, crop and normalization are in the graph.
-        probabilities: add the output ``probabilities``: softmax or sigmoid of the logits divided
+        model_or_head: A timm model with a head, a head, the path of a head file, or a reference to
+            a store. For the form ``multi``, several heads: by name, or as files or references,
+            whose names they get.
+        path: Path of the model, with the suffix ``.onnx``. A missing folder is made.
+        form: ``merged``: the head as constants. ``swappable``: the head as overridable
+            initializers, so that each call can pass another. ``multi``: many heads, each with an
+            output ``logits_NAME``. ``backbone``: the output ``features`` and no head.
+        backbone: The frozen model that the heads belong to; it is not changed. If None, it is
+            loaded.
+        weights: Weights of the backbone, see ``load_backbone_of``. Not for a model.
+        remap: See ``load_backbone``.
+        label_names: One name per class, for a model.
+        preprocess: Take raw images instead: ``image`` uint8 ``[batch, height, width, 3]`` of any
+            size. The graph resizes, crops and normalizes them.
+        probabilities: Add the output ``probabilities``: softmax or sigmoid of the logits divided
             by the head's temperature.
-        precision: of the backbone: ``fp32``, ``fp16`` (half the size, for GPUs) or ``int8`` (static
-            quantization, a quarter of the size, for CPUs). Heads stay float32.
-        images: for a reduced precision, a folder or list of images like those that the model will
-            see. One half calibrates, on the other is measured what the precision costs.
-        max_cost: share of those images whose class may change, or of accuracy that may be lost
-            where they lie in folders named after the classes; 0.02 is 2 %.
-        optimize: rewrite the graph for speed with ONNX Runtime's own operators, which other
-            runtimes may not know.
-        config: write ``config.json`` beside the model, as Optimum's
-            ``ORTModelForImageClassification`` takes it; one that is there is replaced.
-        tolerance: largest difference between ONNX Runtime and torch that is accepted in float32,
-            relative to the largest value of an output.
+        precision: Precision of the backbone: ``fp32``, ``fp16`` (half the size, for GPUs) or
+            ``int8`` (static quantization, a quarter of the size, for CPUs). Heads stay float32.
+        images: For a reduced precision, a folder or list of images like those that the model will
+            see. One half calibrates; the other half measures the cost of the precision.
+        max_cost: Share of those images whose class may change; if the images are in folders named
+            after the classes, the accuracy that may be lost. 0.02 is 2 %.
+        optimize: Rewrite the graph for speed with ONNX Runtime's own operators, which other
+            runtimes may not support.
+        config: Write ``config.json`` next to the model for Optimum's
+            ``ORTModelForImageClassification``; an existing one is replaced.
+        tolerance: Largest accepted difference between ONNX Runtime and torch in float32, relative
+            to the largest value of an output.
 
     Raises:
         OutputError: ``path`` cannot be written.
-        ExportError: torch cannot convert the model, or the form does not take these heads.
-        ParityError: the converted model does not agree with torch, or ``precision`` costs more
+        ExportError: torch cannot convert the model, or the form does not allow these heads.
+        ParityError: The converted model does not agree with torch, or ``precision`` costs more
             than ``max_cost``.
-        DataError: there are no ``images``, or one cannot be read.
-        BackboneMismatch: heads of one model were trained on other backbones, or on one that was
-            run with another pooling or preprocessing.
-        WeightsError, HeadFormatError, RegistryError: a head or its backbone cannot be loaded.
+        DataError: There are no ``images``, or one cannot be read.
+        BackboneMismatch: Heads of one model were trained on different backbones, or with different
+            pooling or preprocessing.
+        WeightsError, HeadFormatError, RegistryError: A head or its backbone cannot be loaded.
     """
     _check_options(
         form,
@@ -152,9 +152,9 @@ def export(
         model_or_head, form, backbone=backbone, weights=weights, remap=remap, names=label_names
     )
     check_heads(form, heads, probabilities=probabilities)
-    described = ModelInfo(
+    info = ModelInfo(
         form=form,
-        backbone=backbone_of(first),
+        backbone=shared_description(first),
         features={},
         heads=(),
         classifier="",
@@ -162,35 +162,34 @@ def export(
         probabilities=probabilities,
     )
     for head in heads.values():
-        described.check_backbone(
-            head, force=None
-        )  # one preprocessing and one pooling for all of them
+        # All heads need the same preprocessing and pooling.
+        info.check_backbone(head, force=None)
     raw = Preprocess.from_cfg(first.pretrained_cfg) if preprocess else None
     samples = None
     if precision != "fp32" and images is not None:
         check_measurable(heads)
         samples = Images.load(images, Preprocess.from_cfg(first.pretrained_cfg))
 
-    # Fused attention keeps its projections in float32.
+    # int8 does not quantize the projections inside fused attention.
     converted = convert(model, first, optimize=optimize, quantizable=precision == "int8")
     graph = converted.backbone
-    described = replace(
-        described, features=features_of(graph), classifier=to_text(converted.classifier)
+    info = replace(
+        info, features=feature_shapes(graph), classifier=encode_model(converted.classifier)
     )
     small = None if samples is None else reduce_precision(graph, precision, samples)
-    info = put_heads(graph, described, heads)
-    with scratch(graph, path) as plain:
+    info = add_heads(graph, info, heads)
+    with temporary_model(graph, path) as plain:
         difference = verify(plain, model, info, heads, tolerance=tolerance)
         if samples is not None and small is not None:
-            graph, info = small, put_heads(small, replace(described, precision=precision), heads)
-            with scratch(graph, path) as reduced:
+            graph, info = small, add_heads(small, replace(info, precision=precision), heads)
+            with temporary_model(graph, path) as reduced:
                 verify_runs(reduced, info, heads)
                 info = measure_cost(plain, reduced, info, heads, samples, max_cost)
     pixel_difference = None
     if raw is not None:
         info = replace(info, preprocess=True)
-        pixel_difference = _take_raw_images(graph, raw, path, tolerance)
-    describe(graph, info)
+        pixel_difference = _add_preprocessing(graph, raw, path, tolerance)
+    write_metadata(graph, info)
     write(graph, path)
     if config:
         content = json.dumps(hub_config(info), ensure_ascii=False, indent=2)
@@ -210,18 +209,18 @@ def _check_options(
     if form not in FORMS:
         raise ExportError(f"form is {form!r}, expected one of {', '.join(FORMS)}")
     if form == "backbone" and probabilities:
-        raise ExportError("the form 'backbone' gives features: it has no probabilities")
+        raise ExportError("the form 'backbone' outputs features and has no probabilities")
     if config and (preprocess or form not in ("merged", "swappable")):
         raise ExportError(
             "config.json describes a model with one head that takes pixel_values: "
-            "export without preprocessing, in the form merged or swappable"
+            "export without preprocessing, in the form 'merged' or 'swappable'"
         )
     if precision not in PRECISIONS:
         raise ExportError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     if precision != "fp32" and images is None:
         raise DataError(
-            f"precision {precision!r} is measured on images: name a folder with images=FOLDER "
-            "(--images FOLDER)"
+            f"the cost of precision {precision!r} is measured on images: pass a folder with "
+            "images=FOLDER (--images FOLDER)"
         )
 
 
@@ -234,7 +233,7 @@ def _resolve(
     remap: bool,
     names: Sequence[str] | None,
 ) -> tuple[nn.Module, dict[str, Head], Head]:
-    """Return a copy of the model that export may change, the heads of the form, and the first."""
+    """Return a copy of the model that export may change, the heads, and the first head."""
     if isinstance(given, nn.Module):
         if form == "multi":
             raise ExportError("the form 'multi' takes heads by name: {name: head, ...}")
@@ -250,32 +249,32 @@ def _resolve(
         folder = _folder(given)
         loaded = backbone or load_backbone_of(first, weights, remap=remap, folder=folder)
         model = copy_structure(loaded, share_tensors=True)
-        for head in reversed(heads.values()):  # the first stays on
+        for head in reversed(heads.values()):  # the first head stays attached
             attach(model, head)
     first = next(iter(heads.values()))
     return model.eval(), {} if form == "backbone" else heads, first
 
 
-def _take_raw_images(
+def _add_preprocessing(
     graph: onnx.ModelProto, preprocess: Preprocess, path: Path, tolerance: float
 ) -> float:
-    """Put preprocessing in front of a model, in place; return how far its pixels are off."""
+    """Put preprocessing in front of a model, in place; return the mean difference of its pixels."""
     raw = preprocessing_model(preprocess, opset_of(graph))
-    with scratch(graph, path) as model, scratch(raw, path) as alone:
+    with temporary_model(graph, path) as model, temporary_model(raw, path) as alone:
         put_preprocessing(graph, raw)
-        with scratch(graph, path) as whole:
+        with temporary_model(graph, path) as whole:
             return verify_preprocessing(whole, alone, model, preprocess, tolerance=tolerance)
 
 
 def _folder(given: Any) -> Path | None:
-    """Where the first head file lies: its backbone's weights may lie beside it."""
+    """Return the folder of the first head file: its backbone's weights may be there."""
     if not isinstance(given, str | Path | Head):
         given = next(iter(given.values() if isinstance(given, Mapping) else given))
     return None if isinstance(given, Head) else Path(given).parent
 
 
 def _heads(given: Any, form: str) -> dict[str, Head]:
-    """Heads by name; the only one of a form that takes one has an empty name."""
+    """Return heads by name; the only head of a form with one head has an empty name."""
     if form != "multi":
         if not isinstance(given, Head | str | Path) and len(given) == 1:
             (given,) = given.values() if isinstance(given, Mapping) else given
@@ -296,5 +295,5 @@ def _heads(given: Any, form: str) -> dict[str, Head]:
 
 
 def _versions() -> dict[str, Any]:
-    found = {name: version(name) for name in ("headkit", "onnx", "onnxscript", "timm")}
-    return {**found, "torch": torch.__version__}  # with the build, such as +cpu
+    versions = {name: version(name) for name in ("headkit", "onnx", "onnxscript", "timm")}
+    return {**versions, "torch": torch.__version__}  # with the build, such as +cpu

@@ -17,16 +17,16 @@ from headkit.adapters.backbone.forward import classify, features
 from headkit.adapters.errors import ExportError, ParityError, first_line
 from headkit.adapters.heads.attach import attach
 from headkit.adapters.heads.tasks import task_named
-from headkit.export.graph.forms import Heads
+from headkit.export.graph.heads_in_graph import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name, probabilities_name
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 
 VERIFIED_BATCHES = (1, 3, 8)
 TOLERANCE = 1e-4
-"""Largest difference between ONNX Runtime and torch, relative to the largest value."""
+"""Largest accepted difference between ONNX Runtime and torch, relative to the largest value."""
 PIXEL_TOLERANCE = 1 / 255
-"""Largest mean difference of preprocessed pixels, in shares of their range."""
+"""Largest accepted mean difference of preprocessed pixels, as a share of their range."""
 
 Array = np.ndarray[Any, Any]
 
@@ -44,18 +44,18 @@ def verify(
     """Compare every output with torch on random images at each of ``VERIFIED_BATCHES``.
 
     Args:
-        path: of a model that takes ``pixel_values``.
-        model: the backbone, with the head if there is one; takes each in turn if there are more.
-        info: of the exported model.
-        heads: by name, as in ``info``.
-        tolerance: largest difference that is accepted.
-        seed: of the images.
+        path: Path of a model that takes ``pixel_values``.
+        model: The backbone with the head. If there are several heads, they are attached in turn.
+        info: Description of the exported model.
+        heads: Heads by name, as in ``info``.
+        tolerance: Largest accepted difference.
+        seed: Seed of the images.
 
     Returns:
         Per batch size, the largest difference relative to the largest value of that output.
 
     Raises:
-        ParityError: one of them is above ``tolerance`` or not a number.
+        ParityError: A difference is above ``tolerance`` or not a number.
         ExportError: ONNX Runtime cannot read or run the file.
     """
     session = open_session(path)
@@ -63,12 +63,12 @@ def verify(
     device = next(model.parameters()).device
     size = info.backbone["pretrained_cfg"]["input_size"]
     images = {n: random_images(n, size, generator) for n in VERIFIED_BATCHES}
-    entered = {batch: features(model, pixels.to(device)) for batch, pixels in images.items()}
-    found = {batch: _run(session, pixels.numpy(), batch) for batch, pixels in images.items()}
+    entering = {batch: features(model, pixels.to(device)) for batch, pixels in images.items()}
+    outputs = {batch: _run(session, pixels.numpy(), batch) for batch, pixels in images.items()}
     differences = dict.fromkeys(VERIFIED_BATCHES, 0.0)
 
     def compare(batch: int, name: str, expected: Tensor) -> None:
-        difference = _difference(found[batch][name], expected.cpu().numpy(), batch)
+        difference = _difference(outputs[batch][name], expected.cpu().numpy(), batch)
         if not difference <= tolerance:
             raise ParityError(
                 f"at batch {batch} ONNX Runtime and torch differ in {name} by {difference:.1e} of "
@@ -77,14 +77,14 @@ def verify(
         differences[batch] = max(differences[batch], difference)
 
     if info.form == "backbone":
-        for batch, tensors in entered.items():
-            given = (tensors,) if isinstance(tensors, Tensor) else tensors
-            for name, tensor in zip(info.features, given, strict=True):
+        for batch, tensors in entering.items():
+            values = (tensors,) if isinstance(tensors, Tensor) else tensors
+            for name, tensor in zip(info.features, values, strict=True):
                 compare(batch, name, tensor)
     for name, head in heads.items():
         if len(heads) > 1:
             attach(model, head, force=True)
-        for batch, tensors in entered.items():
+        for batch, tensors in entering.items():
             logits = classify(model, tensors)
             compare(batch, logits_name(name), logits)
             if info.probabilities:
@@ -94,10 +94,10 @@ def verify(
 
 
 def random_images(number: int, size: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Return normalized images ``[number, *size]`` that differ in more than noise.
+    """Return normalized images ``[number, *size]`` that differ by more than noise.
 
-    The first and every other one is noise; the others have patches of colour under it, as
-    photographs have: many a network averages noise away.
+    Every other image, from the first on, is noise. The others also have patches of color, like
+    photos, because many networks average noise away.
     """
     noise = torch.randn(number, *size, generator=generator)
     patches = torch.randn(number, size[0], 4, 4, generator=generator)
@@ -107,11 +107,13 @@ def random_images(number: int, size: Sequence[int], generator: torch.Generator) 
 
 
 def verify_runs(path: Path, info: ModelInfo, heads: Heads, *, seed: int = 0) -> None:
-    """Run a model in a reduced precision, whose numbers torch cannot tell, at each batch size.
+    """Run a model in a reduced precision at each batch size and check its outputs for consistency.
+
+    Torch has no reference for its numbers.
 
     Raises:
-        ParityError: an output has another shape, is not finite, or probabilities do not follow
-            from the logits.
+        ParityError: An output has another shape, logits are not finite, or probabilities do not
+            follow from the logits.
         ExportError: ONNX Runtime cannot read or run the file.
     """
     session = open_session(path)
@@ -119,9 +121,9 @@ def verify_runs(path: Path, info: ModelInfo, heads: Heads, *, seed: int = 0) -> 
     generator = torch.Generator().manual_seed(seed)
     for batch in VERIFIED_BATCHES:
         pixels = torch.randn(batch, *size, generator=generator)
-        found = _run(session, pixels.numpy(), batch)
+        outputs = _run(session, pixels.numpy(), batch)
         for name, head in heads.items():
-            logits = found[logits_name(name)]
+            logits = outputs[logits_name(name)]
             if logits.shape != (batch, head.num_classes) or not np.isfinite(logits).all():
                 raise ParityError(
                     f"in {info.precision} {logits_name(name)} is {list(logits.shape)} at batch "
@@ -130,7 +132,7 @@ def verify_runs(path: Path, info: ModelInfo, heads: Heads, *, seed: int = 0) -> 
             if info.probabilities:
                 task = task_named(head.task)
                 expected = task.tensor_scores(torch.from_numpy(logits), head.temperature).numpy()
-                difference = _difference(found[probabilities_name(name)], expected, batch)
+                difference = _difference(outputs[probabilities_name(name)], expected, batch)
                 if not difference <= TOLERANCE:
                     raise ParityError(
                         f"in {info.precision} {probabilities_name(name)} does not follow from the "
@@ -141,22 +143,23 @@ def verify_runs(path: Path, info: ModelInfo, heads: Heads, *, seed: int = 0) -> 
 def verify_preprocessing(
     whole: Path, preprocessing: Path, model: Path, preprocess: Preprocess, *, tolerance: float
 ) -> float:
-    """Compare the graph's pixels with Pillow's, and the whole model with its two halves.
+    """Compare the graph's pixels with Pillow's, and the whole model with its two parts in turn.
 
     Args:
-        whole: from ``image`` to its outputs.
-        preprocessing: from ``image`` to ``pixel_values``.
-        model: from ``pixel_values`` to the same outputs.
-        preprocess: what the preprocessing stands for, by Pillow.
-        tolerance: largest difference of the whole from its halves.
+        whole: Path of the model from ``image`` to the outputs.
+        preprocessing: Path of the model from ``image`` to ``pixel_values``.
+        model: Path of the model from ``pixel_values`` to the outputs.
+        preprocess: The same preprocessing with Pillow.
+        tolerance: Largest accepted difference between the whole and its parts.
 
     Returns:
-        The mean absolute difference of pixels, in shares of their range.
+        The mean absolute difference of pixels, as a share of their range.
 
     Raises:
-        ParityError: it is above ``PIXEL_TOLERANCE``, or the whole gives something else.
+        ParityError: That difference is above ``PIXEL_TOLERANCE``, or the outputs of the whole
+            differ from those of its parts.
     """
-    image = _picture(640, 480)
+    image = _random_photo(640, 480)
     (pixels,) = open_session(preprocessing).run(["pixel_values"], {"image": image[None]})
     expected = preprocess(Image.fromarray(image))
     spread = np.asarray(preprocess.std, np.float32)[:, None, None]
@@ -166,14 +169,14 @@ def verify_preprocessing(
             f"the graph's pixels differ from Pillow's by {difference:.1e} of their range on "
             f"average, allowed is {PIXEL_TOLERANCE:.1e}; no file was written"
         )
-    halves, at_once = (
+    in_turn, at_once = (
         session.run(None, feed)
         for session, feed in (
             (open_session(model), {"pixel_values": pixels}),
             (open_session(whole), {"image": image[None]}),
         )
     )
-    worst = max(_difference(a, b, 1) for a, b in zip(at_once, halves, strict=True))
+    worst = max(_difference(a, b, 1) for a, b in zip(at_once, in_turn, strict=True))
     if not worst <= tolerance:
         raise ParityError(
             f"with preprocessing in the graph the outputs differ by {worst:.1e} of the largest "
@@ -182,8 +185,8 @@ def verify_preprocessing(
     return difference
 
 
-def _picture(width: int, height: int, seed: int = 0) -> Array:
-    """Smooth colours with edges: noise alone would hide what a resize does to shapes."""
+def _random_photo(width: int, height: int, seed: int = 0) -> Array:
+    """Return smooth colors with edges: noise alone would hide errors of a resize in shapes."""
     blocks = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     size = (width, height)
     return np.asarray(Image.fromarray(blocks).resize(size, Image.Resampling.BICUBIC))
@@ -197,9 +200,10 @@ def _run(session: ort.InferenceSession, pixels: Array, batch: int) -> dict[str, 
         raise ExportError(f"ONNX Runtime fails at batch {batch}: {first_line(error)}") from error
 
 
-def _difference(found: Array, expected: Array, batch: int) -> float:
-    if found.shape != expected.shape:
+def _difference(actual: Array, expected: Array, batch: int) -> float:
+    if actual.shape != expected.shape:
         raise ParityError(
-            f"at batch {batch} ONNX Runtime gives {found.shape}, torch {expected.shape}"
+            f"at batch {batch} ONNX Runtime returns shape {list(actual.shape)}, "
+            f"torch {list(expected.shape)}; no file was written"
         )
-    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
+    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12))

@@ -66,10 +66,10 @@ def _model(path: Path) -> dict[str, Any]:
     if model.cost:
         described["precision_cost"] = dict(model.cost)
     if len(model.heads) == 1 and not model.heads[0].name:
-        return {**described, "head_id": model.heads[0].head_id, **model.heads[0].described}
+        return {**described, "head_id": model.heads[0].head_id, **model.heads[0].description}
     shown = ("kind", "num_classes", "label_names", "task", "temperature")
     described["heads"] = {
-        head.name: {"head_id": head.head_id, **{k: head.described.get(k) for k in shown}}
+        head.name: {"head_id": head.head_id, **{k: head.description.get(k) for k in shown}}
         for head in model.heads
     }
     return described

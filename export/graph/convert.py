@@ -1,4 +1,4 @@
-"""torch to ONNX: the backbone of a model as one graph, its classifier as a template."""
+"""Convert the backbone of a torch model, and its classifier if needed, to ONNX graphs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from headkit.adapters.compat import has_fusion, split_attention
 from headkit.adapters.errors import ExportError, first_line
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import install
-from headkit.export.optimize.passes import optimize as optimized
+from headkit.export.optimize import passes
 
-from .condconv import replace_experts
-from .forms import features_of
-from .head_graph import CLASSES, is_built
+from .classifier_graph import CLASSES, can_build
+from .condconv import replace_condconv
+from .heads_in_graph import feature_shapes
 
 TRACED_BATCH = 2
 _BATCH = torch.export.Dim("batch")
@@ -40,12 +40,13 @@ _CLASSES = torch.export.Dim(CLASSES)
 
 @dataclass(frozen=True)
 class Converted:
-    """A model in ONNX, before any form.
+    """A model in ONNX, with the backbone and the classifier as separate graphs.
 
     Attributes:
-        backbone: from ``pixel_values`` ``[batch, channels, height, width]`` to ``features``, and
-            ``features_1``, … where the classifier takes several.
-        classifier: a template (``template.py``) of the classifier, where that is not linear.
+        backbone: Graph from ``pixel_values`` ``[batch, channels, height, width]`` to ``features``,
+            and ``features_1``, … if the classifier reads several.
+        classifier: Graph of the classifier (``classifier_graph``); None if headkit can build it
+            without torch.
     """
 
     backbone: onnx.ModelProto
@@ -56,32 +57,32 @@ class Converted:
 def convert(
     model: nn.Module, head: Head, *, optimize: bool = True, quantizable: bool = False
 ) -> Converted:
-    """Convert the backbone of ``model``, and the classifier that ``head`` belongs to.
+    """Convert the backbone of a model, and the classifier of its head.
 
     Args:
-        model: a timm model with ``head`` on it, in eval mode; stays as it is.
-        head: tells the input size and the kind of classifier.
-        optimize: see ``export``.
-        quantizable: see ``optimize.optimize``.
+        model: A timm model with ``head`` attached, in eval mode. It is not changed.
+        head: The head, whose input size and kind of classifier are used.
+        optimize: Rewrite the backbone's graph for speed.
+        quantizable: Use only rewrites after which the graph can be quantized.
 
     Raises:
         ExportError: torch cannot convert the model.
-        ContractError: the adapter layer does not understand the model.
+        ContractError: headkit does not know how this model uses its classifier.
     """
-    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    if kinds != {torch.float32}:
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if dtypes != {torch.float32}:
         raise ExportError(
-            f"the model has parameters of {', '.join(sorted(map(str, kinds)))}, expected float32: "
-            "call model.float(), and name precision='fp16' for a small file"
+            f"the model has parameters of {', '.join(sorted(map(str, dtypes)))}, expected float32: "
+            "call model.float(), and pass precision='fp16' for a small file"
         )
     size = tuple(head.pretrained_cfg["input_size"])
     device = next(model.parameters()).device
     x = torch.randn(TRACED_BATCH, *size, device=device)
-    entered = features(model, x)
-    given = (entered,) if isinstance(entered, Tensor) else entered
-    names = [f"features_{number}" if number else "features" for number in range(len(given))]
-    program = _program(
-        Backbone(_prepared(model)),
+    output = features(model, x)
+    entering = (output,) if isinstance(output, Tensor) else output
+    names = [f"features_{number}" if number else "features" for number in range(len(entering))]
+    program = _export_program(
+        Backbone(_prepare(model)),
         (x,),
         inputs=["pixel_values"],
         outputs=names,
@@ -89,60 +90,64 @@ def convert(
         what=name_of(model),
     )
     _name_as_in_state_dict(program)
-    backbone = optimized(program, quantizable=quantizable) if optimize else program
-    shapes = features_of(backbone)
-    return Converted(
-        backbone, None if is_built(head, shapes) else _classifier(model, head, given, names)
-    )
+    backbone = passes.optimize(program, quantizable=quantizable) if optimize else program
+    if can_build(head, feature_shapes(backbone)):
+        return Converted(backbone, None)
+    return Converted(backbone, _convert_classifier(model, head, entering, names))
 
 
-class _Stateless(nn.Module):
-    """A classifier whose tensors are inputs."""
+class _FunctionalClassifier(nn.Module):
+    """A classifier whose tensors are inputs of ``forward``."""
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.classifier = ClassifierOf(model)
         self._names = [f"model.{name}" for name in names]
 
-    def forward(self, entered: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
-        """Logits ``[batch, num_classes]``."""
+    def forward(self, entering: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
+        """Return logits ``[batch, num_classes]``."""
         state = dict(zip(self._names, tensors, strict=True))
-        return torch.func.functional_call(self.classifier, state, tuple(entered))
+        return torch.func.functional_call(self.classifier, state, tuple(entering))
 
 
-def _classifier(
-    model: nn.Module, head: Head, entered: Sequence[Tensor], names: Sequence[str]
+def _convert_classifier(
+    model: nn.Module, head: Head, entering: Sequence[Tensor], names: Sequence[str]
 ) -> onnx.ModelProto:
-    """The template. That it fits any number of classes is what a symbolic dimension proves."""
+    """Convert the classifier; a symbolic dimension proves that it fits any number of classes."""
     tensors = classifier_tensors(model)
     other = copy_structure(model, share_tensors=False)
     install(other, head.kind, head.num_classes + 1, tensors)  # type: ignore[arg-type]
-    counted = {
+    class_dims = {
         name: {
             dim: _CLASSES
-            for dim, (one, more) in enumerate(zip(tensors[name].shape, like.shape, strict=True))
-            if one != more
+            for dim, (size, larger) in enumerate(zip(tensors[name].shape, t.shape, strict=True))
+            if size != larger
         }
-        for name, like in classifier_tensors(other).items()
+        for name, t in classifier_tensors(other).items()
     }
-    # torch takes a dimension of 0 or 1 for a constant.
+    # torch treats a dimension of size 0 or 1 as constant.
     examples = tuple(
-        torch.zeros([11 if dim in counted[n] else size for dim, size in enumerate(t.shape)]).to(t)
+        torch.zeros([11 if dim in class_dims[n] else size for dim, size in enumerate(t.shape)]).to(
+            t
+        )
         for n, t in tensors.items()
     )
-    program = _program(
-        _Stateless(copy_structure(model, share_tensors=True), list(tensors)),
-        (tuple(entered), examples),
+    program = _export_program(
+        _FunctionalClassifier(copy_structure(model, share_tensors=True), list(tensors)),
+        (tuple(entering), examples),
         inputs=[*names, *tensors],
         outputs=["logits"],
-        dynamic_shapes=(tuple({0: _BATCH} for _ in entered), tuple(counted[n] for n in tensors)),
+        dynamic_shapes=(
+            tuple({0: _BATCH} for _ in entering),
+            tuple(class_dims[n] for n in tensors),
+        ),
         what=f"the classifier of {name_of(model)}",
     )
     program.graph.name = head.kind
     return program
 
 
-def _program(
+def _export_program(
     module: nn.Module,
     args: tuple[Any, ...],
     *,
@@ -164,23 +169,26 @@ def _program(
                 verbose=False,
             )
         except Exception as error:
-            raise ExportError(f"torch cannot convert {what} to ONNX: {_cause(error)}") from error
+            raise ExportError(
+                f"torch cannot convert {what} to ONNX: {_root_cause(error)}"
+            ) from error
         if program is None:
-            raise ExportError(f"torch gave no ONNX program for {what}")
+            raise ExportError(f"torch returned no ONNX program for {what}, expected one")
         if not optimize:
-            _fold(program.model)
+            _fold_constants(program.model)
         converted: onnx.ModelProto = program.model_proto
-        if not _dangling(converted):
+        if not _undefined_names(converted):
             break
-        # onnxscript's rewriter lost a constant (seen where clamps follow each other): without it.
+        # onnxscript's rewriter lost a constant, as with successive clamps: convert without it.
     else:
-        raise ExportError(f"torch's program for {what} reads {', '.join(_dangling(converted))}")
-    _drop_traces(converted)
+        names = ", ".join(_undefined_names(converted))
+        raise ExportError(f"torch's program for {what} reads undefined values: {names}")
+    _remove_source_locations(converted)
     return converted
 
 
-def _fold(model: onnx_ir.Model) -> None:
-    """Do what the exporter does to a program, in place, but for onnxscript's rewrite rules."""
+def _fold_constants(model: onnx_ir.Model) -> None:
+    """Optimize a program in place as the exporter does, but without onnxscript's rewrite rules."""
     onnxscript.optimizer.inline(model)
     for _ in range(2):
         onnxscript.optimizer.fold_constants(model)
@@ -194,75 +202,75 @@ def _fold(model: onnx_ir.Model) -> None:
     )(model)
 
 
-def _dangling(model: onnx.ModelProto) -> list[str]:
-    """Return what nodes read and nothing gives."""
+def _undefined_names(model: onnx.ModelProto) -> list[str]:
+    """Return the names of values that nodes read but nothing defines."""
     graph = model.graph
-    given = {name for node in graph.node for name in node.output}
-    given |= {named.name for named in (*graph.input, *graph.initializer)}
-    return sorted({name for node in graph.node for name in node.input if name} - given)
+    defined = {name for node in graph.node for name in node.output}
+    defined |= {value.name for value in (*graph.input, *graph.initializer)}
+    return sorted({name for node in graph.node for name in node.input if name} - defined)
 
 
-def _prepared(model: nn.Module) -> nn.Module:
-    """A copy for conversion: with classes, branches fused where timm has a fusion."""
+def _prepare(model: nn.Module) -> nn.Module:
+    """Return a copy for conversion: it has classes, and timm's own fusions are applied."""
     paths = find_classifier(model).paths
     fusing = any(
         has_fusion(part)
         for path, part in model.named_modules()
-        if path and not _around(path, paths)
+        if path and not _overlaps(path, paths)
     )
-    # Fusions write into tensors; without one the copy shares the model's own.
+    # Fusions write into tensors; if there are none, the copy shares the model's tensors.
     copied = copy.deepcopy(model) if fusing else copy_structure(model, share_tensors=True)
     if not find_classifier(copied).num_classes:
-        replace_classifier(copied, 1)  # some models leave the classifier out without classes
+        replace_classifier(copied, 1)  # without classes, some models have no classifier
     if fusing:
         _fuse(copied, "", paths)
-    # What torch traces of the fused operator is slower, fails in some architectures, and is not
-    # what `optimize` recognizes.
+    # The fused attention operator converts to a slower graph, fails in some architectures, and
+    # `optimize` does not recognize it.
     split_attention(copied)
-    return replace_experts(copied).eval()
+    return replace_condconv(copied).eval()
 
 
 def _fuse(module: nn.Module, path: str, classifier: Sequence[str]) -> None:
-    """Let timm fuse everything but the classifier, whose tensors are the head's."""
+    """Apply timm's fusions to everything but the classifier, whose tensors belong to the head."""
     for name, child in list(module.named_children()):
-        below = f"{path}.{name}" if path else name
-        if below in classifier:
+        child_path = f"{path}.{name}" if path else name
+        if child_path in classifier:
             continue
-        if _around(below, classifier):
-            _fuse(child, below, classifier)
+        if _overlaps(child_path, classifier):
+            _fuse(child, child_path, classifier)
         else:
             holder = nn.ModuleDict({name: child})
             setattr(module, name, timm.models.reparameterize_model(holder, inplace=True)[name])
 
 
 def _name_as_in_state_dict(program: onnx.ModelProto) -> None:
-    """Weights carry the name of the attribute that holds the model in ``Backbone``: take it off."""
-    graph, wrapped = program.graph, "model."
-    names = {t.name: t.name.removeprefix(wrapped) for t in graph.initializer}
+    """Remove the name of ``Backbone``'s attribute from the names of weights, in place."""
+    graph, attribute = program.graph, "model."
+    names = {t.name: t.name.removeprefix(attribute) for t in graph.initializer}
     names = {name: short for name, short in names.items() if name != short}
-    for named in (*graph.initializer, *graph.value_info):
-        named.name = names.get(named.name, named.name)
+    for value in (*graph.initializer, *graph.value_info):
+        value.name = names.get(value.name, value.name)
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
 
 
-def _around(path: str, classifier: Sequence[str]) -> bool:
-    """Tell whether ``path`` is a classifier, holds one or lies in one."""
+def _overlaps(path: str, classifier: Sequence[str]) -> bool:
+    """Return True if ``path`` is a classifier, contains one or is inside one."""
     return any(
         own == path or own.startswith(f"{path}.") or path.startswith(f"{own}.")
         for own in classifier
     )
 
 
-def _cause(error: BaseException) -> str:
-    """Return what went wrong at the root: torch wraps it in advice."""
+def _root_cause(error: BaseException) -> str:
+    """Return the message of the root cause, without the advice that torch adds."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _drop_traces(converted: onnx.ModelProto) -> None:
-    """Remove what torch notes on each node: paths and source lines of the exporting machine."""
+def _remove_source_locations(converted: onnx.ModelProto) -> None:
+    """Remove the paths and source lines of the exporting machine that torch adds to each node."""
     graph = converted.graph
     for part in (
         graph,

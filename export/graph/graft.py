@@ -1,4 +1,4 @@
-"""Put another head into an exported model: seconds of torch become milliseconds of NumPy."""
+"""Put another head into an exported model in milliseconds, without torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,21 @@ from headkit.adapters.heads.head import Head
 from headkit.export.predict.adapter_files import write_adapter
 from headkit.registry.resolve import head_name, load_head
 
-from .forms import Heads, head_model, opset_of, put_heads, swappable_inputs, take_heads
+from .heads_in_graph import (
+    Heads,
+    add_heads,
+    head_model,
+    opset_of,
+    remove_heads,
+    swappable_inputs,
+)
 from .metadata import PREFIX, TEMPERATURE, ModelInfo
-from .onnx_file import Opened, opened
+from .onnx_file import OpenModel, open_model
 
 CHECKED_BATCHES = (1, 3)
 _USAGE = "the model first and then the head: graft MODEL.onnx HEAD.safetensors"
 _RESERVED = ("logits", "probabilities", TEMPERATURE)
-"""Values that come and go with a head."""
+"""Names of values that are added and removed with a head."""
 
 
 def graft(
@@ -33,34 +40,34 @@ def graft(
     force: bool = False,
     overwrite: bool = False,
 ) -> ModelInfo:
-    """Put ``head`` into an exported model, without torch and without exporting again.
+    """Put a head into an exported model, without torch and without exporting again.
 
-    The result has the same graph, bit for bit the same weights, and therefore the same logits as a
-    model exported with this head. Its backbone keeps precision, preprocessing and optimizations;
-    what a reduced precision costs is not known for the new head.
+    The result has the same graph, the same weights bit for bit, and so the same logits as a model
+    exported with this head. The backbone keeps its precision, preprocessing and optimizations. The
+    cost of a reduced precision is not measured for the new head.
 
     Args:
-        onnx_path: a merged, swappable, multi or backbone model that headkit exported. A backbone
+        onnx_path: A merged, swappable, multi or backbone model that headkit exported. A backbone
             becomes a merged model.
-        head: a head, the path of a head file, or a reference to a store.
-        out: where to write the new model, with the suffix ``.onnx``. With the suffix
-            ``.onnx_adapter`` it is a file of the head alone for a swappable model, as ONNX Runtime
-            takes it.
-        name: of the head in a multi model; the stem of its file, or its published name, without it.
-        add: to a multi model, instead of replacing the head of that name.
-        force: graft onto another backbone of the same architecture too. Logits will differ.
-        overwrite: let ``out`` be ``onnx_path``: the new model replaces the old one.
+        head: A head, the path of a head file, or a reference to a store.
+        out: Path of the new model, with the suffix ``.onnx``. With the suffix ``.onnx_adapter``,
+            ONNX Runtime's adapter file of the head alone is written, for a swappable model.
+        name: Name of the head in a multi model. If None, the stem of the head's file or its
+            published name.
+        add: Add the head to a multi model instead of replacing the head of that name.
+        force: Also graft onto another backbone of the same architecture. Logits will differ.
+        overwrite: Allow ``out`` to be ``onnx_path``: the new model replaces the old one.
 
     Returns:
         The description of the new model.
 
     Raises:
-        BackboneMismatch: the head was trained on another backbone.
-        ExportError: the model is damaged, or has no place for such a head.
+        BackboneMismatch: The head was trained on another backbone.
+        ExportError: The model is damaged, or the head does not fit it.
         OutputError: ``out`` cannot be written, has another suffix, is the head file, or is
             ``onnx_path`` without ``overwrite``.
         HeadFormatError: ``head`` cannot be read.
-        RegistryError: the store has no such head.
+        RegistryError: The store has no such head.
     """
     path = None if isinstance(head, Head) else Path(head)
     check_argument("the model", onnx_path, MODEL, _USAGE)
@@ -74,10 +81,10 @@ def graft(
             "pass overwrite=True (--overwrite) to replace it"
         )
     head = load_head(head)
-    with opened(onnx_path) as source:
+    with open_model(onnx_path) as source:
         source.info.check_backbone(head, force=force)
         if out.suffix == ADAPTER.suffix:
-            return _write_alone(source, head, out)
+            return _write_adapter(source, head, out)
         info = _replace(source, head, name or (head_name(path) if path else None), add=add)
         source.write(out)
         return info
@@ -87,36 +94,38 @@ def _same_file(one: Path, other: Path) -> bool:
     return one.exists() and other.exists() and one.samefile(other)
 
 
-def _write_alone(source: Opened, head: Head, out: Path) -> ModelInfo:
+def _write_adapter(source: OpenModel, head: Head, out: Path) -> ModelInfo:
     info = source.info
     if info.form != "swappable":
-        raise ExportError(f"a {info.form} model takes no adapters; export it as 'swappable'")
+        raise ExportError(
+            f"a {info.form} model takes no adapters; export the backbone in the form 'swappable'"
+        )
     write_adapter(info, swappable_inputs(source.model), head, out)
     return info
 
 
-def _replace(source: Opened, head: Head, name: str | None, *, add: bool) -> ModelInfo:
-    """Put ``head`` into the model, in place."""
+def _replace(source: OpenModel, head: Head, name: str | None, *, add: bool) -> ModelInfo:
+    """Replace a head of the model or add one, in place."""
     model, info = source.model, source.info
-    _run_alone(info, head, opset_of(model))
+    _check_runs(info, head, opset_of(model))
     _check_same_tensors(info, head)
     name = name if info.form == "multi" else ""
-    known = {one.name: one for one in info.heads if one.name != name}
+    known = {other.name: other for other in info.heads if other.name != name}
     if info.form == "backbone":
         info = replace(info, form="merged")
-    heads = take_heads(model, info)
+    heads = remove_heads(model, info)
     _check_new_names(head, source.value_names())
     info = replace(info, cost={key: cost for key, cost in info.cost.items() if key != name})
-    return put_heads(model, info, _placed(info, heads, name, head, add=add), known)
+    return add_heads(model, info, _with_head(info, heads, name, head, add=add), known)
 
 
 def _check_same_tensors(info: ModelInfo, head: Head) -> None:
-    """Refuse a head whose tensors have other names than those of the head that it replaces."""
+    """Raise if the head's tensors have other names than those of the head that it replaces."""
     if info.form not in ("merged", "swappable"):
         return
     own = info.heads[0]
     differing = sorted(own.tensors.keys() ^ head.tensors.keys())
-    same_kind = own.described.get("kind") == head.kind
+    same_kind = own.description.get("kind") == head.kind
     if same_kind and any(not f".{name}".endswith(".bias") for name in differing):
         raise ExportError(
             f"the head's tensors are {', '.join(head.tensors)}, the model's head of the same kind "
@@ -124,11 +133,11 @@ def _check_same_tensors(info: ModelInfo, head: Head) -> None:
         )
 
 
-def _check_new_names(head: Head, taken: set[str]) -> None:
+def _check_new_names(head: Head, used: set[str]) -> None:
     clashing = [
         name
         for name in head.tensors
-        if name in taken or name in _RESERVED or name.startswith(PREFIX)
+        if name in used or name in _RESERVED or name.startswith(PREFIX)
     ]
     if clashing:
         raise ExportError(
@@ -137,7 +146,7 @@ def _check_new_names(head: Head, taken: set[str]) -> None:
         )
 
 
-def _placed(
+def _with_head(
     info: ModelInfo, heads: Heads, name: str | None, head: Head, *, add: bool
 ) -> dict[str, Head]:
     if info.form != "multi":
@@ -145,17 +154,19 @@ def _placed(
             raise ExportError(f"a {info.form} model takes one head; only a multi model takes more")
         return {"": head}
     if not name:
-        raise ExportError("name the head (--name): this model has several")
+        raise ExportError("this model has several heads: name the head (--name)")
     names = ", ".join(heads)
     if add and name in heads:
-        raise ExportError(f"the model has a head {name!r} already; leave --add out to replace it")
+        raise ExportError(f"the model has a head {name!r} already; omit --add to replace it")
     if not add and name not in heads:
-        raise ExportError(f"the model has no head {name!r} to replace, but {names}; or pass --add")
+        raise ExportError(
+            f"the model has no head {name!r} to replace, but {names}; pass --add to add one"
+        )
     return {**heads, name: head}
 
 
-def _run_alone(info: ModelInfo, head: Head, opset: int) -> None:
-    """Run the head on random features: what does not give logits must not get into a model."""
+def _check_runs(info: ModelInfo, head: Head, opset: int) -> None:
+    """Run the head alone on random features; raise if it does not compute logits."""
     import onnxruntime as ort
 
     model = head_model(info, head, opset)
@@ -167,11 +178,11 @@ def _run_alone(info: ModelInfo, head: Head, opset: int) -> None:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         for batch in CHECKED_BATCHES:
-            entered = {
+            features = {
                 key: generator.normal(size=(batch, *map(int, dims[1:]))).astype(np.float32)
                 for key, dims in info.features.items()
             }
-            (logits,) = session.run(["logits"], entered)
+            (logits,) = session.run(["logits"], features)
             if logits.shape != (batch, head.num_classes) or not np.isfinite(logits).all():
                 raise ExportError(
                     f"the head gives {list(logits.shape)} at batch {batch}, expected finite "

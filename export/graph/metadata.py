@@ -1,4 +1,4 @@
-"""What an exported model says of itself, in the ``metadata_props`` of the ONNX file."""
+"""The description of an exported model, in the ``metadata_props`` of the ONNX file."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:  # running a model needs no safetensors
 FORMAT = "headkit"
 VERSION = "1"
 PREFIX = "head/"
-"""Of all names that belong to heads, but the tensors of an only head."""
+"""Start of all names that belong to heads, except the tensors of a model's only head."""
 TEMPERATURE = "temperature"
 """Overridable initializer of a swappable model that has probabilities."""
 FORMS = ("merged", "swappable", "multi", "backbone")
-_RUN_BY = ("global_pool", "pretrained_cfg")
+_COMPARED = ("global_pool", "pretrained_cfg")
 _SHARED = ("architecture", "num_features", "global_pool", "pretrained_cfg", "model_args")
 
 
 def logits_name(head: str) -> str:
-    """Return the name of the output with the logits of the head called ``head``."""
+    """Return the name of the output with the logits of the head named ``head``."""
     return f"logits_{head}" if head else "logits"
 
 
 def probabilities_name(head: str) -> str:
-    """Return the name of the output with its probabilities, in a model that has them."""
+    """Return the name of the output with the probabilities of the head named ``head``."""
     return f"probabilities_{head}" if head else "probabilities"
 
 
@@ -41,40 +41,40 @@ class HeadInfo:
     """One head of an exported model.
 
     Attributes:
-        name: of the head in a multi model; empty where there is one head.
+        name: Name of the head in a multi model; empty in a model with one head.
         head_id: SHA-256 of the head file.
-        described: the ``head`` entry of the head file (docs/head-file.md).
-        tensors: shapes of its tensors, by name.
+        description: The ``head`` entry of the head file (docs/head-file.md).
+        tensors: Shapes of its tensors, by name.
     """
 
     name: str
     head_id: str
-    described: Mapping[str, Any]
+    description: Mapping[str, Any]
     tensors: Mapping[str, list[int]]
 
     @property
     def output(self) -> str:
-        """Name of the output with its logits."""
+        """Name of the output with the head's logits."""
         return logits_name(self.name)
 
     @property
     def task(self) -> Task:
-        """What its logits mean."""
-        return task_named(self.described.get("task", DEFAULT))
+        """Task of the head, which says what its logits mean."""
+        return task_named(self.description.get("task", DEFAULT))
 
     @property
     def num_classes(self) -> int:
-        """Length of its logits."""
-        return int(self.described["num_classes"])
+        """Number of logits."""
+        return int(self.description["num_classes"])
 
     @property
     def label_names(self) -> list[str]:
-        """One name per class; the class numbers as text where the head has no names."""
-        return self.described.get("label_names") or [str(n) for n in range(self.num_classes)]
+        """One name per class; if the head has no names, the class numbers as text."""
+        return self.description.get("label_names") or [str(n) for n in range(self.num_classes)]
 
     @classmethod
     def from_head(cls, head: Head, name: str = "") -> HeadInfo:
-        """Describe ``head``."""
+        """Return the description of a head."""
         shapes = {key: list(tensor.shape) for key, tensor in head.tensors.items()}
         return cls(name, head.digest, head.to_json(), shapes)
 
@@ -85,16 +85,16 @@ class ModelInfo:
 
     Attributes:
         form: ``merged``, ``swappable``, ``multi`` or ``backbone``.
-        backbone: what all its heads share: ``architecture``, ``num_features``, ``global_pool``,
+        backbone: Entries that all heads share: ``architecture``, ``num_features``, ``global_pool``,
             ``pretrained_cfg``, ``model_args`` and the head file's ``backbone`` entry.
-        features: shapes of what the backbone gives, by name.
-        heads: its heads, in the order of its outputs.
-        classifier: ``template.to_text`` of its own classifier, where that is not linear.
-        versions: of the libraries that exported it.
-        precision: ``fp32``, ``fp16`` or ``int8``, of the backbone.
-        cost: what that precision costs on held-out images (``precision.Cost``).
-        probabilities: the model gives them beside logits.
-        preprocess: the model takes raw images.
+        features: Shapes of the backbone's outputs, by name.
+        heads: The heads, in the order of the outputs.
+        classifier: ``encode_model`` of the classifier that torch converted; empty if it is linear.
+        versions: Versions of the libraries that exported the model.
+        precision: Precision of the backbone: ``fp32``, ``fp16`` or ``int8``.
+        cost: Cost of that precision on held-out images (``precision.reduce.Cost``), by head.
+        probabilities: The model has an output with probabilities for each head.
+        preprocess: The model takes raw images.
     """
 
     form: str
@@ -109,30 +109,30 @@ class ModelInfo:
     preprocess: bool = False
 
     def head(self, name: str | None = None) -> HeadInfo:
-        """Return the head called ``name``, or the only one.
+        """Return the head named ``name``; if None, the only head.
 
         Raises:
-            ExportError: there is no such head, or there are several.
+            ExportError: There is no such head, or ``name`` is None and the model has not one head.
         """
         names = [head.name for head in self.heads]
         if name is None and len(names) == 1:
             return self.heads[0]
         if name is None or name not in names:
-            asked = "name one head" if name is None else f"there is no head {name!r}"
-            raise ExportError(f"{asked}; this {self.form} model has {', '.join(names) or 'none'}")
+            problem = "name one head" if name is None else f"there is no head {name!r}"
+            raise ExportError(f"{problem}; this {self.form} model has {', '.join(names) or 'none'}")
         return self.heads[names.index(name)]
 
     def check_backbone(self, head: Head, *, force: bool | None = False) -> None:
-        """Refuse a head of another backbone, or of one that was run otherwise.
+        """Raise if a head was trained on another backbone, pooling or preprocessing.
 
         Args:
-            head: the head.
-            force: take a head of another backbone of the same architecture too; None where the
-                caller has no such argument that the message could name.
+            head: The head.
+            force: Accept a head of another backbone of the same architecture. None is False, for
+                callers without such an argument: the message then does not suggest it.
 
         Raises:
-            BackboneMismatch: the architecture differs; or, unless ``force``, the weights, the
-                pooling or the preprocessing do.
+            BackboneMismatch: The architecture differs; or, unless ``force``, the weights, the
+                pooling or the preprocessing differ.
         """
         if head.architecture != self.backbone["architecture"]:
             raise BackboneMismatch(
@@ -147,12 +147,12 @@ class ModelInfo:
                 f"{expected[:12]}, the model's is {found[:12]}: export the head with its own "
                 f"backbone{or_force}"
             )
-        described = json.loads(_json(head.to_json()))
-        for key in _RUN_BY:
-            given = json.loads(_json(self.backbone[key]))
-            if described[key] != given and not force:
+        description = json.loads(_json(head.to_json()))
+        for key in _COMPARED:
+            own = json.loads(_json(self.backbone[key]))
+            if description[key] != own and not force:
                 raise BackboneMismatch(
-                    f"this head was trained with {key} {described[key]}, the model has {given}: "
+                    f"this head was trained with {key} {description[key]}, the model has {own}: "
                     f"export the head by itself{or_force}"
                 )
 
@@ -166,10 +166,10 @@ class ModelInfo:
             {
                 "name": head.name,
                 "id": head.head_id,
-                # What it shares with the backbone is not repeated a thousand times.
+                # Entries that equal the backbone's are omitted: there can be thousands of heads.
                 "head": {
                     key: value
-                    for key, value in head.described.items()
+                    for key, value in head.description.items()
                     if key not in self.backbone or self.backbone[key] != value
                 },
                 "tensors": head.tensors,
@@ -193,13 +193,18 @@ class ModelInfo:
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], name: str) -> ModelInfo:
-        """Read the entries back. ``name`` is the file's, for the message.
+        """Return the description that ``to_props`` stored.
+
+        Args:
+            props: Entries of ``metadata_props``.
+            name: Name of the file, for the message.
 
         Raises:
-            ExportError: the model was not exported by headkit, or by a newer version.
+            ExportError: headkit did not export the model, a newer version did, or the metadata is
+                damaged.
         """
         if props.get("format") != FORMAT:
-            raise ExportError(f"{name} is an ONNX model, but not one that headkit exported")
+            raise ExportError(f"{name} is an ONNX model that headkit did not export")
         if props.get("version") != VERSION:
             raise ExportError(
                 f"{name} has metadata version {props.get('version')!r}, "
@@ -209,7 +214,7 @@ class ModelInfo:
             backbone = json.loads(props["backbone"])
             shared = {key: backbone[key] for key in (*_SHARED, "backbone")}
             check_described({**shared, "num_classes": 1})
-            from_text = base64.b64decode(props["classifier"], validate=True)
+            classifier = base64.b64decode(props["classifier"], validate=True)
             json_objects = [json.loads(props[key]) for key in ("features", "cost", "versions")]
             info = cls(
                 form=props["form"],
@@ -227,18 +232,18 @@ class ModelInfo:
                 preprocess=props["preprocess"] == "1",
             )
             for head in info.heads:
-                check_described(head.described)
-            sound = (
+                check_described(head.description)
+            consistent = (
                 info.form in FORMS
                 and all(isinstance(value, dict) for value in json_objects)
                 and all(len(head.label_names) == head.num_classes for head in info.heads)
                 and _count_fits(info)
-                and from_text is not None
+                and classifier is not None
             )
         except (HeadFormatError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise ExportError(f"{name} has damaged headkit metadata: {error!r}") from error
-        if not sound:
-            raise ExportError(f"{name} has damaged headkit metadata: its parts disagree")
+        if not consistent:
+            raise ExportError(f"{name} has damaged headkit metadata: its entries disagree")
         return info
 
 
@@ -247,25 +252,25 @@ def _count_fits(info: ModelInfo) -> bool:
     return {"backbone": count == 0, "multi": count > 0}.get(info.form, count == 1)
 
 
-def backbone_of(head: Head) -> dict[str, Any]:
-    """Return the part of a head's description that all heads of a backbone share."""
-    described = head.to_json()
-    return {key: described[key] for key in (*_SHARED, "backbone")}
+def shared_description(head: Head) -> dict[str, Any]:
+    """Return the entries of a head's description that all heads of its backbone share."""
+    description = head.to_json()
+    return {key: description[key] for key in (*_SHARED, "backbone")}
 
 
 def hub_config(info: ModelInfo) -> dict[str, Any]:
-    """Return a ``config.json`` for a model with one head.
+    """Return the content of ``config.json`` for a model with one head.
 
-    Its keys are those of timm's on the Hugging Face Hub, and of Transformers' ``TimmWrapper``, so
-    that Optimum's ``ORTModelForImageClassification.from_pretrained(FOLDER)`` and Transformers'
-    ``AutoImageProcessor`` take the folder.
+    It has the keys of timm's models on the Hugging Face Hub and of Transformers' ``TimmWrapper``,
+    so that Optimum's ``ORTModelForImageClassification.from_pretrained(FOLDER)`` and Transformers'
+    ``AutoImageProcessor`` can load the folder.
 
     Raises:
-        ExportError: the model has no head or several.
+        ExportError: The model has no head or several.
     """
     head = info.head()
     names = head.label_names
-    # Of labels that occur twice the id of the first; ImageNet's own names have such.
+    # If a label occurs twice, as some of ImageNet's do, it gets the id of the first.
     label2id = {name: number for number, name in reversed(list(enumerate(names)))}
     return {
         "architecture": info.backbone["architecture"],

@@ -1,4 +1,4 @@
-"""Read and write ONNX files, whole or not at all; above 2 GiB the weights lie beside them."""
+"""Read and write ONNX files atomically; above 2 GiB the weights are in a separate file."""
 
 from __future__ import annotations
 
@@ -17,112 +17,116 @@ from headkit.adapters.errors import ExportError, OutputError, first_line
 from headkit.adapters.files import atomic_path, check_writable, make_folder_of, move, sync_folder
 
 from .metadata import PREFIX, TEMPERATURE, ModelInfo
-from .protobuf_splice import Spliced, external_locations
+from .protobuf_edit import OnnxEdit, external_locations
 
 MAX_BYTES = onnx.checker.MAXIMUM_PROTOBUF - 2**24
-"""Weights above this lie in a file of their own: protobuf ends at 2 GiB, the graph takes some."""
+"""Larger weights go to a separate file: protobuf allows 2 GiB, of which the graph needs some."""
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An exported model that is about to change. The file stays open until the block ends.
+class OpenModel:
+    """An exported model that is open for changes until its ``with`` block ends.
 
     Attributes:
-        model: without weights that stay as they are, where those are still in the file.
-        info: what the file says of itself.
+        model: The model. Unless its weights are in a separate file, those of the backbone are left
+            out; ``write`` copies them.
+        info: Description of the model.
     """
 
     model: onnx.ModelProto
     info: ModelInfo
-    _spliced: Spliced | None
+    _edit: OnnxEdit | None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._spliced is not None:
-            self._spliced.close()
+        if self._edit is not None:
+            self._edit.close()
 
     def value_names(self) -> set[str]:
-        """Return the names of all values in the graph as it is now, weights in the file too."""
+        """Return the names of all values in the current graph, also of weights left in the file."""
         graph = self.model.graph
         values = [*graph.input, *graph.initializer]
-        names = {value.name for value in values} | set(self._spliced.names if self._spliced else ())
+        names = {value.name for value in values} | set(self._edit.names if self._edit else ())
         return names | {name for node in graph.node for name in node.output}
 
     def write(self, path: str | Path) -> None:
-        """Write the model as it is now, whole or not at all. This can be done once.
+        """Write the current model atomically. Call it once.
 
         Raises:
-            OutputError: ``path`` cannot be written; what lay there is untouched.
+            OutputError: ``path`` cannot be written; a file that was there is unchanged.
         """
-        if self._spliced is None:
+        if self._edit is None:
             write(self.model, path)
             return
         path = check_writable(path)
-        with _replacing(path), atomic_path(path) as beside:
-            self._spliced.write(beside)
-            self._spliced.close()  # Windows replaces no file that is open
+        with _replacing(path), atomic_path(path) as temporary:
+            self._edit.write(temporary)
+            self._edit.close()  # Windows cannot replace an open file
 
 
-def opened(path: str | Path) -> Opened:
+def open_model(path: str | Path) -> OpenModel:
     """Open an exported model to change its heads; the weights of its backbone are not decoded.
 
     Returns:
-        The model, for a ``with`` block.
+        The open model, for a ``with`` block.
 
     Raises:
-        ExportError: the file is missing, damaged, lacks its external data, or was not exported by
-            headkit.
+        ExportError: The file is missing, is damaged, lacks its external data, or headkit did not
+            export it.
     """
     path = Path(path)
     if not path.is_file():
         raise ExportError(f"cannot read model {path}: no such file")
-    described: list[ModelInfo] = []
+    infos: list[ModelInfo] = []
 
-    def wanted(outer: onnx.ModelProto) -> Callable[[str], bool]:
+    def select_decoded(outer: onnx.ModelProto) -> Callable[[str], bool]:
         info = ModelInfo.from_props({p.key: p.value for p in outer.metadata_props}, str(path))
-        described.append(info)
-        own = own_names(info)
+        infos.append(info)
+        own = head_tensor_names(info)
         return lambda name: name.startswith(PREFIX) or name in own
 
     try:
-        spliced = Spliced(path, wanted)
-        if not spliced.external:
-            return Opened(spliced.model, described[0], spliced)
-        spliced.close()
-        missing = _missing(spliced.locations, path.parent)
+        edit = OnnxEdit(path, select_decoded)
+        if not edit.external:
+            return OpenModel(edit.model, infos[0], edit)
+        edit.close()
+        missing = _missing(edit.locations, path.parent)
         if missing:
             raise ExportError(
-                f"cannot read model {path}: its external data {', '.join(missing)} is not beside "
-                "it; keep both files in one folder"
+                f"cannot read model {path}: its external data {', '.join(missing)} is missing; "
+                "keep both files in one folder"
             )
-        return Opened(onnx.load(path), described[0], None)
+        return OpenModel(onnx.load(path), infos[0], None)
     except ExportError:
         raise
     except Exception as error:  # protobuf's DecodeError has no root but Exception
         raise ExportError(f"cannot read model {path}: {first_line(error)}") from error
 
 
-def own_names(info: ModelInfo) -> set[str]:
-    """Return the names that the tensors of an only head have in the graph, without a prefix."""
+def head_tensor_names(info: ModelInfo) -> set[str]:
+    """Return the names that the tensors of a model's only head have in its graph."""
     return {name for head in info.heads for name in head.tensors} | {TEMPERATURE}
 
 
 def missing_data(path: Path) -> list[str]:
-    """Return the names of external data files that a model needs and that are not beside it."""
+    """Return the names of a model's external data files that are missing from its folder."""
     try:
         return _missing(_locations(path), path.parent)
-    except ExportError:  # whatever is wrong with the file itself is told by who opens it
+    except ExportError:  # the file itself is damaged: opening it reports that
         return []
 
 
 @contextmanager
-def scratch(model: onnx.ModelProto, near: Path) -> Iterator[Path]:
-    """Write ``model`` into a folder of its own beside ``near``, gone when the block ends.
+def temporary_model(model: onnx.ModelProto, near: Path) -> Iterator[Path]:
+    """Write a model into a temporary folder next to ``near`` until the block ends.
+
+    Yields:
+        Path of the model.
 
     Raises:
-        OutputError: it cannot be written there.
+        OutputError: The model cannot be written there.
     """
     folder = near.with_name(f".{near.name}.{secrets.token_hex(6)}")
     try:
@@ -136,52 +140,52 @@ def scratch(model: onnx.ModelProto, near: Path) -> Iterator[Path]:
 
 
 def write(model: onnx.ModelProto, path: str | Path) -> None:
-    """Write ``model`` whole or not at all; what lay at ``path`` stays until then.
+    """Write a model atomically: a model at ``path`` stays until the new one replaces it.
 
-    External data get a name of their own with every write, ``NAME.onnx.8HEXDIGITS.data``: the old
-    model keeps its data until the new one has replaced it. Then the old data go.
+    External data get a new name with every write, ``NAME.onnx.8HEXDIGITS.data``, so that the old
+    model keeps its data until the new model has replaced it. Then the old data are deleted.
 
     Raises:
         OutputError: ``path`` cannot be written.
     """
     path = check_writable(path)
-    with scratch(model, path) as made, _replacing(path):
-        _move(made, path)
+    with temporary_model(model, path) as temporary, _replacing(path):
+        _move(temporary, path)
 
 
 def num_bytes(path: Path) -> int:
-    """Return the size of a model with the external data that it names.
+    """Return the size of a model in bytes, its external data included.
 
     Raises:
-        ExportError: the file is missing or damaged.
+        ExportError: The file is missing or damaged.
     """
     data = _inside(path.parent, _locations(path))
     return sum(file.stat().st_size for file in (path, *data))
 
 
 def _write(model: onnx.ModelProto, path: Path) -> None:
-    """Write into a folder where nothing else lies, and have it on the disk."""
+    """Write a model into an empty folder and sync it to disk."""
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if weights < MAX_BYTES:
         path.write_bytes(model.SerializeToString(deterministic=True))
     else:
         data = f"{path.name}.{secrets.token_hex(4)}.data"
         onnx.save_model(model, path, save_as_external_data=True, location=data, size_threshold=1024)
-        # Saving took the weights out of the model.
+        # save_model removed the weights from the model in memory.
         onnx.load_external_data_for_model(model, str(path.parent))
-    for made in path.parent.iterdir():
-        with made.open("rb+") as file:
+    for written in path.parent.iterdir():
+        with written.open("rb+") as file:
             os.fsync(file.fileno())
 
 
-def _move(made: Path, path: Path) -> None:
-    """Move a model and its data. Data first: a model must never lie there without them."""
-    data = [file for file in made.parent.iterdir() if file != made]
+def _move(model: Path, path: Path) -> None:
+    """Move a model and its data; data first, because a model must never be there without them."""
+    data = [file for file in model.parent.iterdir() if file != model]
     try:
         for file in data:
             move(file, path.with_name(file.name))
         sync_folder(path.parent)
-        move(made, path)
+        move(model, path)
     except OSError:
         for file in data:
             path.with_name(file.name).unlink(missing_ok=True)
@@ -191,12 +195,12 @@ def _move(made: Path, path: Path) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[None]:
-    """Remove the external data that the model at ``path`` no longer has when the block ends.
+    """Delete external data that the model at ``path`` no longer has when the block ends.
 
-    Only what carries its name: other data may belong to several models.
+    Only files that carry the model's name are deleted: others may belong to several models.
 
     Raises:
-        OutputError: the block cannot write.
+        OutputError: The block raised an OSError.
     """
     before = _data_of(path)
     with _translate_errors(path):
@@ -205,16 +209,16 @@ def _replacing(path: Path) -> Iterator[None]:
         if file.name.startswith(f"{path.name}.") and file.name.endswith(".data"):
             try:
                 file.unlink()
-            except OSError:  # such as on Windows, where a session has it open
+            except OSError:  # such as on Windows if a session has the file open
                 continue
 
 
 @contextmanager
 def _translate_errors(path: Path) -> Iterator[None]:
-    """Tell what the system says as headkit's error.
+    """Turn an OSError into headkit's error.
 
     Raises:
-        OutputError: the block raised an OSError.
+        OutputError: The block raised an OSError.
     """
     try:
         yield
@@ -225,7 +229,7 @@ def _translate_errors(path: Path) -> Iterator[None]:
 def _data_of(path: Path) -> set[Path]:
     try:
         return _inside(path.parent, _locations(path))
-    except ExportError:  # what lies there is no model
+    except ExportError:  # the file is not an ONNX model
         return set()
 
 
@@ -237,12 +241,12 @@ def _locations(path: Path) -> frozenset[str]:
 
 
 def _inside(folder: Path, locations: Iterable[str]) -> set[Path]:
-    """Return those files that lie in ``folder`` and do not lead out of it."""
+    """Return the files that exist in ``folder``; locations outside it are ignored."""
     files = {Path(os.path.normpath(folder / name)) for name in locations}
     here = Path(os.path.normpath(folder))
     return {file for file in files if file.is_relative_to(here) and file.is_file()}
 
 
 def _missing(locations: Iterable[str], folder: Path) -> list[str]:
-    """Names only: a location that leads out of the folder is refused by onnx itself."""
+    """Return the missing locations; onnx itself refuses those outside the folder."""
     return sorted(name for name in locations if not (folder / name).is_file())

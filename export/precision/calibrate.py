@@ -13,7 +13,7 @@ import onnx
 from headkit.adapters.errors import DataError, ExportError
 from headkit.adapters.heads.tasks import task_named
 from headkit.adapters.images import ImageLike, list_images, open_image
-from headkit.export.graph.forms import Heads
+from headkit.export.graph.heads_in_graph import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name
 from headkit.export.predict.predictor import batched
 from headkit.export.preprocess.pillow import Preprocess

@@ -31,9 +31,9 @@ def swapped(info: ModelInfo, inputs: Inputs, head: Head) -> dict[str, Array]:
     """
     own = info.heads[0]
     for key in ("kind", *(["task"] if info.probabilities else [])):
-        if head.to_json()[key] != own.described[key]:
+        if head.to_json()[key] != own.description[key]:
             raise ExportError(
-                f"this swappable model takes heads of the {key} {own.described[key]!r}, "
+                f"this swappable model takes heads of the {key} {own.description[key]!r}, "
                 f"the head is of {head.to_json()[key]!r}: export one with a head of that {key}"
             )
     _check_read(info, inputs, head)
@@ -133,7 +133,7 @@ def read_adapter(
     _check_task(info, tasks.get(held.get_adapter_version(), "unknown"), f"the adapter {path}")
     num_classes = _classes_of(inputs, {key: one.shape() for key, one in arrays.items()}, path)
     own = info.heads[0]
-    described = {key: value for key, value in own.described.items() if key != "label_names"}
+    described = {key: value for key, value in own.description.items() if key != "label_names"}
     described["num_classes"] = num_classes
     given = arrays.get(TEMPERATURE)
     described["temperature"] = 1.0 if given is None else float(given.numpy()[0])

@@ -186,7 +186,7 @@ class Predictor:
         results: dict[str, list[list[Prediction]]] = {one.info.name: [] for one in ready}
         for batch in self._batches(list_images(images), batch_size):
             for one, logits in zip(ready, self._run(batch, ready), strict=True):
-                rows = scores(one.info.described, logits)
+                rows = scores(one.info.description, logits)
                 results[one.info.name] += [top(one.info, row, top_k) for row in rows]
         return results
 

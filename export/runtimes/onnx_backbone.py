@@ -16,7 +16,7 @@ from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.errors import ExportError
 from headkit.export.exporter import export
-from headkit.export.graph.forms import opset_of, put_preprocessing
+from headkit.export.graph.heads_in_graph import opset_of, put_preprocessing
 from headkit.export.graph.onnx_file import write
 from headkit.export.preprocess.onnx_graph import normalizing_model
 from headkit.export.preprocess.pillow import Preprocess

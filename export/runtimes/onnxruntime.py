@@ -159,5 +159,5 @@ def _reason(path: Path, error: BaseException) -> str:
         return first_line(error)
     missing = missing_data(path)
     if missing:
-        return f"its external data {', '.join(missing)} is not beside it"
+        return f"its external data {', '.join(missing)} is missing"
     return first_line(error)

@@ -27,8 +27,8 @@ from headkit.adapters.errors import (
 )
 from headkit.adapters.heads.head import Head
 from headkit.adapters.images import TooLarge, open_image
-from headkit.export.graph.forms import head_model
-from headkit.export.graph.head_graph import is_linear, matrix_of
+from headkit.export.graph.classifier_graph import is_linear, weight_and_bias
+from headkit.export.graph.heads_in_graph import head_model
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
 from headkit.export.predict.predictor import Prediction, scores, top
 from headkit.export.preprocess.pillow import Preprocess
@@ -285,7 +285,7 @@ class Service:
         self.info.check_backbone(head, force=None)
         described = HeadInfo.from_head(head)
         if is_linear(head, self.info.features):
-            weight, bias = matrix_of(head)
+            weight, bias = weight_and_bias(head)
             turned = np.ascontiguousarray(weight.T)
             return _Ready(
                 described,
@@ -353,6 +353,6 @@ def _answers(
 ) -> dict[str, Answer]:
     answers = {}
     for name, (version, ready) in heads.items():
-        row = scores(ready.info.described, ready.logits(features))[0]
+        row = scores(ready.info.description, ready.logits(features))[0]
         answers[name] = Answer(version, top(ready.info, row, top_k))
     return answers

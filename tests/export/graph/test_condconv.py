@@ -4,12 +4,12 @@ import pytest
 import torch
 from timm.layers import CondConv2d
 
-from headkit.export.graph.condconv import Experts, replace_experts
+from headkit.export.graph.condconv import BatchedCondConv2d, replace_condconv
 from tests.backbones import random_backbone
 
 
 @pytest.mark.parametrize(
-    ("options", "product"),
+    ("options", "is_matmul"),
     [
         ({"kernel_size": 1}, True),
         ({"kernel_size": 1, "bias": True}, True),
@@ -19,23 +19,25 @@ from tests.backbones import random_backbone
         ({"kernel_size": 5, "groups": 8, "stride": 2, "padding": "same"}, False),
     ],
 )
-def test_experts_give_what_timm_gives(options: dict[str, Any], product: bool) -> None:
+def test_batched_convolution_equals_timms(options: dict[str, Any], is_matmul: bool) -> None:
     torch.manual_seed(0)
     plain = CondConv2d(8, 16, num_experts=3, **options)
-    experts = Experts(plain)
-    assert experts._is_product is product
+    batched = BatchedCondConv2d(plain)
+    assert batched._is_matmul is is_matmul
     x, routing = torch.randn(5, 8, 11, 14), torch.rand(5, 3)
     with torch.no_grad():
-        expected, found = plain(x, routing), experts(x, routing)
+        expected, found = plain(x, routing), batched(x, routing)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_network_with_experts_gives_the_same_logits() -> None:
+def test_network_with_batched_convolutions_has_the_same_logits() -> None:
     model = random_backbone("efficientnet_cc_b0_4e")
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = model(x)
-        assert any(isinstance(part, Experts) for part in replace_experts(model).modules())
+        assert any(
+            isinstance(part, BatchedCondConv2d) for part in replace_condconv(model).modules()
+        )
         found = model(x)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

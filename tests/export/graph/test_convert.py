@@ -45,16 +45,16 @@ def test_metadata_carries_labels_preprocessing_and_fingerprint(
     exported: tuple[nn.Module, Path],
 ) -> None:
     model, path = exported
-    described = headkit.info(path)
+    info = headkit.info(path)
     head = headkit.head_of(model, ["a", "b", "c"])
-    assert described["label_names"] == ["a", "b", "c"]
-    assert described["pretrained_cfg"] == head.to_json()["pretrained_cfg"]
-    assert described["backbone"]["fingerprint"] == head.backbone.fingerprint
-    assert len(described["head_id"]) == 64
-    assert described["exported_with"]["torch"] == torch.__version__
+    assert info["label_names"] == ["a", "b", "c"]
+    assert info["pretrained_cfg"] == head.to_json()["pretrained_cfg"]
+    assert info["backbone"]["fingerprint"] == head.backbone.fingerprint
+    assert len(info["head_id"]) == 64
+    assert info["exported_with"]["torch"] == torch.__version__
 
 
-def test_file_tells_nothing_of_the_machine(exported: tuple[nn.Module, Path]) -> None:
+def test_file_holds_no_paths_of_the_machine(exported: tuple[nn.Module, Path]) -> None:
     content = exported[1].read_bytes()
     assert b"site-packages" not in content
     assert str(Path(headkit.__file__).parent).encode() not in content
@@ -82,7 +82,7 @@ def test_model_that_does_not_agree_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 class _BatchBound(nn.Module):
-    """Its graph is only right for the traced batch: parity must fail at others."""
+    """A model whose graph differs from its forward, so that the comparison must fail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,9 +107,7 @@ def test_numbers_that_change_in_conversion_are_caught(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_unwritable_path_and_unknown_form_are_told_at_once(
-    small: nn.Module, tmp_path: Path
-) -> None:
+def test_unwritable_path_and_unknown_form_are_errors(small: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(headkit.OutputError, match="file is a file; name a folder"):
         headkit.export(small, tmp_path / "file" / "model.onnx")
@@ -127,8 +125,8 @@ def test_export_is_a_function_and_a_package() -> None:
     assert package.predict.predictor.Predictor is headkit.Predictor
 
 
-def test_lost_constants_of_the_rewriter_are_noticed_and_avoided(tmp_path: Path) -> None:
-    """Clamps that follow each other: onnxscript's rewriter drops a constant of gemma4_vit."""
+def test_constants_that_the_rewriter_loses_are_kept(tmp_path: Path) -> None:
+    """In successive clamps of gemma4_vit, onnxscript's rewriter drops a constant."""
     model = headkit.adapt(timm.create_model("gemma4_vit_167m", depth=1, img_size=96), 3)
     done = headkit.export(model, tmp_path / "model.onnx")
     assert max(done.difference.values()) < 1e-4
@@ -146,5 +144,5 @@ def test_branches_are_fused_and_the_model_stays_as_it_was(tmp_path: Path) -> Non
     convolutions = sum(isinstance(part, nn.Conv2d) for part in model.modules())
     nodes = onnx.load(tmp_path / "model.onnx").graph.node
     assert sum(node.op_type == "Conv" for node in nodes) <= convolutions
-    # Batch norms of the branches are gone; ONNX Runtime could not have fused those of identities.
+    # Also the identity branches' batch norms are fused, which ONNX Runtime cannot do.
     assert not any(node.op_type == "BatchNormalization" for node in nodes)

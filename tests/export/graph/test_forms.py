@@ -61,7 +61,7 @@ def test_swappable_session_takes_heads_of_other_class_counts(
     assert_close(probabilities, torch.tensor(logits / 2).softmax(1).numpy())
 
 
-def test_swappable_session_gives_the_logits_of_a_merged_one_bit_for_bit(
+def test_swappable_and_merged_logits_are_equal_bit_for_bit(
     model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
 ) -> None:
     headkit.export(heads["pets"], tmp_path / "swap.onnx", "swappable", backbone=model)
@@ -71,7 +71,7 @@ def test_swappable_session_gives_the_logits_of_a_merged_one_bit_for_bit(
     assert np.array_equal(swapped.logits(X.numpy(), "birds"), merged.logits(X.numpy()))
 
 
-def test_swappable_model_refuses_what_has_no_place_in_it(
+def test_swappable_model_refuses_heads_that_do_not_fit(
     model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -94,7 +94,7 @@ def test_swappable_model_refuses_what_has_no_place_in_it(
         headkit.Predictor(tmp_path / "merged.onnx", {"pets": heads["pets"]})
 
 
-def test_multi_model_gives_what_each_head_gives_alone(
+def test_multi_model_has_the_logits_of_each_head_alone(
     model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -139,7 +139,7 @@ def test_predictor_runs_several_heads_on_a_folder(
         predictor(tmp_path, head="pets")
 
 
-def test_backbone_gives_the_features(
+def test_backbone_outputs_the_features(
     model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
 ) -> None:
     done = headkit.export(heads["pets"], tmp_path / "backbone.onnx", "backbone", backbone=model)
@@ -153,7 +153,7 @@ def test_backbone_gives_the_features(
         headkit.Predictor(tmp_path / "backbone.onnx").logits(X.numpy())
 
 
-def test_raw_images_give_what_timms_transform_and_torch_give(
+def test_raw_images_have_the_logits_of_timms_transform_and_torch(
     model: nn.Module, heads: dict[str, headkit.Head], shapes: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -178,7 +178,7 @@ def test_raw_images_give_what_timms_transform_and_torch_give(
 
 @pytest.mark.parametrize("architecture", ["levit_128s", "dla46x_c", "crossvit_tiny_240"])
 def test_special_classifiers_take_another_class_count(architecture: str, tmp_path: Path) -> None:
-    """Two with norms, a convolution, and two branches of different widths."""
+    """Test two classifiers with norms, a convolution, and two branches of different widths."""
     model = active_backbone(architecture)
     first, second = head_for(model, 5), head_for(model, 3)
     done = headkit.export(first, tmp_path / "a.onnx", backbone=model)
@@ -212,7 +212,7 @@ def test_forms_refuse_heads_that_they_cannot_hold(
 def test_heads_of_another_pooling_or_preprocessing_are_refused(
     model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
 ) -> None:
-    """The weights are the same, and so is the fingerprint."""
+    """The weights are the same, so the fingerprint is the same too."""
     torch.manual_seed(0)
     other = headkit.load_backbone("test_resnet", pretrained=False, global_pool="max")
     weights = {n: t for n, t in model.state_dict().items() if not n.startswith("fc.")}

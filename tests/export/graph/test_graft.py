@@ -149,7 +149,7 @@ def test_wrong_backbones_and_heads_are_refused_and_lose_nothing(
 def test_damaged_files_are_errors_and_never_crashes(
     merged: Path, scratch: Path, new: Path, cut: float, flips: int, seed: int
 ) -> None:
-    """A file cut short is always an error; bits flipped among the weights cannot be seen."""
+    """A truncated file is always an error; flipped bits in weights cannot be detected."""
     generator = np.random.default_rng(seed)
     whole = merged.read_bytes()
     content = bytearray(whole[: int(cut * len(whole))])
@@ -176,7 +176,7 @@ def new(heads: dict[str, headkit.Head], scratch: Path) -> Path:
 
 @pytest.fixture
 def beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every model is too large for one file."""
+    """Treat every model as too large for one file."""
     monkeypatch.setattr(onnxfile, "MAX_BYTES", 1000)
 
 
@@ -185,7 +185,7 @@ def data_of(path: Path) -> list[Path]:
 
 
 @pytest.mark.usefixtures("beside")
-def test_weights_beside_the_file_are_grafted_and_missed(
+def test_external_weights_are_grafted_and_reported_if_missing(
     model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
 ) -> None:
     path, other = tmp_path / "large.onnx", tmp_path / "other.onnx"
@@ -199,13 +199,13 @@ def test_weights_beside_the_file_are_grafted_and_missed(
     headkit.graft(path, heads["new"], other)
     data.rename(tmp_path / "away")
     assert_close(headkit.Predictor(other).logits(X.numpy()), torch_logits(model, heads["new"], X))
-    with pytest.raises(headkit.ExportError, match=r"large\.onnx\.\w+\.data is not beside it"):
+    with pytest.raises(headkit.ExportError, match=r"large\.onnx\.\w+\.data is missing"):
         headkit.Predictor(path)
-    with pytest.raises(headkit.ExportError, match=r"large\.onnx\.\w+\.data is not beside it"):
+    with pytest.raises(headkit.ExportError, match=r"large\.onnx\.\w+\.data is missing"):
         headkit.graft(path, heads["new"], tmp_path / "third.onnx")
 
 
-def test_data_that_a_file_does_not_name_are_not_counted(
+def test_data_that_a_file_does_not_name_is_not_counted(
     heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -219,7 +219,7 @@ def test_data_that_a_file_does_not_name_are_not_counted(
 def test_backbone_takes_its_weights_along(
     model: nn.Module, heads: dict[str, headkit.Head], folder: str, tmp_path: Path
 ) -> None:
-    """Its own file has no heads, and their tensors are too small to lie beside it."""
+    """The backbone's file has no heads, and their tensors are too small for external data."""
     path, out = tmp_path / "backbone.onnx", tmp_path / folder / "model.onnx"
     out.parent.mkdir(exist_ok=True)
     headkit.export(heads["old"], path, "backbone", backbone=model)
@@ -230,7 +230,7 @@ def test_backbone_takes_its_weights_along(
 
 
 @pytest.mark.usefixtures("beside")
-def test_new_weights_take_the_place_of_the_old(
+def test_new_weights_replace_the_old(
     model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path, monkeypatch: Any
 ) -> None:
     path, copy = tmp_path / "model.onnx", tmp_path / "copy.onnx"
@@ -292,7 +292,7 @@ def test_model_and_data_are_replaced_together_or_not_at_all(
 def test_model_written_twice_keeps_its_weights(merged: Path, tmp_path: Path) -> None:
     model = onnx.load(merged)
     weights = {t.name: t.raw_data for t in model.graph.initializer}
-    with onnxfile.scratch(model, tmp_path / "a.onnx") as first:
+    with onnxfile.temporary_model(model, tmp_path / "a.onnx") as first:
         assert onnxfile.num_bytes(first) > sum(map(len, weights.values()))
     onnxfile.write(model, tmp_path / "a.onnx")
     written = onnx.load(tmp_path / "a.onnx")
@@ -316,7 +316,7 @@ def test_no_file_stays_open(
     assert not mapped()
 
 
-def test_cost_of_a_precision_goes_with_the_head_that_it_was_measured_with(
+def test_cost_of_a_precision_is_removed_with_its_head(
     model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
 ) -> None:
     many = tmp_path / "multi.onnx"
@@ -334,7 +334,7 @@ def test_cost_of_a_precision_goes_with_the_head_that_it_was_measured_with(
         assert headkit.Predictor(tmp_path / "out.onnx").info.cost == info.cost
 
 
-def test_head_file_and_other_suffixes_are_no_output(
+def test_head_file_and_other_suffixes_are_refused_as_output(
     heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
 ) -> None:
     head = tmp_path / "head.onnx"
@@ -374,7 +374,7 @@ def test_head_whose_tensors_have_other_names_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bias_may_come_and_go(
+def test_bias_can_be_removed_and_added_again(
     model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "out.onnx"

@@ -31,9 +31,9 @@ def test_reduced_model_is_smaller_and_records_its_cost(
         max_cost=0.2,
     )  # fmt: skip
     assert done.num_bytes < {"fp16": 0.6, "int8": 0.5}[precision] * full.num_bytes
-    described = headkit.info(tmp_path / "small.onnx")
-    cost = described["precision_cost"][""]
-    assert described["precision"] == precision
+    info = headkit.info(tmp_path / "small.onnx")
+    cost = info["precision_cost"][""]
+    assert info["precision"] == precision
     assert cost["images"] == 12
     # Compute the same by hand from the classes of both models on the held-out half.
     held_out = sorted(shapes.rglob("*.png"))[1::2]

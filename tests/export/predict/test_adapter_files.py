@@ -76,7 +76,7 @@ def test_temperature_needs_an_input_to_get_into_an_adapter(
     assert list(tmp_path.iterdir()) == []
     headkit.graft(scaled, head, path)
     info, inputs = described(scaled)
-    assert read_adapter(info, inputs, "half", path).info.described["temperature"] == 0.5
+    assert read_adapter(info, inputs, "half", path).info.description["temperature"] == 0.5
 
 
 def test_adapter_of_another_task_is_refused(model: nn.Module, plain: Path, tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""What a head computes, as a small ONNX graph that fits any number of classes. No torch.
+"""The ONNX graph of one classifier, for any number of classes. No torch.
 
-A template is a model whose inputs are the features and the head's tensors, under the names that
-the head file gives them, and whose output is ``logits``. The forms put its nodes behind a backbone,
-with the tensors as constants, as overridable initializers, or once per head.
+A classifier model has the features and the head's tensors as inputs, under their names in the head
+file, and the output ``logits``. ``heads_in_graph`` adds its nodes to a backbone.
 """
 
 from __future__ import annotations
@@ -19,52 +18,52 @@ from headkit.adapters.errors import ExportError
 from headkit.adapters.heads.head import Head
 
 CLASSES = "num_classes"
-"""Name of the dynamic dimension that counts classes."""
+"""Name of the dynamic dimension whose size is the number of classes."""
 Shape = Sequence[int | str]
 
 
-def template_of(
-    head: Head, features: Mapping[str, Shape], stored: onnx.ModelProto | None
+def classifier_model(
+    head: Head, features: Mapping[str, Shape], converted: onnx.ModelProto | None
 ) -> onnx.ModelProto:
-    """Return what ``head`` computes on ``features``.
+    """Return the classifier model of a head.
 
     Args:
-        head: of any kind.
-        features: names and shapes of what the backbone gives.
-        stored: the classifier that torch converted, where it is not linear.
+        head: A head of any kind.
+        features: Shapes of the backbone's outputs by name.
+        converted: The classifier that torch converted; None if it is linear.
 
     Raises:
-        ExportError: the head is of a kind that needs ``stored``, and there is none that fits it.
+        ExportError: The head needs a converted classifier, and ``converted`` does not fit it.
     """
-    built = _built(head, features)
+    built = _build(head, features)
     if built is not None:
         return built
-    if stored is None or stored.graph.name != head.kind:
-        holds = "linear, mlp and cosine" if len(features) == 1 else "no other"
-        holds = holds if stored is None else f"{stored.graph.name!r} and {holds}"
+    if converted is None or converted.graph.name != head.kind:
+        kinds = "linear, mlp and cosine" if len(features) == 1 else "no other"
+        kinds = kinds if converted is None else f"{converted.graph.name!r} and {kinds}"
         raise ExportError(
-            f"the head is of the kind {head.kind!r}, the model takes {holds}: "
+            f"the head is of the kind {head.kind!r}, the model takes {kinds}: "
             "export the head with its backbone instead"
         )
-    expected = {i.name: dims_of(i) for i in stored.graph.input if i.name not in features}
-    found = {name: list(tensor.shape) for name, tensor in head.tensors.items()}
+    expected = {i.name: declared_shape(i) for i in converted.graph.input if i.name not in features}
+    shapes = {name: list(tensor.shape) for name, tensor in head.tensors.items()}
     fitting = {
         name: [head.num_classes if isinstance(dim, str) else dim for dim in dims]
         for name, dims in expected.items()
     }
-    if fitting != found:
+    if fitting != shapes:
         raise ExportError(
-            f"the head's tensors are {found}, the model's classifier takes {fitting}: "
+            f"the head's tensors are {shapes}, the model's classifier takes {fitting}: "
             "export the head with its backbone instead"
         )
-    return stored
+    return converted
 
 
 def is_linear(head: Head, features: Mapping[str, Shape]) -> bool:
-    """Tell whether logits are ``features @ weight.T + bias``, whatever the head's kind is called.
+    """Return True if logits are ``features @ weight.T + bias``, whatever the head's kind.
 
-    So it is for ``linear`` heads and for an ``nn.Linear`` or a convolution of one pixel that the
-    architecture has on its own; a head of kind ``own`` that does more has further tensors.
+    This holds for ``linear`` heads and for architectures whose own classifier is an ``nn.Linear``
+    or a 1 x 1 convolution. A head of kind ``own`` that does more has more tensors.
     """
     ranks = [np.ndim(tensor) for name, tensor in head.tensors.items() if name.endswith("weight")]
     names = {name.rpartition(".")[2] for name in head.tensors}
@@ -72,34 +71,34 @@ def is_linear(head: Head, features: Mapping[str, Shape]) -> bool:
     return head.kind in ("own", "linear") and len(features) == 1 and plain
 
 
-def is_built(head: Head, features: Mapping[str, Shape]) -> bool:
-    """Tell whether the head's template is built here; the others torch has to convert."""
+def can_build(head: Head, features: Mapping[str, Shape]) -> bool:
+    """Return True if this module can build the classifier model; otherwise torch converts it."""
     return is_linear(head, features) or (len(features) == 1 and head.kind in ("mlp", "cosine"))
 
 
-def matrix_of(head: Head) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def weight_and_bias(head: Head) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Return weight ``[num_classes, num_features]`` and bias ``[num_classes]`` of a linear head."""
-    named = {name.rpartition(".")[2]: np.asarray(t) for name, t in head.tensors.items()}
-    weight = named["weight"].reshape(head.num_classes, -1).astype(np.float32)
-    bias = named.get("bias", np.zeros(head.num_classes)).astype(np.float32)
+    tensors = {name.rpartition(".")[2]: np.asarray(t) for name, t in head.tensors.items()}
+    weight = tensors["weight"].reshape(head.num_classes, -1).astype(np.float32)
+    bias = tensors.get("bias", np.zeros(head.num_classes)).astype(np.float32)
     return weight, bias
 
 
-def dims_of(value: onnx.ValueInfoProto) -> list[int | str]:
-    """Return the shape that a graph declares: numbers, and names of dynamic dimensions."""
+def declared_shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    """Return the shape that a graph declares; dynamic dimensions are names."""
     return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
 
-def to_text(template: onnx.ModelProto | None) -> str:
-    """Return a template as ASCII text for ``metadata_props``; empty if there is none."""
-    return "" if template is None else base64.b64encode(template.SerializeToString()).decode()
+def encode_model(model: onnx.ModelProto | None) -> str:
+    """Return a classifier model as ASCII text for ``metadata_props``; empty for None."""
+    return "" if model is None else base64.b64encode(model.SerializeToString()).decode()
 
 
-def from_text(text: str) -> onnx.ModelProto | None:
-    """Read ``to_text`` back.
+def decode_model(text: str) -> onnx.ModelProto | None:
+    """Return the model that ``encode_model`` encoded.
 
     Raises:
-        ValueError: the text is damaged.
+        ValueError: The text is damaged.
     """
     if not text:
         return None
@@ -109,10 +108,10 @@ def from_text(text: str) -> onnx.ModelProto | None:
         raise ValueError(f"damaged classifier: {error}") from error
 
 
-def _built(head: Head, features: Mapping[str, Shape]) -> onnx.ModelProto | None:
-    """Build the kinds that act on one row of features; others come from torch."""
+def _build(head: Head, features: Mapping[str, Shape]) -> onnx.ModelProto | None:
+    """Build the kinds of classifier that read one row of features; return None for others."""
     kind = "linear" if is_linear(head, features) else head.kind
-    if not is_built(head, features):
+    if not can_build(head, features):
         return None
     ((name, shape),) = features.items()
     path = next(iter(head.tensors)).rpartition(".")[0]
@@ -120,8 +119,8 @@ def _built(head: Head, features: Mapping[str, Shape]) -> onnx.ModelProto | None:
     if kind == "mlp":
         path = path.rpartition(".")[0]
         hidden = (f"{path}.fc1.weight", f"{path}.fc1.bias")
-    made = [] if len(shape) == 2 else [helper.make_node("Flatten", [name], ["row"], axis=1)]
-    made += _KINDS[kind](head, path, name if len(shape) == 2 else "row")
+    nodes = [] if len(shape) == 2 else [helper.make_node("Flatten", [name], ["row"], axis=1)]
+    nodes += _KINDS[kind](head, path, name if len(shape) == 2 else "row")
     inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)]
     for tensor_name, tensor in head.tensors.items():
         dims: list[int | str] = list(np.shape(tensor))
@@ -130,9 +129,9 @@ def _built(head: Head, features: Mapping[str, Shape]) -> onnx.ModelProto | None:
         inputs.append(helper.make_tensor_value_info(tensor_name, TensorProto.FLOAT, dims))
     constants = [numpy_helper.from_array(np.array([1], np.int64), "axis")]
     constants.append(numpy_helper.from_array(np.array(1e-12, np.float32), "tiny"))
-    used = {name for node in made for name in node.input}
+    used = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
-        made,
+        nodes,
         "classifier",
         inputs,
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
@@ -144,9 +143,9 @@ def _built(head: Head, features: Mapping[str, Shape]) -> onnx.ModelProto | None:
 def _linear(head: Head, path: str, row: str) -> list[onnx.NodeProto]:
     weight, bias = f"{path}.weight", f"{path}.bias"
     flat = np.ndim(head.tensors[weight]) == 2
-    made = [] if flat else [helper.make_node("Flatten", [weight], ["matrix"], axis=1)]
+    nodes = [] if flat else [helper.make_node("Flatten", [weight], ["matrix"], axis=1)]
     inputs = [row, weight if flat else "matrix", *([bias] if bias in head.tensors else [])]
-    return [*made, helper.make_node("Gemm", inputs, ["logits"], transB=1)]
+    return [*nodes, helper.make_node("Gemm", inputs, ["logits"], transB=1)]
 
 
 def _mlp(_head: Head, path: str, row: str) -> list[onnx.NodeProto]:
@@ -159,15 +158,15 @@ def _mlp(_head: Head, path: str, row: str) -> list[onnx.NodeProto]:
 
 
 def _cosine(_head: Head, path: str, row: str) -> list[onnx.NodeProto]:
-    made = []
+    nodes = []
     for name, value in (("row_unit", row), ("weight_unit", f"{path}.weight")):
-        made += [
+        nodes += [
             helper.make_node("ReduceL2", [value, "axis"], [f"{name}_norm"], keepdims=1),
             helper.make_node("Max", [f"{name}_norm", "tiny"], [f"{name}_length"]),
             helper.make_node("Div", [value, f"{name}_length"], [name]),
         ]
     return [
-        *made,
+        *nodes,
         helper.make_node("Gemm", ["row_unit", "weight_unit"], ["cosine"], transB=1),
         helper.make_node("Mul", ["cosine", f"{path}.scale"], ["logits"]),
     ]

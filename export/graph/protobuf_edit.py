@@ -1,8 +1,8 @@
-"""Change the graph of an ONNX file without decoding its weights: they are copied as they lie there.
+"""Change the graph of an ONNX file without decoding its weights: their bytes are copied.
 
-An ONNX file is protobuf: ``ModelProto`` with the graph as field 7, ``GraphProto`` with one field 5
-per initializer (onnx/onnx.proto; wire format: protobuf.dev/programming-guides/encoding). Fields may
-come in any order, so a changed graph followed by the old bytes of its weights is a valid file.
+An ONNX file is protobuf: ``ModelProto`` has the graph as field 7, and ``GraphProto`` has one field
+5 per initializer (onnx/onnx.proto; wire format: protobuf.dev/programming-guides/encoding). Fields
+may have any order, so a changed graph followed by the old bytes of its weights is a valid file.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ _GRAPH, _INITIALIZER = 7, 5
 _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14
 _KEY, _VALUE = 1, 2
 _LENGTH_DELIMITED = 2
-Take = Callable[[onnx.ModelProto], Callable[[str], bool]]
+SelectDecoded = Callable[[onnx.ModelProto], Callable[[str], bool]]
+"""Takes the model without its graph; returns a test of the names of initializers to decode."""
 
 
 class _Field(NamedTuple):
     number: int
     start: int
-    """Of the field, its tag included."""
+    """Position of the field's tag."""
     content: int
+    """Position of the field's value."""
     end: int
 
 
@@ -36,16 +38,16 @@ class _Tensor(NamedTuple):
     locations: frozenset[str]
 
 
-class Spliced:
-    """An ONNX file, of which only the graph and the initializers that are asked for are decoded.
+class OnnxEdit:
+    """An open ONNX file whose graph and selected initializers are decoded, but not its weights.
 
     The file stays open until ``close``, or until the ``with`` block ends.
 
     Attributes:
-        model: without the weights that stay as they are.
-        names: of the weights that stay as they are.
-        external: some weight, decoded or not, lies in another file.
-        locations: those files, as the weights name them.
+        model: The model without the undecoded weights.
+        names: Names of the undecoded weights.
+        external: True if some weight, decoded or not, is in another file.
+        locations: Those files, as the weights name them.
     """
 
     model: onnx.ModelProto
@@ -53,23 +55,24 @@ class Spliced:
     external: bool
     locations: frozenset[str]
 
-    def __init__(self, path: Path, wanted: Take) -> None:
+    def __init__(self, path: Path, select_decoded: SelectDecoded) -> None:
         """Open ``path``.
 
         Args:
-            path: of the file.
-            wanted: given the model without its graph, tells by name which initializers to decode.
+            path: Path of the file.
+            select_decoded: Chooses the initializers to decode, see ``SelectDecoded``. Errors that
+                it raises pass through.
 
         Raises:
-            ValueError: the file is no protobuf of this kind; or what ``wanted`` raises.
-            OSError: the file cannot be read.
+            ValueError: The file is not an ONNX file, or is damaged.
+            OSError: The file cannot be read.
         """
         self._file = path.open("rb")
         try:
             if not os.fstat(self._file.fileno()).st_size:
                 raise ValueError("the file is empty")
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._read(wanted)
+            self._read(select_decoded)
         except BaseException:
             self.close()
             raise
@@ -81,17 +84,17 @@ class Spliced:
         self.close()
 
     def close(self) -> None:
-        """Close the file; ``model`` stays, ``write`` is over."""
+        """Close the file; ``model`` stays usable, but ``write`` no longer works."""
         if hasattr(self, "_map"):
             self._map.close()
         self._file.close()
 
     def write(self, path: Path) -> None:
-        """Write the model as it is now, with the weights that stayed.
+        """Write the current model with the undecoded weights.
 
         Raises:
             OSError: ``path`` cannot be written.
-            ValueError: this is closed.
+            ValueError: The file is closed.
         """
         inner = self.model.graph.SerializeToString(deterministic=True)
         outer = onnx.ModelProto()
@@ -99,7 +102,7 @@ class Spliced:
         outer.ClearField("graph")
         size = len(inner) + sum(field.end - field.start for field in self._weights)
         if self._file.closed:
-            raise ValueError("this model is closed")
+            raise ValueError("the ONNX file is closed, expected it open: write before you close it")
         with path.open("wb") as file:
             file.write(outer.SerializeToString(deterministic=True))
             file.write(_header(_GRAPH, size) + inner)
@@ -110,7 +113,7 @@ class Spliced:
             os.fsync(file.fileno())
 
     def _copy(self, start: int, end: int, file: BinaryIO) -> None:
-        """Append bytes of the file as they are, by the kernel where it can: twice as fast."""
+        """Append bytes of the open file to another, by the kernel where possible: twice as fast."""
         try:
             while start < end:
                 moved = os.copy_file_range(
@@ -119,24 +122,24 @@ class Spliced:
                 if not moved:
                     raise OSError("the file became shorter")
                 start += moved
-        except (AttributeError, OSError):  # not on this system, or not on this file system
+        except (AttributeError, OSError):  # this system or file system does not support it
             os.lseek(file.fileno(), 0, os.SEEK_END)
             with memoryview(self._map) as view, view[start:end] as piece:
                 file.write(piece)
                 file.flush()
 
-    def _read(self, wanted: Take) -> None:
+    def _read(self, select_decoded: SelectDecoded) -> None:
         fields = list(_fields(self._map, 0, len(self._map)))
         graphs = [field for field in fields if field.number == _GRAPH]
         if len(graphs) != 1:
             raise ValueError(f"the file holds {len(graphs)} graphs, expected 1")
         outer = self._join([field for field in fields if field.number != _GRAPH])
-        decode = wanted(onnx.load_from_string(outer))
+        is_decoded = select_decoded(onnx.load_from_string(outer))
         parts = list(_fields(self._map, graphs[0].content, graphs[0].end))
         tensors = {part: _tensor(self._map, part) for part in parts if part.number == _INITIALIZER}
-        self._weights = [part for part, tensor in tensors.items() if not decode(tensor.name)]
-        stays = set(self._weights)
-        inner = self._join([part for part in parts if part not in stays])
+        self._weights = [part for part, tensor in tensors.items() if not is_decoded(tensor.name)]
+        undecoded = set(self._weights)
+        inner = self._join([part for part in parts if part not in undecoded])
         self.model = onnx.load_from_string(outer + _header(_GRAPH, len(inner)) + inner)
         self.names = frozenset(tensors[part].name for part in self._weights)
         self.external = any(tensor.external for tensor in tensors.values())
@@ -147,18 +150,18 @@ class Spliced:
 
 
 def external_locations(path: Path) -> frozenset[str]:
-    """Return which other files hold weights of an ONNX file, as it names them.
+    """Return the other files that hold weights of an ONNX file, as it names them.
 
     Raises:
-        ValueError: the file is no protobuf of this kind.
-        OSError: the file cannot be read.
+        ValueError: The file is not an ONNX file, or is damaged.
+        OSError: The file cannot be read.
     """
-    with Spliced(path, lambda _outer: lambda _name: False) as spliced:
-        return spliced.locations
+    with OnnxEdit(path, lambda _outer: lambda _name: False) as edit:
+        return edit.locations
 
 
 def _tensor(data: mmap.mmap, field: _Field) -> _Tensor:
-    """Read of a ``TensorProto`` what is not weights."""
+    """Read name and location of a ``TensorProto`` without its numbers."""
     name, external, locations = "", False, set()
     for part in _fields(data, field.content, field.end):
         if part.number == _NAME:
@@ -166,8 +169,8 @@ def _tensor(data: mmap.mmap, field: _Field) -> _Tensor:
         elif part.number == _EXTERNAL_DATA:
             external = True
             entry = {
-                one.number: data[one.content : one.end].decode()
-                for one in _fields(data, part.content, part.end)
+                field.number: data[field.content : field.end].decode()
+                for field in _fields(data, part.content, part.end)
             }
             if entry.get(_KEY) == "location":
                 locations.add(entry.get(_VALUE, ""))
@@ -178,7 +181,7 @@ def _tensor(data: mmap.mmap, field: _Field) -> _Tensor:
 
 
 def _runs(fields: Sequence[_Field]) -> Iterator[tuple[int, int]]:
-    """Neighbours as one piece."""
+    """Yield start and end of each run of adjacent fields."""
     start = end = -1
     for field in fields:
         if field.start != end:
@@ -223,7 +226,7 @@ def _varint(data: mmap.mmap, at: int, end: int) -> tuple[int, int]:
 
 
 def _header(number: int, length: int) -> bytes:
-    """Tag and length of a length-delimited field."""
+    """Return tag and length of a length-delimited field."""
     out = bytearray([number << 3 | _LENGTH_DELIMITED])
     while length >= 0x80:
         out.append(length & 0x7F | 0x80)
