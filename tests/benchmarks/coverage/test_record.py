@@ -99,8 +99,9 @@ def test_crash_fails_one_row_which_the_next_run_repeats(tmp_path: Path) -> None:
 
 def test_hanging_worker_is_ended(tmp_path: Path) -> None:
     summary = coverage.coverage(
-        ["structure"], tmp_path / "record.jsonl", names=["resnet18"], timeout=0.01
+        ["structure"], tmp_path / "new" / "record.jsonl", names=["resnet18"], timeout=0.01
     )
+    assert (tmp_path / "new" / "record.jsonl").is_file()
     assert "took longer than" in summary.failed("structure")[0]["error"]
 
 
