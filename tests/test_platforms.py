@@ -21,7 +21,7 @@ from headkit.adapters import files
 from headkit.adapters.backbone.preprocessing import preprocessing
 from headkit.adapters.features import decode
 from headkit.adapters.features.transform import Transform, View
-from headkit.benchmarks.bench import machine, process, runtimes
+from headkit.benchmarks.bench import machine, process, run_configs
 from headkit.registry.store import storage as module
 from headkit.registry.store.storage import LocalStorage
 from tests.backbones import random_backbone
@@ -266,7 +266,7 @@ def test_memory_that_the_system_does_not_report_is_none(monkeypatch: pytest.Monk
 
 def test_cores_without_affinity_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert runtimes.cores() == os.cpu_count()
+    assert run_configs.cores() == os.cpu_count()
     assert machine.machine()["cores"] == os.cpu_count()
 
 

@@ -133,6 +133,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     return Installed(wheel, tmp_path_factory.mktemp("installed"))
 
 
+@pytest.mark.slow
 def test_wheel_works_outside_the_checkout(installed: Installed, metadata: Any) -> None:
     code = "import headkit; print(headkit.__file__, headkit.__version__)"
     file, version = installed.run(installed.python, "-c", code).split()
