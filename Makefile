@@ -30,11 +30,12 @@ test: $(DEV)  ## the tests that are not marked slow, on all cores
 test-slow: $(DEV)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest $(PARALLEL)
 
-lint: $(DEV)  ## format, lint, order of imports, types
+lint: $(DEV)  ## format, lint, order of imports, types, workflow
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy -p headkit -p tests
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/ci.yml
 
 coverage: $(DEV)  ## the adapter layer's contract: all architectures, and numbers for the smallest of each family
 	mkdir -p build
