@@ -18,7 +18,7 @@ from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.errors import DataError, ExportError
 from headkit.adapters.file_kinds import MODEL, check_output
 from headkit.adapters.files import write_atomically
-from headkit.adapters.heads.attach import attach, head_of
+from headkit.adapters.heads.attach import attach_in_turn, head_of
 from headkit.adapters.heads.backbone_of_head import load_backbone_of
 from headkit.adapters.heads.head import Head
 from headkit.adapters.images import ImageLike
@@ -249,8 +249,7 @@ def _resolve(
         folder = _folder(given)
         loaded = backbone or load_backbone_of(first, weights, remap=remap, folder=folder)
         model = copy_structure(loaded, share_tensors=True)
-        for head in reversed(heads.values()):  # the first head stays attached
-            attach(model, head)
+        attach_in_turn(model, reversed(heads.values()))  # the first head stays attached
     first = next(iter(heads.values()))
     return model.eval(), {} if form == "backbone" else heads, first
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from headkit.adapters.backbone.classifier import (
 )
 from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.backbone.freeze import freeze
+from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
@@ -157,6 +159,26 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
         )
     if not isinstance(head, Head):
         head = Head.load(head)
+    return _attach(model, head, lambda: backbone_info(model), force=force)
+
+
+def attach_in_turn(model: nn.Module, heads: Iterable[Head]) -> nn.Module:
+    """Attach one head after the other; the last one stays on ``model``, which is returned.
+
+    The weights of the backbone are hashed once for all heads.
+
+    Raises:
+        BackboneMismatch: see ``attach``; the model then has the head before.
+    """
+    once = cache(lambda: backbone_info(model))
+    for head in heads:
+        _attach(model, head, once, force=False)
+    return model
+
+
+def _attach(
+    model: nn.Module, head: Head, identify: Callable[[], BackboneInfo], *, force: bool
+) -> nn.Module:
     architecture = timm_cfg(model)["architecture"]
     if architecture != head.architecture:
         raise BackboneMismatch(
@@ -175,7 +197,7 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
             "with attach(model, head, force=True)"
         )
     if not force:
-        found = backbone_info(model)
+        found = identify()
         if found.fingerprint != head.backbone.fingerprint:
             raise BackboneMismatch(
                 "this head was trained on "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from headkit.adapters.backbone.classifier import (
     classifier_tensors,
     find_classifier,
+    name_of,
     num_features,
     replace_classifier,
 )
@@ -59,16 +60,16 @@ def structure(name: str) -> Row:
         ContractError: A part of the contract is broken; the message says which.
     """
     model = _create_on_meta(name)
-    classifier = find_classifier(model)
+    classifier, who = find_classifier(model), name_of(model)
     started_with = classifier.num_classes
     paths = classifier.paths
     types = [type(model.get_submodule(path)).__name__ for path in paths] if started_with else []
     for num_classes in (5, 0, _CLASSES):
         now = replace_classifier(model, num_classes)
-        _expect(now.paths == paths, f"the classifier moves from {paths} to {now.paths}")
+        _expect(now.paths == paths, f"{who}: the classifier moves from {paths} to {now.paths}")
         _expect(
             now.widths == classifier.widths,
-            f"the widths change from {classifier.widths} to {now.widths}",
+            f"{who}: the widths change from {classifier.widths} to {now.widths}",
         )
     if not started_with:
         types = [type(model.get_submodule(path)).__name__ for path in paths]
@@ -76,14 +77,16 @@ def structure(name: str) -> Row:
     is_encoder = not ENCODERS.keys().isdisjoint(class_names(model))
     if not is_encoder:
         plain = _shapes(_create_on_meta(name, num_classes=_CLASSES))
-        _expect(own == plain, f"the tensors are {own}, those of plain timm are {plain}")
+        _expect(own == plain, f"{who}: the tensors are {own}, those of plain timm are {plain}")
     head = set(find_classifier(model).tensors)
     backbone = sum(p.numel() for n, p in model.named_parameters() if n not in head)
     default = default_kind(model)
     for kind in KINDS[1:]:
         install(model, kind, _CLASSES)
         if kind != "linear" or _shapes(model) != own:
-            _expect(kind_of(model) == kind, f"a {kind} head is recognized as {kind_of(model)}")
+            _expect(
+                kind_of(model) == kind, f"{who}: a {kind} head is recognized as {kind_of(model)}"
+            )
     install(model, default, _CLASSES)
     per_class = sum(
         t.numel() * t.element_size() / _CLASSES

@@ -11,9 +11,10 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -294,7 +295,7 @@ class ObjectStorage:
                 raise
             except FileNotFoundError as error:
                 raise StoreError(f"{self.url}: there is no such bucket or container") from error
-            except OSError as error:
+            except Exception as error:
                 if _is_conflict(error):
                     raise FileExistsError(key) from error
                 raise
@@ -366,9 +367,25 @@ _PACKAGES = {
 }
 
 
+_CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict")
+
+
 def _is_conflict(error: BaseException) -> bool:
-    """Whether a store refused a conditional write because the object is there (HTTP 409, 412)."""
-    text = str(error)
-    return any(
-        mark in text for mark in ("PreconditionFailed", "pre-conditions", "ConditionalRequest")
-    )
+    """Return True if a store refused a conditional write because the object exists.
+
+    fsspec's packages raise ``FileExistsError`` for most of these refusals. For the others they pass
+    on an error of the store's client, itself or as the cause: that of botocore has the code of S3,
+    those of Google Cloud Storage and Azure have the status of HTTP.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if isinstance(response, Mapping) and response.get("Error", {}).get("Code") in _CONFLICTS:
+            return True
+        if HTTPStatus.PRECONDITION_FAILED in (
+            getattr(cause, "code", None),
+            getattr(cause, "status_code", None),
+        ):
+            return True
+        cause = cause.__cause__
+    return False

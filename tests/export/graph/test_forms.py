@@ -13,6 +13,7 @@ from timm.data import create_transform
 from torch import nn
 
 import headkit
+from headkit.adapters.backbone import fingerprint as fingerprint_module
 from tests.backbones import active_backbone
 from tests.heads import head_for
 from tests.images import X
@@ -120,6 +121,25 @@ def test_multi_model_has_the_logits_of_each_head_alone(
     products = [n for n in onnx.load(path).graph.node if n.op_type == "Gemm"]
     assert sum("stack" in node.name for node in products) == 1
     assert len(products) == 4
+
+
+def test_export_of_many_heads_hashes_the_backbone_once(
+    model: nn.Module,
+    heads: dict[str, headkit.Head],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hashed = []
+    original = fingerprint_module.fingerprint
+
+    def count(*args: Any) -> str:
+        hashed.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(fingerprint_module, "fingerprint", count)
+    assert len(heads) > 2
+    headkit.export(heads, tmp_path / "model.onnx", "multi", backbone=model)
+    assert len(hashed) == 1
 
 
 def test_predictor_runs_several_heads_on_a_folder(

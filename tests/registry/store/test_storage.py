@@ -5,7 +5,7 @@ import pytest
 
 from headkit import DependencyMissing, RegistryError
 from headkit.benchmarks.studies.s3_server import BUCKET, s3_server
-from headkit.registry.store.storage import LocalStorage, Storage, open_storage
+from headkit.registry.store.storage import LocalStorage, Storage, _is_conflict, open_storage
 from headkit.registry.store.store import HeadStore
 from tests.heads import scored_head
 
@@ -115,3 +115,33 @@ def test_urls_that_fsspec_cannot_open_are_reported(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     with pytest.raises(DependencyMissing, match="pip install s3fs"):
         open_storage("s3://bucket")
+
+
+class _ClientError(Exception):
+    """Looks like the errors of botocore, Google Cloud Storage and Azure."""
+
+    def __init__(self, **attributes: object) -> None:
+        super().__init__("the text says nothing")
+        vars(self).update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "conflict"),
+    [
+        ({"response": {"Error": {"Code": "PreconditionFailed"}}}, True),
+        ({"response": {"Error": {"Code": "ConditionalRequestConflict"}}}, True),
+        ({"response": {"Error": {"Code": "OperationAborted"}}}, False),
+        ({"code": 412}, True),
+        ({"status_code": 412}, True),
+        ({"code": 503}, False),
+        ({}, False),
+    ],
+)
+def test_refused_conditional_writes_are_known_by_their_code(
+    attributes: dict[str, object], conflict: bool
+) -> None:
+    cause = _ClientError(**attributes)
+    error = OSError(22, "At least one of the pre-conditions you specified did not hold")
+    error.__cause__ = cause
+    assert _is_conflict(cause) is conflict
+    assert _is_conflict(error) is conflict
