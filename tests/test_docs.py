@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import typer
 
-from headkit.benchmarks.coverage import record as coverage
-from headkit.benchmarks.pages import coverage as coverage_page
-from headkit.benchmarks.pages import render as report
+from headkit.benchmarks.coverage import record
+from headkit.benchmarks.pages import coverage, render
 from headkit.benchmarks.pages.machines import machines
 from headkit.benchmarks.studies.catalogue import RECORD
 from headkit.cli.app import app
@@ -44,7 +43,7 @@ def test_python_blocks_run_in_order(
 def test_generated_numbers_are_those_of_the_committed_results(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert "<!-- generated: " in text
-    assert report.render(text) == text
+    assert render.render(text) == text
 
 
 def _machines(result: object) -> Iterator[dict[str, Any]]:
@@ -55,16 +54,16 @@ def _machines(result: object) -> Iterator[dict[str, Any]]:
             yield from _machines(value)
 
 
-@pytest.mark.parametrize("name", report.BLOCKS)
+@pytest.mark.parametrize("name", render.BLOCKS)
 def test_every_block_of_figures_names_its_processors_and_versions(name: str) -> None:
-    texts = [(ROOT / document).read_text(encoding="utf-8") for document in report.DOCUMENTS]
+    texts = [(ROOT / document).read_text(encoding="utf-8") for document in render.DOCUMENTS]
     blocks = [
         block
         for text in texts
         for block in re.findall(rf"<!-- generated: {name} -->(.*?)<!-- end -->", text, re.DOTALL)
     ]
     assert blocks
-    result = json.loads((report.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    result = json.loads((render.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     found = list(_machines(result))
     assert found
     for machine in found:
@@ -94,15 +93,15 @@ def test_peers_name_the_machine_of_latency_and_that_of_exports_apart() -> None:
 
 
 def test_coverage_page_is_that_of_the_committed_record() -> None:
-    page = coverage_page.page(coverage.load(RECORD))
-    assert report.COVERAGE.read_text(encoding="utf-8") == page
+    page = coverage.page(record.load(RECORD))
+    assert render.COVERAGE.read_text(encoding="utf-8") == page
 
 
 def test_a_number_changed_by_hand_is_seen() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     changed = text.replace("| validation accuracy | 0.", "| validation accuracy | 1.")
     assert changed != text
-    assert report.render(changed) == text
+    assert render.render(changed) == text
 
 
 def _command_lines() -> list[str]:

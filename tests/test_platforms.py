@@ -256,7 +256,7 @@ def test_what_workers_get_survives_a_spawn(view: int, tmp_path: Path) -> None:
         assert pickle.loads(pickle.dumps(sent)) is sent  # noqa: S301
 
 
-def test_memory_that_the_system_does_not_report_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreported_memory_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process.peak_bytes()
     monkeypatch.setattr(process, "Path", lambda path: Path("/nowhere") / str(path).lstrip("/"))
     assert process.resident_bytes() is None

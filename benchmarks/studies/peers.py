@@ -35,7 +35,7 @@ from headkit.adapters.heads.attach import adapt
 from headkit.benchmarks.bench.process import in_process, report
 from headkit.benchmarks.bench.run_configs import cores
 from headkit.benchmarks.bench.timing import Call, estimate_turn_seconds, race
-from headkit.benchmarks.coverage import record as coverage
+from headkit.benchmarks.coverage import record
 from headkit.benchmarks.coverage.random_weights import randomize_weights
 from headkit.export.exporter import export
 from headkit.export.graph.onnx_file import num_bytes
@@ -211,7 +211,7 @@ def verdict(row: Mapping[str, Any]) -> str:
 def exports(folder: Path) -> dict[str, Any]:
     """Which of the smallest architectures of all families each exporter manages."""
     rows = {(row["architecture"], row["exporter"]): row for row in _read(EXPORTS)}
-    names = coverage.smallest_of_each_family(coverage.load(RECORD))
+    names = record.smallest_of_each_family(record.load(RECORD))
     for exporter, name in itertools.product(reversed(EXPORTERS), names):
         if (name, exporter) in rows:
             continue

@@ -128,7 +128,7 @@ def coverage(
         raise ValueError("nothing to check: name --structure, --numeric, --macs or --export")
     check_writable(out)
     limit = None if max_params is None else number(max_params)
-    from headkit.benchmarks.coverage import record as record
+    from headkit.benchmarks.coverage import record
 
     names = record.match_architectures(only, record.load(out) if smallest else None)
     with progress_bar("architectures") as progress:

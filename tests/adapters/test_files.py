@@ -22,7 +22,7 @@ def test_file_has_the_mode_of_any_new_file(tmp_path: Path) -> None:
     assert written.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_paths_that_cannot_be_written_are_told_apart(tmp_path: Path) -> None:
+def test_each_unwritable_path_has_its_own_message(tmp_path: Path) -> None:
     with pytest.raises(headkit.OutputError, match="it is a folder"):
         write_atomically(tmp_path, b"")
     with pytest.raises(headkit.OutputError, match="File name too long"):

@@ -14,6 +14,9 @@ import pytest
 
 import headkit
 from tests.backbones import active_backbone
+from tests.environments import pip_install
+
+pytestmark = pytest.mark.network
 
 PROBE = """
 import json, sys
@@ -35,12 +38,11 @@ print(json.dumps({"pixels": pixels, "logits": model(**inputs).logits.tolist(), "
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("optimum") / "venv"
-    venv.create(folder, with_pip=True)
+    venv.create(folder, with_pip=False)
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "below.pth").write_text(sysconfig.get_paths()["purelib"])
     python = folder / "bin" / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "optimum-onnx>=0.1"], check=True)
+    pip_install(python, "optimum-onnx>=0.1")
     return python
 
 

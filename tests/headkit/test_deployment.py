@@ -11,6 +11,9 @@ import pytest
 
 import headkit
 from tests.backbones import random_backbone
+from tests.environments import pip_install
+
+pytestmark = pytest.mark.network
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,11 +21,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deployment") / "venv"
-    venv.create(folder, with_pip=True)
+    venv.create(folder, with_pip=False)
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "onnxruntime", "numpy", "pillow"], check=True)
-    subprocess.run([*pip, "--no-deps", str(ROOT)], check=True)
+    pip_install(python, "onnxruntime", "numpy", "pillow")
+    pip_install(python, "--no-deps", str(ROOT))
     return python
 
 
@@ -50,8 +52,7 @@ def test_exported_model_runs_without_torch(python: Path, shapes: Path, tmp_path:
     refused = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.strip().endswith("pip install typer rich")
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "typer", "rich"], check=True)
+    pip_install(python, "typer", "rich")
     done = _run(command)
     assert [row["predictions"][0]["label"] for row in json.loads(done.stdout)] == expected
 

@@ -200,7 +200,7 @@ def _table(shapes: Path, path: Path, lines: list[tuple[str, str]]) -> Path:
     return path
 
 
-def test_several_labels_per_image_are_told_apart(shapes: Path, tmp_path: Path) -> None:
+def test_multilabel_csv_is_fitted_exported_and_predicted(shapes: Path, tmp_path: Path) -> None:
     labels = {"bright": "light|plain", "dark": "plain", "striped": "light"}
     lines = [(f"{name}/{n}.png", labels[name]) for n in range(8) for name in labels]
     head = headkit.fit(random_backbone(), _table(shapes, tmp_path / "t.csv", lines), workers=0)
@@ -275,7 +275,7 @@ def test_features_too_many_for_memory_give_the_same_head(
     assert mlp.metrics["accuracy"] == 1
 
 
-def test_images_that_vanish_between_crops_are_told(
+def test_images_that_vanish_between_crops_are_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from headkit.adapters.features.extract import extract

@@ -59,13 +59,32 @@ def test_the_probe_sees_heavy_imports() -> None:
     assert {"torch", "timm"} <= set(_imported("from headkit import load_backbone"))
 
 
-def test_help_takes_under_half_a_second() -> None:
-    taken = []
-    for _ in range(5):
+SMALLEST_COMMAND = """
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def main() -> None:
+    pass
+
+
+app()
+"""
+
+
+def test_help_takes_at_most_twice_as_long_as_that_of_the_smallest_command() -> None:
+    """The ratio is taken in turns, so that other work on the machine slows both."""
+
+    def seconds(*arguments: str) -> float:
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "headkit", "--help"], check=True, capture_output=True)
-        taken.append(time.perf_counter() - start)
-    assert statistics.median(taken) < 0.5
+        command = [sys.executable, *arguments, "--help"]
+        subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    turns = [(seconds("-m", "headkit"), seconds("-c", SMALLEST_COMMAND)) for _ in range(5)]
+    assert statistics.median(ours / smallest for ours, smallest in turns) < 2
 
 
 def test_every_public_name_loads() -> None:

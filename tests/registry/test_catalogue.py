@@ -7,8 +7,8 @@ import pytest
 import timm
 
 import headkit
-from headkit.benchmarks.coverage import record as coverage
-from headkit.benchmarks.studies import catalogue as data
+from headkit.benchmarks.coverage import record
+from headkit.benchmarks.studies.catalogue import RECORD, text, write
 from headkit.registry import catalogue
 
 Run = Callable[..., tuple[int, str, str]]
@@ -19,7 +19,7 @@ def test_data_match_the_installed_timm_and_the_committed_record() -> None:
     assert catalogue.timm_version() == timm.__version__
     assert [row.name for row in headkit.models()] == sorted(timm.list_models())
     committed = (Path(catalogue.__file__).parent / catalogue.FILE).read_text(encoding="utf-8")
-    assert data.text(coverage.load(data.RECORD)) == committed
+    assert text(record.load(RECORD)) == committed
 
 
 def test_search_by_substring_glob_and_family() -> None:
@@ -145,8 +145,8 @@ def test_the_command_line_searches(run: Run) -> None:
 
 
 def test_the_catalogue_is_written_from_a_record(tmp_path: Path) -> None:
-    record, out = tmp_path / "record.jsonl", tmp_path / "architectures.json"
-    coverage.save(record, coverage.load(data.RECORD))
-    data.write(coverage.load(record), out)
+    path, out = tmp_path / "record.jsonl", tmp_path / "architectures.json"
+    record.save(path, record.load(RECORD))
+    write(record.load(path), out)
     committed = (Path(catalogue.__file__).parent / catalogue.FILE).read_text(encoding="utf-8")
     assert out.read_text(encoding="utf-8") == committed

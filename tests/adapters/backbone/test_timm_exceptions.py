@@ -10,7 +10,7 @@ import timm
 import torch
 
 import headkit
-from headkit.adapters.backbone import timm_exceptions as quirks
+from headkit.adapters.backbone import timm_exceptions
 from headkit.adapters.backbone.classifier import (
     classifier_tensors,
     find_classifier,
@@ -129,7 +129,9 @@ def test_unknown_kind_is_refused() -> None:
         headkit.adapt(_model("test_resnet"), 3, kind="round")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("row", sorted({*quirks.LOGITS, *quirks.POOLED_AFTER, *quirks.RESET}))
+@pytest.mark.parametrize(
+    "row", sorted({*timm_exceptions.LOGITS, *timm_exceptions.POOLED_AFTER, *timm_exceptions.RESET})
+)
 def test_contract_on_each_row_of_the_table(row: str) -> None:
     assert contract.numeric(ROWS[row])["difference"] <= 1e-5
 

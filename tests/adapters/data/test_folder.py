@@ -128,7 +128,7 @@ def test_train_and_val_folders_are_used_unless_val_is_given(tmp_path: Path) -> N
     assert val.targets.tolist() == [1, 2]
 
 
-def test_folders_without_what_is_needed_are_refused(tmp_path: Path) -> None:
+def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no images in .*: expected one folder per class"):
         open_data(tmp_path)
     with pytest.raises(DataError, match=r"no data in .*none: no such folder or file; expected a"):
@@ -166,7 +166,7 @@ def test_folder_is_multiclass_alone(tmp_path: Path, task: Any) -> None:
         open_data(tmp_path, task=task)
 
 
-def test_task_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_unknown_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="task is 'ranking', expected one of multiclass,"):
         open_data(tmp_path, task="ranking")  # type: ignore[arg-type]
 

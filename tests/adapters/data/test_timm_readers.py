@@ -85,7 +85,7 @@ def test_stream_keeps_its_classes_and_validation_is_matched_by_name(
     assert val.targets.tolist() == [0, 2]
 
 
-def test_what_a_reader_raises_is_a_data_error(
+def test_an_exception_of_a_reader_becomes_a_data_error(
     tfds: dict[tuple[str, str], dict[str, int]],
 ) -> None:
     with pytest.raises(DataError, match=r"timm cannot open tfds/pets \(split nosuch\): \('tfds/pe"):

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from headkit.adapters.features import file_hashes as identity
+from headkit.adapters.features import file_hashes
 from headkit.adapters.features.file_hashes import digests_of
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that counts as unchanged for long enough to be remembered."""
-    monkeypatch.setattr(identity, "SETTLED_NS", 0)
+    monkeypatch.setattr(file_hashes, "SETTLED_NS", 0)
     path = tmp_path / "a.png"
     path.write_bytes(b"first")
     time.sleep(0.01)
@@ -24,7 +24,7 @@ def _digest(path: Path, index: Path) -> bytes:
     return bytes(digests_of([str(path)], index)[0])
 
 
-def test_identity_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
+def test_digest_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(20)]
     for number, path in enumerate(paths):
         path.write_bytes(bytes([number]) * number * 1000)
@@ -37,7 +37,7 @@ def test_unchanged_file_is_not_read_again(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _digest(file, tmp_path / "index")
-    monkeypatch.setattr(identity, "_digest_of_file", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr(file_hashes, "_digest_of_file", lambda path: pytest.fail(f"read {path}"))
     assert _digest(file, tmp_path / "index") == first
 
 
@@ -70,7 +70,7 @@ def test_file_that_has_just_changed_is_read_again_the_next_time(tmp_path: Path) 
         assert table.execute("SELECT COUNT(*) FROM files").fetchone() == (0,)
 
 
-def test_missing_file_has_no_identity_and_damaged_index_is_made_anew(
+def test_missing_file_has_no_digest_and_a_damaged_index_is_rebuilt(
     file: Path, tmp_path: Path
 ) -> None:
     assert _digest(tmp_path / "none.png", tmp_path / "index") == b""

@@ -24,7 +24,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
     temperature=st.floats(1e-3, 1e3),
     metrics=st.dictionaries(TEXT, st.floats(allow_nan=False) | st.integers() | TEXT, max_size=5),
 )
-def test_what_is_saved_is_loaded(
+def test_a_loaded_head_equals_the_saved_one(
     tmp_path: Path,
     labels: tuple[str, ...] | None,
     notes: str,

@@ -228,7 +228,7 @@ def test_scores_are_those_of_scipy(task: Task, temperature: float) -> None:
 
 
 @with_classes
-def test_confidence_of_what_is_predicted(task: Task) -> None:
+def test_confidence_covers_the_top_class_or_every_label(task: Task) -> None:
     logits, y = logits_and_targets(task)
     scores = task.scores(logits)
     confidence, correct = task.confidence(scores, y)
@@ -358,7 +358,7 @@ def test_losses_and_derivatives_are_those_of_autograd(task: Task, weighted: bool
     assert (second / total).numpy() == pytest.approx(expected, abs=1e-14)
 
 
-def test_what_no_image_shows_is_not_learned() -> None:
+def test_outputs_with_constant_targets_are_not_learned() -> None:
     outputs, prior = MULTICLASS.learnable(torch.tensor([0, 0, 3]), 4)
     assert outputs.tolist() == [0, 3]
     learned = torch.tensor([0.5, 1.5], dtype=torch.float64)

@@ -11,13 +11,16 @@ import headkit
 from headkit.benchmarks.compare import compare as module
 from tests.backbones import random_backbone
 
+Weights = dict[str, str | Path | None]
 
-@pytest.fixture
-def weights(tmp_path: Path) -> dict[str, str | Path | None]:
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     """Weights files of three small architectures."""
-    found: dict[str, str | Path | None] = {}
+    folder = tmp_path_factory.mktemp("weights")
+    found: Weights = {}
     for name in ("test_resnet", "test_vit", "test_efficientnet"):
-        path = tmp_path / f"{name}.safetensors"
+        path = folder / f"{name}.safetensors"
         save_file(random_backbone(name).state_dict(), path)
         found[name] = path
     return found
@@ -28,7 +31,7 @@ def _compare(shapes: Path, weights: Any, out: Path, **options: Any) -> dict[str,
 
 
 def test_backbones_are_compared_by_score_and_latency(
-    weights: dict[str, str | Path | None], shapes: Path, tmp_path: Path
+    weights: Weights, shapes: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     result = _compare(shapes, weights, out)
@@ -54,8 +57,8 @@ def test_backbones_are_compared_by_score_and_latency(
         assert np.asarray(plot.convert("L")).std() > 5
 
 
-def test_comparison_goes_on_where_it_was_stopped(
-    weights: dict[str, str | Path | None],
+def test_stopped_comparison_resumes_without_repeating_work(
+    weights: Weights,
     shapes: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -64,38 +67,39 @@ def test_comparison_goes_on_where_it_was_stopped(
     fit = headkit.fit
 
     def counted(backbone: Any, *arguments: Any, **options: Any) -> Any:
-        if len(fitted) == 2:
+        if len(fitted) == 1:
             raise KeyboardInterrupt
         fitted.append(backbone.pretrained_cfg["architecture"])
         return fit(backbone, *arguments, **options)
 
     monkeypatch.setattr(module, "fit", counted)
+    two = {name: weights[name] for name in ("test_resnet", "test_efficientnet")}
     with pytest.raises(KeyboardInterrupt):
-        _compare(shapes, weights, tmp_path)
-    assert fitted == ["test_resnet", "test_vit"]
+        _compare(shapes, two, tmp_path)
+    assert fitted == ["test_resnet"]
     fitted.clear()
-    assert len(_compare(shapes, weights, tmp_path)["rows"]) == 3
+    assert len(_compare(shapes, two, tmp_path)["rows"]) == 2
     assert fitted == ["test_efficientnet"]
     fitted.clear()
-    (tmp_path / "heads" / "test_vit.safetensors").write_bytes(b"damaged")
-    _compare(shapes, weights, tmp_path)
-    assert fitted == ["test_vit"]
+    (tmp_path / "heads" / "test_resnet.safetensors").write_bytes(b"damaged")
+    _compare(shapes, two, tmp_path)
+    assert fitted == ["test_resnet"]
     fitted.clear()
-    two = {name: weights[name] for name in ("test_vit", "test_resnet")}
-    assert len(_compare(shapes, two, tmp_path, l2=0.1)["rows"]) == 2
-    assert fitted == ["test_vit", "test_resnet"]
+    one = {"test_resnet": two["test_resnet"]}
+    assert len(_compare(shapes, one, tmp_path, l2=0.1)["rows"]) == 1
+    assert fitted == ["test_resnet"]
 
 
 def test_backbone_that_fails_is_a_row_with_its_error(
-    weights: dict[str, str | Path | None], shapes: Path, tmp_path: Path
+    weights: Weights, shapes: Path, tmp_path: Path
 ) -> None:
-    weights["test_vit"] = tmp_path / "none.safetensors"
-    rows = {row["name"]: row for row in _compare(shapes, weights, tmp_path)["rows"]}
+    two = {"test_resnet": weights["test_resnet"], "test_vit": tmp_path / "none.safetensors"}
+    rows = {row["name"]: row for row in _compare(shapes, two, tmp_path)["rows"]}
     assert "none.safetensors" in rows["test_vit"]["error"]
     assert "latency_ms" in rows["test_resnet"]
 
 
-def test_what_cannot_be_compared_is_refused_before_any_work(
+def test_invalid_comparisons_are_refused_before_any_work(
     run: Any, shapes: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(headkit.UnknownArchitecture, match="resnet51"):
@@ -111,13 +115,12 @@ def test_what_cannot_be_compared_is_refused_before_any_work(
     assert "is no record of a comparison" in err
 
 
-def test_command_prints_the_table(
-    run: Any, weights: dict[str, str | Path | None], shapes: Path, tmp_path: Path
-) -> None:
-    listed = ",".join(f"{name}={path}" for name, path in weights.items())
+def test_command_prints_the_table(run: Any, weights: Weights, shapes: Path, tmp_path: Path) -> None:
+    two = ("test_resnet", "test_efficientnet")
+    listed = ",".join(f"{name}={weights[name]}" for name in two)
     status, out, _ = run(
         "compare", "--data", shapes, "--backbones", listed, "--out", tmp_path, "--workers", 0
     )
     assert status == 0
-    assert all(name in out for name in weights)
+    assert all(name in out for name in two)
     assert "accuracy" in out

@@ -10,11 +10,11 @@ import timm
 
 import headkit
 from headkit.benchmarks.coverage import contract
-from headkit.benchmarks.coverage import record as coverage
-from headkit.benchmarks.pages import coverage as coverage_page
+from headkit.benchmarks.coverage import record
+from headkit.benchmarks.pages import coverage
 from headkit.benchmarks.studies.catalogue import RECORD
 
-COMMITTED = coverage.load(RECORD)
+COMMITTED = record.load(RECORD)
 
 
 def test_every_entry_point_is_recorded_and_passes_the_structural_check() -> None:
@@ -55,7 +55,7 @@ def test_every_family_exports_and_so_does_every_architecture_up_to_30_million() 
 
 
 def test_the_smallest_architectures_are_one_per_family() -> None:
-    names = coverage.smallest_of_each_family(COMMITTED)
+    names = record.smallest_of_each_family(COMMITTED)
     families = {COMMITTED[name, "structure"]["family"] for name in names}
     assert len(names) == len(families) == 98
 
@@ -67,7 +67,7 @@ def test_page_names_failed_checks_and_counts_untried_ones() -> None:
     rows["resnet34", "numeric"] = {
         **rows["resnet34", "structure"], "check": "numeric", "passed": False, "error": "E: broken",
     }  # fmt: skip
-    page = coverage_page.page(rows)
+    page = coverage.page(rows)
     assert "- `resnet34`, numeric: E: broken" in page
     line = next(line for line in page.splitlines() if line.startswith("| resnet18 "))
     assert line.endswith("| ✓-- |")
@@ -85,20 +85,20 @@ def test_crash_fails_one_row_which_the_next_run_repeats(tmp_path: Path) -> None:
     killer = threading.Thread(target=kill_the_first_worker)
     killer.start()
     names = ["resnet10t", "resnet18"]
-    summary = coverage.coverage(["structure"], path, names=names, workers=1)
+    summary = record.coverage(["structure"], path, names=names, workers=1)
     killer.join()
     assert [row["name"] for row in summary.passed("structure")] == ["resnet18"]
     (failed,) = summary.failed("structure")
     assert (failed["name"], failed["error"]) == ("resnet10t", "the process ended with signal 9")
 
     path.write_text(path.read_text() + '{"name": "cut sho')  # as a kill leaves it
-    again = coverage.coverage(["structure"], path, names=names, workers=1)
+    again = record.coverage(["structure"], path, names=names, workers=1)
     assert again.failed("structure") == []
     assert again.rows["resnet18", "structure"] == summary.rows["resnet18", "structure"]
 
 
 def test_hanging_worker_is_ended(tmp_path: Path) -> None:
-    summary = coverage.coverage(
+    summary = record.coverage(
         ["structure"], tmp_path / "new" / "record.jsonl", names=["resnet18"], timeout=0.01
     )
     assert (tmp_path / "new" / "record.jsonl").is_file()
@@ -129,7 +129,7 @@ def test_command_line(run: Any, tmp_path: Path) -> None:
     )
     assert status == 0, err
     assert json.loads(printed)["passed"] == {"macs": 1}
-    row = coverage.load(out)["resnet18", "macs"]
+    row = record.load(out)["resnet18", "macs"]
     assert row["gmacs"] == pytest.approx(1.82, abs=0.01)  # 1.8e9, He et al. 2015, table 1
     assert run("coverage", "--out", out)[0] == 2
     status, _, err = run("coverage", "--structure", "--only", "nothing*", "--out", out)

@@ -7,24 +7,23 @@ from PIL import Image
 
 import headkit
 from headkit.benchmarks.bench.process import in_process, resident_bytes
-from headkit.benchmarks.pages import plots as benchmarks_plots
-from headkit.benchmarks.pages import render as report
+from headkit.benchmarks.pages import plots, render
 from headkit.benchmarks.pages.benchmarks import select_latencies
 from tests.backbones import active_backbone
 
 
 def test_plots_of_the_page_are_drawn_from_the_committed_results(tmp_path: Path) -> None:
-    paths = benchmarks_plots.draw(report.RESULTS, tmp_path)
-    assert {path.name for path in paths} == {path.name for path in report.PLOTS.glob("*.png")}
+    paths = plots.draw(render.RESULTS, tmp_path)
+    assert {path.name for path in paths} == {path.name for path in render.PLOTS.glob("*.png")}
     for path in paths:
-        with Image.open(path) as plot, Image.open(report.PLOTS / path.name) as committed:
+        with Image.open(path) as plot, Image.open(render.PLOTS / path.name) as committed:
             assert np.asarray(plot.convert("L")).std() > 5
             assert plot.size == committed.size
 
 
 def test_dots_of_the_peers_are_the_measured_ratios() -> None:
-    result = json.loads((report.RESULTS / "peers.json").read_text())
-    figure = benchmarks_plots._peers(result)
+    result = json.loads((render.RESULTS / "peers.json").read_text())
+    figure = plots._peers(result)
     for ax, batch in zip(figure.axes, ("1", "16"), strict=True):
         shown = [float(dot.lines[0].get_xdata()[0]) for dot in ax.containers]
         assert shown == [

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import headkit
-from headkit.export.graph import onnx_file as onnxfile
+from headkit.export.graph import onnx_file
 from tests.backbones import random_backbone
 from tests.heads import head_for
 from tests.images import X
@@ -177,7 +177,7 @@ def new(heads: dict[str, headkit.Head], scratch: Path) -> Path:
 @pytest.fixture
 def beside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat every model as too large for one file."""
-    monkeypatch.setattr(onnxfile, "MAX_BYTES", 1000)
+    monkeypatch.setattr(onnx_file, "MAX_BYTES", 1000)
 
 
 def data_of(path: Path) -> list[Path]:
@@ -195,7 +195,7 @@ def test_external_weights_are_grafted_and_reported_if_missing(
     assert data.stat().st_size > 10 * path.stat().st_size
     (tmp_path / "large.onnx.data").write_bytes(b"of an earlier version")
     assert done.num_bytes == path.stat().st_size + data.stat().st_size
-    assert onnxfile.num_bytes(path) == done.num_bytes
+    assert onnx_file.num_bytes(path) == done.num_bytes
     headkit.graft(path, heads["new"], other)
     data.rename(tmp_path / "away")
     assert_close(headkit.Predictor(other).logits(X.numpy()), torch_logits(model, heads["new"], X))
@@ -211,7 +211,7 @@ def test_data_that_a_file_does_not_name_is_not_counted(
     path = tmp_path / "model.onnx"
     headkit.graft(merged, heads["new"], path)
     (tmp_path / "model.onnx.data").write_bytes(bytes(1000))
-    assert onnxfile.num_bytes(path) == path.stat().st_size
+    assert onnx_file.num_bytes(path) == path.stat().st_size
 
 
 @pytest.mark.usefixtures("beside")
@@ -245,7 +245,7 @@ def test_new_weights_replace_the_old(
     headkit.graft(copy, heads["old"], copy, overwrite=True)
     assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
     # A model that fits into one file leaves no data behind.
-    monkeypatch.setattr(onnxfile, "MAX_BYTES", 2**30)
+    monkeypatch.setattr(onnx_file, "MAX_BYTES", 2**30)
     headkit.graft(path, heads["old"], path, overwrite=True)
     assert data_of(path) == []
     assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["old"], X))
@@ -292,9 +292,9 @@ def test_model_and_data_are_replaced_together_or_not_at_all(
 def test_model_written_twice_keeps_its_weights(merged: Path, tmp_path: Path) -> None:
     model = onnx.load(merged)
     weights = {t.name: t.raw_data for t in model.graph.initializer}
-    with onnxfile.temporary_model(model, tmp_path / "a.onnx") as first:
-        assert onnxfile.num_bytes(first) > sum(map(len, weights.values()))
-    onnxfile.write(model, tmp_path / "a.onnx")
+    with onnx_file.temporary_model(model, tmp_path / "a.onnx") as first:
+        assert onnx_file.num_bytes(first) > sum(map(len, weights.values()))
+    onnx_file.write(model, tmp_path / "a.onnx")
     written = onnx.load(tmp_path / "a.onnx")
     for saved in (model, written):
         assert {t.name: t.raw_data for t in saved.graph.initializer} == weights

@@ -132,7 +132,7 @@ def test_tensor_without_an_input_is_refused_and_not_dropped(
     headkit.Predictor(path, {"counted": weight.with_changes(tensors=counted)})
 
 
-def test_counter_that_no_computation_reads_has_no_input(tmp_path: Path) -> None:
+def test_counter_that_the_graph_never_reads_is_no_input(tmp_path: Path) -> None:
     """LeViT's classifier normalizes: its BatchNorm counts batches."""
     levit = random_backbone("levit_128s")
     first, second = head_for(levit, 5), head_for(levit, 3)

@@ -101,7 +101,7 @@ def test_scores_follow_the_task_and_the_temperature(task: str) -> None:
     assert found == pytest.approx(expected)
 
 
-def test_bad_requests_are_told(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
+def test_bad_requests_are_reported(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
     predictor = headkit.Predictor(exported[1])
     with pytest.raises(ValueError, match="batch_size is 0"):
         predictor(Image.new("RGB", (9, 9)), batch_size=0)

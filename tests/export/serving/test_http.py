@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
-from PIL import Image
+from PIL import Image, ImageFile
 
 import headkit
 from headkit import ExportError, Head, HeadStore, Predictor
@@ -23,6 +23,10 @@ from headkit.export.serving.http import application
 from headkit.export.serving.service import Limits, Service
 from tests.backbones import SMALL, active_backbone
 
+REFRESH = 0.2
+"""Seconds after which the service looks a name up again."""
+GENEROUS = 120
+"""Seconds that no answer takes, however busy the machine is: it only ends a test that hangs."""
 KINDS: dict[str, Kind] = {"plain": "linear", "deep": "mlp", "angle": "cosine"}
 
 
@@ -63,8 +67,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     other = headkit.save_head(active_backbone("test_vit"), folder / "other.safetensors")
     store.publish(other, "other")
     onnx = export(backbone, folder / "backbone.onnx", "backbone").path
-    limits = Limits(upload_bytes=200_000, pixels=1_000_000, seconds=20)
-    service = Service(store, onnx, refresh_seconds=0.2, limits=limits)
+    limits = Limits(upload_bytes=200_000, pixels=1_000_000, seconds=GENEROUS)
+    service = Service(store, onnx, refresh_seconds=REFRESH, limits=limits)
     server = uvicorn.Server(uvicorn.Config(application(service), port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -73,7 +77,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     port = server.servers[0].sockets[0].getsockname()[1]
     yield Served(port, store, folder, service)
     server.should_exit = True
-    thread.join(10)
+    thread.join(GENEROUS)
     assert not thread.is_alive()
 
 
@@ -107,18 +111,22 @@ def test_a_star_asks_all_heads_of_this_backbone(served: Served) -> None:
     assert "other" not in answers
 
 
+def outlast_refresh() -> None:
+    time.sleep(1.5 * REFRESH)
+
+
 def test_new_versions_and_moved_tags_are_picked_up(served: Served) -> None:
     path = served.folder / "moving.safetensors"
     for notes in ("first", "second"):
         base = Head.load(served.folder / "plain.safetensors")
         base.with_changes(notes=notes).save(path)
         served.store.publish(path, "moving", tags=["prod"])
-        time.sleep(0.3)
+        outlast_refresh()
         assert served.predict(picture(), "moving")[1]["moving"]["head"][-1] == (
             "1" if notes == "first" else "2"
         )
     served.store.tag("moving@1", "prod")
-    time.sleep(0.3)
+    outlast_refresh()
     assert served.predict(picture(), "moving@prod")[1]["moving@prod"]["head"] == "moving@1"
 
 
@@ -143,14 +151,26 @@ def test_each_mistake_has_its_status(
     assert served.predict(picture(), "plain")[0] == 200
 
 
-def test_an_image_of_many_pixels_is_refused_before_it_is_decoded(served: Served) -> None:
+def test_an_image_of_many_pixels_is_refused_before_it_is_decoded(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    load = ImageFile.ImageFile.load
+
+    def counted(image: ImageFile.ImageFile) -> Any:
+        decoded.append(image.size)
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
+    assert served.predict(picture(), "plain")[0] == 200
+    assert set(decoded) == {(200, 180)}
+    decoded.clear()
     buffer = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(buffer, "PNG")
     assert len(buffer.getvalue()) < 100_000
-    start = time.perf_counter()
     status, answer = served.predict(buffer.getvalue(), "plain")
     assert (status, "10000 x 10000 pixels" in answer["detail"]) == (413, True)
-    assert time.perf_counter() - start < 1
+    assert decoded == []
 
 
 def test_a_body_of_unannounced_length_is_counted(served: Served) -> None:
@@ -163,7 +183,7 @@ def test_a_body_of_unannounced_length_is_counted(served: Served) -> None:
         connection.sendall(f"{len(part):x}\r\n".encode() + part + b"\r\n")
         chunk = b"2000\r\n" + b"x" * 0x2000 + b"\r\n"
         answer = b""
-        connection.settimeout(5)
+        connection.settimeout(GENEROUS)
         try:
             for _ in range(200):
                 connection.sendall(chunk)
@@ -224,7 +244,7 @@ def test_many_at_once_are_batched_and_each_gets_its_own_answer(served: Served) -
         assert found["score"] == pytest.approx(wanted["score"], abs=1e-5)
 
 
-def test_what_is_there_and_how_it_goes_can_be_asked(served: Served) -> None:
+def test_heads_health_and_metrics_can_be_requested(served: Served) -> None:
     (_, heads), (_, one), (_, health), (_, metrics), (status, _) = served.ask(
         ("GET", "/heads"),
         ("GET", "/heads/plain@1"),
@@ -242,24 +262,25 @@ def test_what_is_there_and_how_it_goes_can_be_asked(served: Served) -> None:
     assert "/predict" in openapi["paths"]
 
 
-def test_too_many_requests_and_too_long_ones_are_told(served: Served) -> None:
-    limits = served.service.limits
+def test_too_many_and_too_long_requests_are_refused(served: Served) -> None:
+    limits, run = served.service.limits, served.service._run
     served.service.limits = Limits(waiting=0)
+    answered = threading.Event()
     try:
         status, answer = served.predict(picture(), "plain")
         assert (status, "wait already" in answer["detail"]) == (503, True)
         served.service.limits = Limits(seconds=0.5)
-        run = served.service._run
-        served.service._run = lambda pixels: time.sleep(1) or run(pixels)  # type: ignore[method-assign, func-returns-value]
+        served.service._run = lambda pixels: answered.wait(GENEROUS) and run(pixels)  # type: ignore[method-assign,assignment,return-value]
         status, answer = served.predict(picture(), "plain")
         assert (status, "no answer within" in answer["detail"]) == (503, True)
-        served.service._run = run  # type: ignore[method-assign]
     finally:
+        answered.set()
+        served.service._run = run  # type: ignore[method-assign]
         served.service.limits = limits
     assert served.predict(picture(), "plain")[0] == 200
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(served: Served) -> None:
+def test_a_body_that_never_arrives_times_out(served: Served) -> None:
     limits = served.service.limits
     served.service.limits = Limits(seconds=0.3)
     try:
@@ -268,7 +289,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(served: Served) -> None:
                 b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
                 b"Content-Type: multipart/form-data; boundary=edge\r\n\r\n--edge"
             )
-            connection.settimeout(5)
+            connection.settimeout(GENEROUS)
             assert connection.recv(4096).split()[1] == b"408"
     finally:
         served.service.limits = limits
@@ -289,20 +310,20 @@ def test_a_damaged_head_is_left_out_of_all_heads(served: Served) -> None:
     content = bytearray(blob.read_bytes())
     content[-1] ^= 1
     blob.write_bytes(content)
-    time.sleep(0.3)
+    outlast_refresh()
     status, answers = served.predict(picture(), "*")
     assert (status, "plain" in answers, "damaged" in answers) == (200, True, False)
     status, answer = served.predict(picture(), "damaged")
     assert (status, "was changed" in answer["detail"]) == (503, True)
 
 
-def test_what_was_found_is_served_while_the_store_is_gone(served: Served) -> None:
+def test_known_heads_are_served_while_the_store_is_gone(served: Served) -> None:
     root, away = Path(served.store.url), served.folder / "away"
     assert served.predict(picture(), "plain")[0] == 200
     (_, listed), *_ = served.ask(("GET", "/heads"))
     root.rename(away)
     try:
-        time.sleep(0.3)  # what was looked up is looked up again
+        outlast_refresh()
         status, answers = served.predict(picture(), "plain")
         assert (status, answers["plain"]["head"]) == (200, "plain@1")
         status, answers = served.predict(picture(), "*")

@@ -58,7 +58,7 @@ def test_info_shows_a_head_and_an_architecture(run: Run, trained: Path) -> None:
     assert "family: resnet" in out
 
 
-def test_doctor_tells_what_is_installed(run: Run) -> None:
+def test_doctor_lists_what_is_installed(run: Run) -> None:
     status, out, _ = run("doctor")
     assert status == 0
     assert "fit and export: ready" in out
@@ -109,7 +109,7 @@ def test_bad_input_is_one_line_and_the_old_file_stays(
 
 
 @pytest.mark.parametrize("command", ["fit", "export"])
-def test_unwritable_output_is_told_before_any_work(
+def test_unwritable_output_is_refused_before_any_work(
     run: Run, command: str, shapes: Path, trained: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(b"")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from headkit import HeadFormatError, RegistryError, StoreError
-from headkit.registry.store.layout import Version as Published
+from headkit.registry.store.layout import Version
 from headkit.registry.store.store import HeadStore
 from tests.heads import scored_head
 
@@ -18,7 +18,7 @@ def store(tmp_path: Path) -> HeadStore:
     return HeadStore(tmp_path / "store")
 
 
-def publish(store: HeadStore, seed: int, name: str = "flowers", **options: object) -> Published:
+def publish(store: HeadStore, seed: int, name: str = "flowers", **options: object) -> Version:
     path = scored_head(seed).save(Path(store.url).parent / f"{seed}.safetensors")
     return store.publish(path, name, **options)  # type: ignore[arg-type]
 
@@ -141,7 +141,7 @@ def test_files_that_are_not_heads_are_not_published(store: HeadStore, tmp_path: 
     assert not Path(store.url).exists()
 
 
-def blob(store: HeadStore, version: Published) -> Path:
+def blob(store: HeadStore, version: Version) -> Path:
     digest = version.digest
     return Path(store.url) / "blobs" / digest[:2] / f"{digest}.safetensors"
 
