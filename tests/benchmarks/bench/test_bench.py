@@ -47,7 +47,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return result, out
 
 
-def test_rows_hold_latency_memory_agreement_and_ratios(
+def test_rows_hold_times_memory_agreement_and_ratios(
     measured: tuple[dict[str, Any], Path],
 ) -> None:
     result, _ = measured
