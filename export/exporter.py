@@ -148,7 +148,7 @@ def export(
         config=config,
     )
     path = check_output(path, MODEL)
-    model, heads, first = _resolve(
+    model, heads, first = _load_model_and_heads(
         model_or_head, form, backbone=backbone, weights=weights, remap=remap, names=label_names
     )
     check_heads(form, heads, probabilities=probabilities)
@@ -224,8 +224,8 @@ def _check_options(
         )
 
 
-def _resolve(
-    given: Any,
+def _load_model_and_heads(
+    source: Any,
     form: str,
     *,
     backbone: nn.Module | None,
@@ -234,19 +234,19 @@ def _resolve(
     names: Sequence[str] | None,
 ) -> tuple[nn.Module, dict[str, Head], Head]:
     """Return a copy of the model that export may change, the heads, and the first head."""
-    if isinstance(given, nn.Module):
+    if isinstance(source, nn.Module):
         if form == "multi":
             raise ExportError("the form 'multi' takes heads by name: {name: head, ...}")
-        model = copy_structure(given, share_tensors=True)
+        model = copy_structure(source, share_tensors=True)
         if form == "backbone" and not find_classifier(model).num_classes:
             replace_classifier(model, 1)
-        heads = {"": head_of(model, names if find_classifier(given).num_classes else None)}
+        heads = {"": head_of(model, names if find_classifier(source).num_classes else None)}
     else:
-        heads = _heads(given, form)
+        heads = _load_heads(source, form)
         if not heads:
             raise ExportError(f"the form {form!r} takes at least one head, found none")
         first = next(iter(heads.values()))
-        folder = _folder(given)
+        folder = _first_folder(source)
         loaded = backbone or load_backbone_of(first, weights, remap=remap, folder=folder)
         model = copy_structure(loaded, share_tensors=True)
         attach_in_turn(model, reversed(heads.values()))  # the first head stays attached
@@ -265,24 +265,24 @@ def _add_preprocessing(
             return verify_preprocessing(whole, alone, model, preprocess, tolerance=tolerance)
 
 
-def _folder(given: Any) -> Path | None:
+def _first_folder(source: Any) -> Path | None:
     """Return the folder of the first head file: its backbone's weights may be there."""
-    if not isinstance(given, str | Path | Head):
-        given = next(iter(given.values() if isinstance(given, Mapping) else given))
-    return None if isinstance(given, Head) else Path(given).parent
+    if not isinstance(source, str | Path | Head):
+        source = next(iter(source.values() if isinstance(source, Mapping) else source))
+    return None if isinstance(source, Head) else Path(source).parent
 
 
-def _heads(given: Any, form: str) -> dict[str, Head]:
+def _load_heads(source: Any, form: str) -> dict[str, Head]:
     """Return heads by name; the only head of a form with one head has an empty name."""
     if form != "multi":
-        if not isinstance(given, Head | str | Path) and len(given) == 1:
-            (given,) = given.values() if isinstance(given, Mapping) else given
-        if not isinstance(given, Head | str | Path):
-            raise ExportError(f"the form {form!r} takes one head, found {len(given)}")
-        return {"": load_head(given)}
-    if isinstance(given, Mapping):
-        return {name: load_head(head) for name, head in given.items()}
-    listed = [given] if isinstance(given, str | Path) else given
+        if not isinstance(source, Head | str | Path) and len(source) == 1:
+            (source,) = source.values() if isinstance(source, Mapping) else source
+        if not isinstance(source, Head | str | Path):
+            raise ExportError(f"the form {form!r} takes one head, found {len(source)}")
+        return {"": load_head(source)}
+    if isinstance(source, Mapping):
+        return {name: load_head(head) for name, head in source.items()}
+    listed = [source] if isinstance(source, str | Path) else source
     if isinstance(listed, Head) or any(isinstance(head, Head) for head in listed):
         raise ExportError("the form 'multi' takes heads by name: {name: head, ...}")
     heads = {head_name(head): load_head(head) for head in listed}

@@ -9,8 +9,7 @@ import pytest
 import timm
 
 import headkit
-from headkit.benchmarks.coverage import contract
-from headkit.benchmarks.coverage import record
+from headkit.benchmarks.coverage import contract, record
 from headkit.benchmarks.pages import coverage
 from headkit.benchmarks.studies.catalogue import RECORD
 
