@@ -1,4 +1,4 @@
-"""What images and targets there are: one split of a data set, before anything is decoded."""
+"""Describe one split of a data set: its images and targets, before any image is decoded."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ Targets = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """One split of a data set: where its images are, and what is to be predicted of them.
+    """One split of a data set: where its images are, and the target of each image.
 
-    One of ``paths``, ``reader`` and ``stream`` is set.
+    Exactly one of ``paths``, ``reader`` and ``stream`` is set.
 
     Attributes:
-        name: how messages call it.
-        task: what the targets are.
-        label_names: one per output; empty for a reader that has no names.
-        paths: of the image files, where the data are files; as given, absolute or relative to the
+        name: The name that messages use.
+        task: The kind of targets.
+        label_names: One name per output; empty for a reader that has no names.
+        paths: Paths of the image files, as the caller wrote them: absolute, or relative to the
             working folder.
-        targets: beside ``paths``. int64 ``[N]``, indices into ``label_names``, for multiclass;
-            float32 ``[N, outputs]``, of 0 and 1 for multilabel, of numbers for regression.
+        targets: Set together with ``paths``. multiclass: int64 ``[N]``, indices into
+            ``label_names``. multilabel: float32 ``[N, outputs]`` of 0 and 1. regression: float32
+            ``[N, outputs]`` of numbers.
         reader: timm's reader with random access: ``reader[i]`` is a file or image and its target.
-        stream: timm's iterable data set, of images and targets, where there is no random access.
+        stream: timm's iterable data set of images and targets, for data without random access.
     """
 
     name: str
@@ -43,40 +44,40 @@ class ImageDataset:
     stream: Any = None
 
 
-def count(source: ImageDataset) -> int | None:
+def count(dataset: ImageDataset) -> int | None:
     """Return the number of images, or ``None`` if a stream does not know it."""
-    if source.paths is not None:
-        return len(source.paths)
-    if source.reader is not None:
-        return len(source.reader)
-    return len(source.stream) or None
+    if dataset.paths is not None:
+        return len(dataset.paths)
+    if dataset.reader is not None:
+        return len(dataset.reader)
+    return len(dataset.stream) or None
 
 
-def nothing_in(path: str | os.PathLike[str], expected: str) -> DataError:
-    """Build the error for a path that is no data, with what was ``expected`` of it."""
-    found = "it is a file" if Path(path).exists() else "no such folder or file"
-    return DataError(f"no data in {path}: {found}; expected {expected}")
+def no_data_error(path: str | os.PathLike[str], expected: str) -> DataError:
+    """Build the error for a path that holds no data; the message says what was ``expected``."""
+    reason = "it is a file" if Path(path).exists() else "no such folder or file"
+    return DataError(f"no data in {path}: {reason}; expected {expected}")
 
 
-def enumerated(names: Iterable[str], limit: int = 5) -> str:
-    """Return the first names, and how many more there are."""
+def shorten_list(names: Iterable[str], limit: int = 5) -> str:
+    """Return the first ``limit`` names, separated by commas, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
 
-def refuse_unknown(where: str, found: Iterable[str], known: Iterable[str]) -> None:
-    """Raise a ``DataError`` that names what is in ``found`` and not in ``known``."""
-    unknown = sorted(set(found).difference(known))
+def check_known_classes(where: str, classes: Iterable[str], known: Iterable[str]) -> None:
+    """Raise a ``DataError`` that names the ``classes`` that are not among the ``known`` ones."""
+    unknown = sorted(set(classes).difference(known))
     if unknown:
         raise DataError(
-            f"{where} has the class {enumerated(unknown)}, which the training data lacks"
+            f"{where} has the class {shorten_list(unknown)}, which the training data lacks"
         )
 
 
-def refuse_one(where: str, names: Iterable[str]) -> None:
-    """Raise a ``DataError`` unless there are two classes at least."""
+def check_two_classes(where: str, names: Iterable[str]) -> None:
+    """Raise a ``DataError`` if there are fewer than two classes."""
     names = list(names)
     if len(names) < 2:
-        found = f"one class, {names[0]}" if names else "no class"
-        raise DataError(f"{where} has {found}: a classifier needs at least two")
+        actual = f"one class, {names[0]}" if names else "no class"
+        raise DataError(f"{where} has {actual}: a classifier needs at least two")

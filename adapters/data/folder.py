@@ -1,4 +1,4 @@
-"""Read a folder with one folder per class, in the order and with the class names that timm has."""
+"""Read a folder with one folder per class, in timm's order and with timm's class names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from headkit.adapters.errors import DataError
 from headkit.adapters.images import is_image
 
-from .dataset import ImageDataset, Targets, enumerated, refuse_one, refuse_unknown
+from .dataset import ImageDataset, Targets, check_known_classes, check_two_classes, shorten_list
 
 logger = logging.getLogger("headkit")
 
@@ -21,53 +21,54 @@ _DIGITS = re.compile(r"(\d{1,4000})")  # int() takes no more than 4300
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
-    """Return timm's natural sort key: numbers by value, letters without case.
+    """Return timm's natural sort key: it compares numbers by value and ignores case.
 
-    The text itself settles what timm leaves to chance: ``A`` and ``a``, ``1`` and ``01``.
+    The text itself breaks the ties that timm leaves to chance: ``A`` and ``a``, ``1`` and ``01``.
     """
     parts = _DIGITS.split(text.lower())
     return [int(part) if part.isdecimal() else part for part in parts], text
 
 
-def open_folder(root: Path, known: tuple[str, ...] | None = None) -> ImageDataset:
-    """List the images below ``root``. The folder that an image lies in names its class.
+def open_folder(root: Path, train_classes: tuple[str, ...] | None = None) -> ImageDataset:
+    """List the images below ``root``. The folder that contains an image names its class.
 
     Args:
-        root: a folder with one folder per class; these may be nested.
-        known: the classes of the training data, if this is validation data.
+        root: A folder with one folder per class; class folders may be nested.
+        train_classes: The classes of the training data, if this is validation data.
 
     Raises:
-        DataError: no images, a class without one, an image outside the class folders, only one
-            class, a class that is not known, or a folder that cannot be read.
+        DataError: There are no images, a class has no image, an image is outside the class
+            folders, there is only one class, the training data lacks a class, or a folder cannot
+            be read.
     """
     paths, labels = _list_images(str(root))
     if not paths:
         raise DataError(f"no images in {root}: expected one folder per class with images in it")
     if "" in labels:
         loose = paths[labels.index("")]
-        raise DataError(f"{root} holds images beside the class folders, such as {loose}")
-    _refuse_empty(root, paths)
-    found = set(labels)
-    _refuse_undecodable(root, found)
-    if known is None:
-        names = tuple(sorted(found, key=natural_key))
-        refuse_one(str(root), names)
+        raise DataError(f"{root} holds images next to the class folders, such as {loose}")
+    _check_no_empty_class(root, paths)
+    classes = set(labels)
+    _check_utf8(root, classes)
+    if train_classes is None:
+        names = tuple(sorted(classes, key=natural_key))
+        check_two_classes(str(root), names)
     else:
-        refuse_unknown(str(root), found, known)
-        names = known
-    return ImageDataset(str(root), "multiclass", names, tuple(paths), indices(labels, names))
+        check_known_classes(str(root), classes, train_classes)
+        names = train_classes
+    return ImageDataset(str(root), "multiclass", names, tuple(paths), class_indices(labels, names))
 
 
-def indices(labels: list[str], names: tuple[str, ...]) -> Targets:
-    """Return the place of each label ``[N]`` in ``names``, int64."""
+def class_indices(labels: list[str], names: tuple[str, ...]) -> Targets:
+    """Return the index of each label in ``names``, int64 ``[N]``."""
     index = {name: number for number, name in enumerate(names)}
     return np.fromiter((index[label] for label in labels), np.int64, len(labels))
 
 
 def _list_images(root: str) -> tuple[list[str], list[str]]:
-    # timm.data.readers.find_images_and_targets says what the class of a file is and how files are
-    # sorted. It also follows a link to a folder above until the system refuses, passes
-    # over folders that it may not read, and sorts whole paths, which takes most of its time.
+    # This gives each file the class and the position that timm.data.readers.find_images_and_targets
+    # gives it. timm also follows a link to a parent folder until the system refuses, skips folders
+    # that it may not read, and sorts whole paths, which takes most of its time.
     paths: list[str] = []
     labels: list[str] = []
     open_folders = [(_entries(root), "", _identity(root))]
@@ -87,7 +88,7 @@ def _list_images(root: str) -> tuple[list[str], list[str]]:
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    # The separator takes part in the order, as it does where whole paths are sorted.
+    # Sorting whole paths would compare the separator as well, so the key of a folder includes it.
     kept = []
     try:
         with os.scandir(folder) as entries:
@@ -114,20 +115,20 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _refuse_empty(root: Path, paths: list[str]) -> None:
+def _check_no_empty_class(root: Path, paths: list[str]) -> None:
     start = len(os.path.join(root, ""))  # noqa: PTH118
     filled = {path[start:].partition(os.sep)[0] for path in paths}
     folders = [path.name for path in root.iterdir() if path.is_dir()]
     empty = [name for name in folders if not name.startswith(".") and name not in filled]
     if empty:
         raise DataError(
-            f"class {enumerated(sorted(empty, key=natural_key))} of {root} has no image: "
+            f"class {shorten_list(sorted(empty, key=natural_key))} of {root} has no image: "
             "add images or remove the folder"
         )
 
 
-def _refuse_undecodable(root: Path, names: set[str]) -> None:
-    # Label names are kept as UTF-8 in the head file.
+def _check_utf8(root: Path, names: set[str]) -> None:
+    # The head file stores label names as UTF-8.
     for name in names:
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise DataError(f"{root} has a folder {name!r}, whose name is not UTF-8: rename it")

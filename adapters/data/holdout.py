@@ -1,4 +1,4 @@
-"""Choose images to keep back for validation, so that every label is on both sides."""
+"""Choose the images that are held out for validation; each label stays in training."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 def holdout(targets: Targets, task: TaskName, share: float, seed: int) -> Mask:
     """Choose about ``share`` of the images for validation.
 
-    A label with one image stays in training whole; any other keeps one image there at least, and
-    in multiclass gives one at least. Which ones is settled by ``seed``.
+    A label with one image stays in training. Every other label keeps at least one image in
+    training and, for multiclass, has at least one image in validation. ``seed`` determines the
+    images.
 
     Args:
         targets: int ``[N]`` for multiclass, else ``[N, outputs]``; see ``ImageDataset``.
-        task: multiclass is stratified by class, multilabel by iterative stratification
-            (Sechidis, Tsoumakas and Vlahavas 2011), regression at random.
-        share: between 0 and 1.
-        seed: of NumPy's default generator.
+        task: The kind of targets. multiclass is stratified by class, multilabel by iterative
+            stratification (Sechidis, Tsoumakas and Vlahavas 2011); regression is split at random.
+        share: Share of the images, between 0 and 1.
+        seed: Seed of NumPy's default generator.
 
     Returns:
-        ``[N]``, true where the image is for validation.
+        ``[N]``, True for each validation image.
     """
     generator = np.random.default_rng(seed)
     strata = task_named(task).strata(targets)
     if strata.ndim == 2:
-        return _iterative(strata, share, generator)
+        return _stratify_iteratively(strata, share, generator)
     held = np.zeros(len(targets), dtype=np.bool_)
     for label in np.unique(strata):
         members = np.flatnonzero(strata == label)
         if len(members) > 1:
-            held[generator.permutation(members)[: _number(len(members), share)]] = True
+            held[generator.permutation(members)[: _held_out_count(len(members), share)]] = True
     return held
 
 
-def _number(images: int, share: float) -> int:
+def _held_out_count(images: int, share: float) -> int:
     return min(max(round(images * share), 1), images - 1)
 
 
-def _iterative(has: Mask, share: float, generator: np.random.Generator) -> Mask:
-    """Hold out images of ``has`` ``[N, labels]``, those of the rarest label first."""
+def _stratify_iteratively(has: Mask, share: float, generator: np.random.Generator) -> Mask:
+    """Hold out images; the rarest label chooses first. ``has`` is ``[N, labels]``."""
     images = len(has)
     held = np.zeros(images, dtype=np.bool_)
     # The labels of image i are by_image[starts[i] : starts[i + 1]].
@@ -55,8 +56,10 @@ def _iterative(has: Mask, share: float, generator: np.random.Generator) -> Mask:
     shuffled = generator.permutation(images)
     left = has.sum(0)
     keepable = left - 1  # how many more of a label may leave training
-    # What each side still wants: of each label, and of images at all.
-    wanted = np.array([_number(n, share) if n > 1 else 0 for n in left.tolist()], dtype=np.float64)
+    # How many images of each label, and how many images in all, each split still needs.
+    wanted = np.array(
+        [_held_out_count(n, share) if n > 1 else 0 for n in left.tolist()], dtype=np.float64
+    )
     wanted_train = left - wanted
     want = float(share * images)
     want_train = images - want

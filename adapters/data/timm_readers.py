@@ -17,7 +17,7 @@ from headkit.adapters.compat import create_stream_of_unknown_length
 from headkit.adapters.errors import DataError, DependencyMissing, HeadkitError, first_line
 from headkit.adapters.images import SUFFIXES
 
-from .dataset import ImageDataset, enumerated, refuse_one, refuse_unknown
+from .dataset import ImageDataset, check_known_classes, check_two_classes, shorten_list
 from .folder import natural_key
 
 logger = logging.getLogger("headkit")
@@ -28,44 +28,47 @@ READERS = {
     "tfds": "tensorflow_datasets",
     "wds": "webdataset",
 }
-"""Prefixes of timm's readers, and the module that each needs."""
+"""Prefixes of timm's readers, and the module that each reader imports."""
 CLASSES_FILE = "classes.txt"
-"""Beside the shards of a WebDataset: a class name per line, as in timm's class maps."""
+"""File next to the shards of a WebDataset: one class name per line, like timm's class maps."""
 SHARD_IMAGES = ";".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
-"""Extensions of images in shards; timm's own list is shorter."""
+"""Suffixes of images in shards, without dots; timm's own list is shorter."""
 
 
-def reader_of(data: str | Path) -> str:
-    """Return the prefix of ``data`` that names a reader, or nothing if it is a path."""
+def reader_prefix(data: str | Path) -> str:
+    """Return the prefix of ``data`` that names a reader, or an empty string for a path."""
     prefix, slash, _ = str(data).partition("/")
     return prefix if slash and prefix in READERS and not Path(data).exists() else ""
 
 
-def open_reader(data: str, split: str, known: tuple[str, ...] | None = None) -> ImageDataset:
+def open_reader(
+    data: str, split: str, train_classes: tuple[str, ...] | None = None
+) -> ImageDataset:
     """Open ``PREFIX/NAME``, or ``PREFIX/NAME@SPLIT`` for another split than ``split``.
 
-    - ``hfds/NAME``: a data set of the Hugging Face Hub or, with ``hfds/FOLDER``, one on disk that
-      ``datasets.load_dataset`` opens. Classes are those of the column ``label``, else of the only
-      one of type ``ClassLabel``; likewise ``image``.
+    - ``hfds/NAME``: a data set of the Hugging Face Hub; or ``hfds/FOLDER``, a folder that
+      ``datasets.load_dataset`` opens. The column ``label`` holds the classes; without that name,
+      the only column of type ``ClassLabel`` does. Images are found in the same way, by the name
+      ``image`` or the type ``Image``.
     - ``hfids/NAME``: the same, streamed.
-    - ``tfds/NAME``: prepared by TensorFlow Datasets before.
+    - ``tfds/NAME``: a data set that TensorFlow Datasets has already prepared.
     - ``wds/FOLDER``: tar shards of ``KEY.jpg`` (``jpeg``, ``png``, ``webp``) with ``KEY.cls``, the
-      class index. The splits are in ``FOLDER/_info.json``; or name the shards:
-      ``wds/FOLDER@train-{0000..0009}.tar``. Class names: ``label_names`` in ``_info.json``, or a
-      line each in ``FOLDER/classes.txt``.
+      class index. ``FOLDER/_info.json`` lists the splits; or name the shards:
+      ``wds/FOLDER@train-{0000..0009}.tar``. The class names are ``label_names`` in ``_info.json``
+      or the lines of ``FOLDER/classes.txt``.
 
     Args:
-        data: see above.
-        split: if ``data`` names none.
-        known: the classes of the training data, if this is validation data.
+        data: The name of the data set, in one of these forms.
+        split: The split, if ``data`` names none.
+        train_classes: The classes of the training data, if this is validation data.
 
     Raises:
-        DataError: timm cannot open it, it does not hold one class index per image, or a class is
-            not known.
-        DependencyMissing: the reader's package is not installed.
+        DataError: timm cannot open the data set, an image does not have exactly one class index, or
+            the training data lacks a class.
+        DependencyMissing: The package of the reader is not installed.
     """
     prefix, _, rest = data.partition("/")
-    # A folder's name may hold the sign itself.
+    # The name of a folder may contain an @.
     if not Path(rest).exists() and "@" in rest:
         rest, _, split = rest.rpartition("@")
     name = f"{prefix}/{rest}"
@@ -75,65 +78,72 @@ def open_reader(data: str, split: str, known: tuple[str, ...] | None = None) -> 
     create = create_dataset
     try:
         if prefix == "hfds":
-            return _open_hfds(rest, split, where, known)
+            return _open_hfds(rest, split, where, train_classes)
         if prefix == "hfids":
-            names, options, create = _streamed_columns(rest, split, where)
+            names, options, create = _describe_stream(rest, split, where)
         elif prefix == "tfds":
-            names, options = _names(create_dataset(name, split=split).reader.class_to_idx), {}
+            class_to_idx = create_dataset(name, split=split).reader.class_to_idx
+            names, options = _ordered_names(class_to_idx), {}
         else:
-            names, options = _shards(rest, split, where)
-        options |= {"split": split, "class_map": _matched(names, known, where)}
+            names, options = _open_shards(rest, split, where)
+        options |= {"split": split, "class_map": _class_map(names, train_classes, where)}
         stream = create(name, **options)
     except HeadkitError:
         raise
     except Exception as error:
-        # The readers' packages raise whatever their own packages do.
+        # The packages of the readers raise errors of any type.
         raise DataError(f"timm cannot open {where}: {first_line(error)}") from error
-    return ImageDataset(where, "multiclass", names if known is None else known, stream=stream)
+    return ImageDataset(
+        where, "multiclass", names if train_classes is None else train_classes, stream=stream
+    )
 
 
-def _names(class_to_idx: Mapping[str, int]) -> tuple[str, ...]:
+def _ordered_names(class_to_idx: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(str(name) for name in sorted(class_to_idx, key=class_to_idx.__getitem__))
 
 
-def _matched(
-    names: tuple[str, ...], known: tuple[str, ...] | None, where: str
+def _class_map(
+    names: tuple[str, ...], train_classes: tuple[str, ...] | None, where: str
 ) -> dict[int, int] | None:
-    """Return the map from the class indices of validation data to those of training data."""
-    if known is None:
+    """Map the class indices of validation data to those of training data; None if equal."""
+    if train_classes is None:
         if names:
-            refuse_one(where, names)
+            check_two_classes(where, names)
         return None
-    if bool(names) != bool(known):
+    if bool(names) != bool(train_classes):
         lacking = "the training data has" if names else f"{where} has"
-        raise DataError(f"{lacking} no class names, so the classes of both cannot be matched")
-    refuse_unknown(where, names, known)
-    if names == known:
+        raise DataError(f"{lacking} no class names, so the classes of the two cannot be matched")
+    check_known_classes(where, names, train_classes)
+    if names == train_classes:
         return None
-    index = {name: number for number, name in enumerate(known)}
+    index = {name: number for number, name in enumerate(train_classes)}
     return {number: index[name] for number, name in enumerate(names)}
 
 
-def _open_hfds(name: str, split: str, where: str, known: tuple[str, ...] | None) -> ImageDataset:
-    # timm opens columns that are not there, and fails at the first image.
+def _open_hfds(
+    name: str, split: str, where: str, train_classes: tuple[str, ...] | None
+) -> ImageDataset:
+    # timm accepts the name of a missing column and fails at the first image.
     data_set: Any = import_module("datasets").load_dataset(name, split=split)
-    image, label = _columns(data_set.features, where)
+    image, label = _find_columns(data_set.features, where)
     names = _class_names(data_set.features[label], where)
     values = data_set.unique(label)
-    _refuse_unlabelled(values, len(names), where)
+    _check_all_labelled(values, len(names), where)
     by_value = {value: names[value] if names else str(value) for value in values}
-    if known is None:
-        found = sorted(by_value, key=None if names else lambda value: natural_key(by_value[value]))
-        labels = tuple(by_value[value] for value in found)
-        refuse_one(where, labels)
+    if train_classes is None:
+        ordered = sorted(
+            by_value, key=None if names else lambda value: natural_key(by_value[value])
+        )
+        labels = tuple(by_value[value] for value in ordered)
+        check_two_classes(where, labels)
         if len(labels) < len(names):
             empty = [name for name in names if name not in labels]
             logger.warning(
-                "%s has classes without an image, left out: %s", where, enumerated(empty)
+                "%s has classes without images, which are left out: %s", where, shorten_list(empty)
             )
     else:
-        refuse_unknown(where, by_value.values(), known)
-        labels = known
+        check_known_classes(where, by_value.values(), train_classes)
+        labels = train_classes
     index = {text: number for number, text in enumerate(labels)}
     reader = create_reader(
         f"hfds/{name}",
@@ -145,23 +155,25 @@ def _open_hfds(name: str, split: str, where: str, known: tuple[str, ...] | None)
     return ImageDataset(where, "multiclass", labels, reader=reader)
 
 
-def _streamed_columns(
+def _describe_stream(
     name: str, split: str, where: str
 ) -> tuple[tuple[str, ...], dict[str, Any], Callable[..., Any]]:
     data_set: Any = import_module("datasets").load_dataset(name, split=split, streaming=True)
-    known = (data_set.info.splits or {}).get(split)
-    create = create_dataset if known and known.num_examples else create_stream_of_unknown_length
-    if data_set.features is None:  # known only from the images themselves
+    info = (data_set.info.splits or {}).get(split)
+    create = create_dataset if info and info.num_examples else create_stream_of_unknown_length
+    if data_set.features is None:  # the first image would show them
         return (), {}, create
-    image, label = _columns(data_set.features, where)
+    image, label = _find_columns(data_set.features, where)
     feature = data_set.features[label]
     names = _class_names(feature, where)
     if not names and "int" not in str(getattr(feature, "dtype", "")):
-        raise DataError(f"the labels of {where} are text, which hfds/{name} can read")
+        raise DataError(
+            f"the labels of {where} are text, which cannot be streamed: use hfds/{name}"
+        )
     return names, {"input_key": image, "target_key": label}, create
 
 
-def _columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:
+def _find_columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:
     def column(usual: str, kind: str) -> str | None:
         if usual in features:
             return usual
@@ -182,18 +194,18 @@ def _class_names(feature: Any, where: str) -> tuple[str, ...]:
     if kind not in ("ClassLabel", "Value") or "float" in str(feature.dtype):
         raise DataError(
             f"the labels of {where} are of type {kind} {getattr(feature, 'dtype', '')}".rstrip()
-            + ", expected one class per image; other tasks are read from a CSV"
+            + ", expected one class per image; use a CSV for other tasks"
         )
     return tuple(feature.names) if kind == "ClassLabel" else ()
 
 
-def _refuse_unlabelled(values: Sequence[Any], classes: int, where: str) -> None:
+def _check_all_labelled(values: Sequence[Any], classes: int, where: str) -> None:
     for value in values:
         if value is None or value == -1 or (classes and not 0 <= value < classes):
             raise DataError(f"{where} has images without a label ({value})")
 
 
-def _shards(root: str, split: str, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _open_shards(root: str, split: str, where: str) -> tuple[tuple[str, ...], dict[str, Any]]:
     options = {"root": root, "input_key": SHARD_IMAGES}
     try:
         stream = create_dataset("wds/", split=split, **options)
@@ -208,10 +220,10 @@ def _shards(root: str, split: str, where: str) -> tuple[tuple[str, ...], dict[st
             shard for shard in reader.split_info.filenames if not Path(root, shard).is_file()
         ]
         if missing:
-            raise DataError(f"{where} lacks the shard {enumerated(missing, 3)} in {root}")
-    names = reader.info.get("label_names") or _lines(Path(root, CLASSES_FILE))
-    # timm passes over what it cannot read with no more than a line in its log. This stream is used
-    # for nothing else: it would give all shards to each worker.
+            raise DataError(f"{where} lacks the shard {shorten_list(missing, 3)} in {root}")
+    names = reader.info.get("label_names") or _read_names(Path(root, CLASSES_FILE))
+    # timm skips images that it cannot read and only logs a line. This stream serves this check
+    # alone: once read here, it would pass all shards to each worker.
     target = next((target for _, target in islice(stream, 1)), None)
     if target is None:
         raise DataError(
@@ -223,7 +235,7 @@ def _shards(root: str, split: str, where: str) -> tuple[tuple[str, ...], dict[st
     return tuple(map(str, names)), options
 
 
-def _lines(path: Path) -> list[str]:
+def _read_names(path: Path) -> list[str]:
     try:
         return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""A CSV beside its images, for the tests of data."""
+"""A CSV next to its images, for tests of data."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from .listings import write_images
 
 @pytest.fixture
 def table(tmp_path: Path) -> Callable[..., Path]:
-    """Write a CSV beside the empty images ``0.jpg`` to ``9.jpg``."""
+    """Return a function that writes a CSV next to the empty images ``0.jpg`` to ``9.jpg``."""
     write_images(tmp_path, *(f"{number}.jpg" for number in range(10)))
 
     def write(*lines: str, name: str = "labels.csv", encoding: str = "utf-8") -> Path:

@@ -11,10 +11,10 @@ from headkit.adapters.data.open import count, open_data
 from headkit.adapters.errors import DataError
 from headkit.adapters.images import SUFFIXES
 
-from .listings import opened, write_images
+from .listings import open_train, write_images
 
 
-def test_folder_gives_the_classes_targets_and_order_of_timm(tmp_path: Path) -> None:
+def test_folder_has_the_classes_targets_and_order_of_timm(tmp_path: Path) -> None:
     elsewhere = write_images(tmp_path / "elsewhere", "1.jpg", "deep/2.jpg")
     root = write_images(
         tmp_path / "images",
@@ -41,34 +41,34 @@ def test_folder_gives_the_classes_targets_and_order_of_timm(tmp_path: Path) -> N
     )
     (root / "linked").symlink_to(elsewhere)
     (root / "c1" / "dangling.jpg").symlink_to(tmp_path / "none")
-    source = opened(root)
+    dataset = open_train(root)
     reader = create_reader("", root=str(root))
-    assert source.paths == tuple(path for path, _ in reader.samples)
-    assert source.targets is not None
-    assert source.targets.dtype == np.int64
-    assert source.targets.tolist() == [target for _, target in reader.samples]
-    assert {name: i for i, name in enumerate(source.label_names)} == reader.class_to_idx
-    assert source.task == "multiclass"
-    assert count(source) == len(reader.samples)
+    assert dataset.paths == tuple(path for path, _ in reader.samples)
+    assert dataset.targets is not None
+    assert dataset.targets.dtype == np.int64
+    assert dataset.targets.tolist() == [target for _, target in reader.samples]
+    assert {name: i for i, name in enumerate(dataset.label_names)} == reader.class_to_idx
+    assert dataset.task == "multiclass"
+    assert count(dataset) == len(reader.samples)
 
 
 def test_images_of_all_formats_are_listed(tmp_path: Path) -> None:
     names = [f"1{suffix}" for suffix in sorted(SUFFIXES)]
     root = write_images(tmp_path, *(f"cat/{name}" for name in names), "dog/1.jpg", "dog/1.jp2")
     paths = [str(root / "cat" / name) for name in names]
-    assert opened(root).paths == (*paths, str(root / "dog" / "1.jpg"))
+    assert open_train(root).paths == (*paths, str(root / "dog" / "1.jpg"))
 
 
 def test_names_that_timm_sorts_at_random_have_a_fixed_order(tmp_path: Path) -> None:
     root = write_images(tmp_path, *(f"{name}/1.jpg" for name in ("a", "A", "01", "1", "b")))
-    assert opened(root).label_names == ("01", "1", "A", "a", "b")
+    assert open_train(root).label_names == ("01", "1", "A", "a", "b")
 
 
 def test_digits_that_are_no_numbers_are_letters(tmp_path: Path) -> None:
     root = write_images(tmp_path, "²/1.jpg", "m²/①.jpg", "٣/1.jpg", f"{'7' * 200}/1.jpg")
     with pytest.raises(ValueError, match="invalid literal"):
         create_reader("", root=str(root))
-    assert opened(root).label_names == ("٣", "7" * 200, "m²", "²")
+    assert open_train(root).label_names == ("٣", "7" * 200, "m²", "²")
 
 
 def test_link_to_a_folder_above_is_left_out(
@@ -77,15 +77,17 @@ def test_link_to_a_folder_above_is_left_out(
     root = write_images(tmp_path / "images", "cat/1.jpg", "dog/1.jpg")
     (root / "cat" / "loop").symlink_to(root)
     (root / "dog" / "itself").symlink_to(root / "dog" / "itself")
-    source = opened(root)
-    assert source.paths == (str(root / "cat" / "1.jpg"), str(root / "dog" / "1.jpg"))
+    dataset = open_train(root)
+    assert dataset.paths == (str(root / "cat" / "1.jpg"), str(root / "dog" / "1.jpg"))
     assert f"{root / 'cat' / 'loop'} leads back to a folder above it" in caplog.text
 
 
-def test_paths_are_as_the_folder_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_start_with_the_folder_as_the_caller_wrote_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_images(tmp_path / "images", "cat/1.jpg", "dog/1.jpg")
     monkeypatch.chdir(tmp_path)
-    assert opened(Path("images")).paths == ("images/cat/1.jpg", "images/dog/1.jpg")
+    assert open_train(Path("images")).paths == ("images/cat/1.jpg", "images/dog/1.jpg")
 
 
 def test_folder_that_cannot_be_read_is_an_error(
@@ -94,7 +96,7 @@ def test_folder_that_cannot_be_read_is_an_error(
     write_images(tmp_path, "cat/1.jpg", "dog/1.jpg")
     scandir = os.scandir
 
-    def refuse(path: str) -> Any:  # root may read everything, so that a mode would not do
+    def refuse(path: str) -> Any:  # a file mode would not stop root
         if path.endswith("dog"):
             raise PermissionError(13, "Permission denied")
         return scandir(path)
@@ -109,7 +111,7 @@ def test_class_name_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     try:
         write_images(tmp_path, os.fsdecode(b"caf\xe9/1.jpg"))
     except OSError:
-        pytest.skip("file system allows UTF-8 alone")
+        pytest.skip("the file system allows only UTF-8")
     with pytest.raises(DataError, match="whose name is not UTF-8: rename it"):
         open_data(tmp_path)
 
@@ -140,7 +142,7 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has one class, cat: a classifier needs at least two"):
         open_data(tmp_path)
     write_images(tmp_path, "dog/1.jpg", "loose.jpg")
-    with pytest.raises(DataError, match=r"beside the class folders, such as .*loose\.jpg"):
+    with pytest.raises(DataError, match=r"next to the class folders, such as .*loose\.jpg"):
         open_data(tmp_path)
     (tmp_path / "loose.jpg").unlink()
     (tmp_path / "purple").mkdir()
@@ -159,9 +161,9 @@ def test_validation_class_that_training_lacks_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
-def test_folder_is_multiclass_alone(tmp_path: Path, task: Any) -> None:
+def test_folder_is_only_multiclass(tmp_path: Path, task: Any) -> None:
     write_images(tmp_path, "cat/1.jpg", "dog/1.jpg")
-    assert opened(tmp_path, task="multiclass").task == "multiclass"
+    assert open_train(tmp_path, task="multiclass").task == "multiclass"
     with pytest.raises(DataError, match=f"multiclass; {task} needs a CSV with the columns path,"):
         open_data(tmp_path, task=task)
 
@@ -175,13 +177,13 @@ def test_labels_with_one_image_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, table: Callable[..., Path]
 ) -> None:
     root = write_images(tmp_path / "images", "cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "emu/1.jpg")
-    opened(root)
+    open_train(root)
     assert "2 labels of" in caplog.text
-    assert "which stays in training, so that they are not validated: dog, emu" in caplog.text
+    assert "which stays in training, so they are not validated: dog, emu" in caplog.text
     caplog.clear()
     open_data(root, root)
     assert not caplog.text
     lines = (f"{i}.jpg,rare{i}|usual" for i in range(7))
-    opened(table("path,label", *lines))
+    open_train(table("path,label", *lines))
     assert "7 labels of" in caplog.text
     assert caplog.text.rstrip().endswith("rare0, rare1, rare2, rare3, rare4 and 2 more")

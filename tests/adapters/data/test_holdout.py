@@ -10,14 +10,14 @@ from headkit.adapters.data.open import holdout
 
 def test_holdout_is_stratified_by_class() -> None:
     targets = np.repeat([0, 1, 2, 3], [100, 10, 2, 1])
-    held = holdout(targets, "multiclass", 0.2, seed=0)
-    assert [int(held[targets == label].sum()) for label in range(4)] == [20, 2, 1, 0]
+    held_out = holdout(targets, "multiclass", 0.2, seed=0)
+    assert [int(held_out[targets == label].sum()) for label in range(4)] == [20, 2, 1, 0]
     generator = np.random.default_rng(0)
-    assert set(np.flatnonzero(held)[:20]) == set(generator.permutation(100)[:20])
+    assert set(np.flatnonzero(held_out)[:20]) == set(generator.permutation(100)[:20])
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel", "regression"])
-def test_seed_settles_the_holdout(task: Any) -> None:
+def test_seed_determines_the_holdout(task: Any) -> None:
     shape = 200 if task == "multiclass" else (200, 3)
     targets = np.random.default_rng(0).integers(0, 2, shape)
     first, same, other = (holdout(targets, task, 0.3, seed) for seed in (5, 5, 6))
@@ -40,24 +40,24 @@ def test_every_label_stays_in_training(data: st.DataObject) -> None:
     bits = data.draw(st.lists(st.booleans(), min_size=images * labels, max_size=images * labels))
     targets = np.array(bits, np.float32).reshape(images, labels)
     share = data.draw(st.floats(0.05, 0.95))
-    held = holdout(targets, "multilabel", share, data.draw(st.integers(0, 9)))
-    assert (targets[~held].sum(0) > 0).tolist() == (targets.sum(0) > 0).tolist()
+    held_out = holdout(targets, "multilabel", share, data.draw(st.integers(0, 9)))
+    assert (targets[~held_out].sum(0) > 0).tolist() == (targets.sum(0) > 0).tolist()
 
 
-def test_multilabel_shares_are_nearer_than_those_of_chance() -> None:
+def test_multilabel_shares_are_nearer_than_a_random_choice() -> None:
     generator = np.random.default_rng(0)
     targets = (generator.random((2000, 40)) < generator.uniform(0.005, 0.1, 40)).astype(np.float32)
 
-    def largest_error(held: Any) -> float:
-        return float(np.abs(targets[held].sum(0) / targets.sum(0) - 0.2).max())
+    def largest_error(held_out: Any) -> float:
+        return float(np.abs(targets[held_out].sum(0) / targets.sum(0) - 0.2).max())
 
-    held = holdout(targets, "multilabel", 0.2, seed=0)
-    assert held.mean() == pytest.approx(0.2, abs=0.005)
-    assert largest_error(held) < 0.05
+    held_out = holdout(targets, "multilabel", 0.2, seed=0)
+    assert held_out.mean() == pytest.approx(0.2, abs=0.005)
+    assert largest_error(held_out) < 0.05
     assert largest_error(generator.random(2000) < 0.2) > 0.1
 
 
 def test_multilabel_with_one_label_each_is_split_like_multiclass() -> None:
     targets = np.repeat([0, 1, 2, 3], [100, 10, 2, 1])
-    held = holdout(np.eye(4, dtype=np.float32)[targets], "multilabel", 0.2, seed=0)
-    assert [int(held[targets == label].sum()) for label in range(4)] == [20, 2, 1, 0]
+    held_out = holdout(np.eye(4, dtype=np.float32)[targets], "multilabel", 0.2, seed=0)
+    assert [int(held_out[targets == label].sum()) for label in range(4)] == [20, 2, 1, 0]

@@ -15,7 +15,7 @@ from headkit.adapters.data.open import ImageDataset, count, open_data
 from headkit.adapters.errors import DataError, DependencyMissing
 from headkit.adapters.images import open_image
 
-from .listings import opened, write_images
+from .listings import open_train, write_images
 
 
 def test_reader_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,17 +28,17 @@ def test_reader_without_its_package_says_what_to_install(monkeypatch: pytest.Mon
         open_data("hfds/beans", task="multilabel")
 
 
-def test_folder_of_a_reader_s_name_is_a_folder(
+def test_existing_folder_named_like_a_reader_is_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "wds" / "shards", "cat/1.jpg", "dog/1.jpg")
     monkeypatch.chdir(tmp_path)
-    assert opened(Path("wds/shards")).label_names == ("cat", "dog")
+    assert open_train(Path("wds/shards")).label_names == ("cat", "dog")
 
 
 @pytest.fixture
 def tfds(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], dict[str, int]]:
-    """TensorFlow Datasets without TensorFlow: the classes of each name and split."""
+    """Replace TensorFlow Datasets; return the classes of each name and split."""
     known: dict[tuple[str, str], dict[str, int]] = {}
 
     def create(name: str, split: str, class_map: dict[int, int] | None = None) -> Any:
@@ -74,7 +74,7 @@ def test_stream_keeps_its_classes_and_validation_is_matched_by_name(
     assert [int(target) for _, target in val.stream] == [2, 0]
     with pytest.raises(DataError, match=r"tfds/pets \(split test\[:5\]\) has the class fox, which"):
         open_data("tfds/pets", "tfds/pets@test[:5]")
-    with pytest.raises(DataError, match="has no class names, so the classes of both cannot be"):
+    with pytest.raises(DataError, match="has no class names, so the classes of the two can"):
         open_data("tfds/pets", "tfds/numbers@train")
     numbers, _ = open_data("tfds/numbers")
     assert numbers.label_names == ()
@@ -157,13 +157,13 @@ def test_webdataset_needs_no_description(shards: Path) -> None:
     with pytest.raises(DataError, match=r"split train not found .* expected the split in .*_info"):
         open_data(f"wds/{shards}")
     shutil.move(shards, shards.with_name("plain"))
-    source, _ = open_data(f"wds/{shards.with_name('plain')}@train-{{0000..0001}}.tar")
-    assert source.label_names == ()
-    assert count(source) is None
-    assert len(list(source.stream)) == 6
+    dataset, _ = open_data(f"wds/{shards.with_name('plain')}@train-{{0000..0001}}.tar")
+    assert dataset.label_names == ()
+    assert count(dataset) is None
+    assert len(list(dataset.stream)) == 6
 
 
-def test_webdataset_class_names_stand_in_its_description_too(shards: Path) -> None:
+def test_webdataset_class_names_may_be_in_its_description(shards: Path) -> None:
     info = json.loads((shards / "_info.json").read_text())
     (shards / "_info.json").write_text(json.dumps({**info, "label_names": ["cat", "dog", "emu"]}))
     train, _ = open_data(f"wds/{shards}@train")
@@ -183,7 +183,7 @@ def test_webdataset_that_timm_would_read_as_empty_is_refused(shards: Path) -> No
 
 @pytest.fixture
 def hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The library, with its files in a folder of the test and without network."""
+    """Return the library ``datasets``; it works offline and writes only to the test's folder."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -205,23 +205,23 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def parquet(hugging_face: Any, pictures: Path, tmp_path: Path) -> Callable[..., str]:
-    """Write nine images and columns of labels into a folder that ``hfds/`` opens."""
+    """Return a function that writes nine images with columns of labels for ``hfds/``."""
     images = [str(path) for path in sorted(pictures.glob("train/*/*"))]
 
     def write(features: dict[str, Any], image: str = "image", **columns: list[Any]) -> str:
         table = {image: images, **columns}
         features = {image: hugging_face.Image(), **features}
-        made = hugging_face.Dataset.from_dict(table, hugging_face.Features(features))
+        data_set = hugging_face.Dataset.from_dict(table, hugging_face.Features(features))
         root = tmp_path / f"parquet{len(list(tmp_path.iterdir()))}"
         root.mkdir()
-        made.to_parquet(root / "train.parquet")
+        data_set.to_parquet(root / "train.parquet")
         return f"hfds/{root}"
 
     return write
 
 
-def targets_of(source: ImageDataset) -> list[int]:
-    return [source.reader[number][1] for number in range(len(source.reader))]
+def targets_of(dataset: ImageDataset) -> list[int]:
+    return [dataset.reader[number][1] for number in range(len(dataset.reader))]
 
 
 def test_hugging_face_folder_is_read(hugging_face: Any, pictures: Path) -> None:
@@ -240,10 +240,10 @@ def test_hugging_face_folder_is_read(hugging_face: Any, pictures: Path) -> None:
 
 
 def test_hugging_face_data_set_is_streamed(hugging_face: Any, pictures: Path) -> None:
-    source, _ = open_data(f"hfids/{pictures}")
-    assert set(source.label_names) == {"cat", "c10", "c9"}
-    assert count(source) is None
-    assert sorted(target for _, target in source.stream) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    dataset, _ = open_data(f"hfids/{pictures}")
+    assert set(dataset.label_names) == {"cat", "c10", "c9"}
+    assert count(dataset) is None
+    assert sorted(target for _, target in dataset.stream) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     with pytest.raises(DataError, match=r"split nosuch\): Bad split: nosuch"):
         open_data(f"hfids/{pictures}@nosuch")
 
@@ -251,9 +251,9 @@ def test_hugging_face_data_set_is_streamed(hugging_face: Any, pictures: Path) ->
 def test_only_column_of_each_kind_is_found(hugging_face: Any, parquet: Callable[..., str]) -> None:
     classes = hugging_face.ClassLabel(names=["a", "b", "c"])
     name = parquet({"fine": classes}, image="img", fine=[2, 1, 0] * 3)
-    source, _ = open_data(name)
-    assert source.label_names == ("a", "b", "c")
-    assert targets_of(source) == [2, 1, 0] * 3
+    dataset, _ = open_data(name)
+    assert dataset.label_names == ("a", "b", "c")
+    assert targets_of(dataset) == [2, 1, 0] * 3
     streamed, _ = open_data(name.replace("hfds", "hfids"))
     assert [target for _, target in streamed.stream] == [2, 1, 0] * 3
     assert count(streamed) == 9
@@ -270,12 +270,12 @@ def test_classes_of_training_are_those_with_an_image(
     train = parquet({"label": classes}, label=[2, 0, 2] * 3)
     swapped = hugging_face.ClassLabel(names=["other", "b", "a"])
     val = parquet({"label": swapped}, label=[2, 1, 1] * 3)
-    source, held = open_data(train, f"{val}@train")
-    assert source.label_names == ("a", "b")
-    assert targets_of(source) == [1, 0, 1] * 3
-    assert "has classes without an image, left out: unused" in caplog.text
-    assert held is not None
-    assert targets_of(held) == [0, 1, 1] * 3
+    dataset, validation = open_data(train, f"{val}@train")
+    assert dataset.label_names == ("a", "b")
+    assert targets_of(dataset) == [1, 0, 1] * 3
+    assert "has classes without images, which are left out: unused" in caplog.text
+    assert validation is not None
+    assert targets_of(validation) == [0, 1, 1] * 3
     unknown = parquet({"label": swapped}, label=[2, 1, 0] * 3)
     with pytest.raises(DataError, match="has the class other, which the training data lacks"):
         open_data(train, f"{unknown}@train")
@@ -285,15 +285,15 @@ def test_labels_of_text_and_of_numbers_become_classes(
     hugging_face: Any, parquet: Callable[..., str]
 ) -> None:
     text = parquet({"label": hugging_face.Value("string")}, label=["c10", "c9", "c1"] * 3)
-    source, _ = open_data(text)
-    assert source.label_names == ("c1", "c9", "c10")
-    assert targets_of(source) == [2, 1, 0] * 3
-    with pytest.raises(DataError, match=r"are text, which hfds/.* can read"):
+    dataset, _ = open_data(text)
+    assert dataset.label_names == ("c1", "c9", "c10")
+    assert targets_of(dataset) == [2, 1, 0] * 3
+    with pytest.raises(DataError, match=r"are text, which cannot be streamed: use hfds/"):
         open_data(text.replace("hfds", "hfids"))
     numbers = parquet({"label": hugging_face.Value("int64")}, label=[10, 9, 200] * 3)
-    source, _ = open_data(numbers)
-    assert source.label_names == ("9", "10", "200")
-    assert targets_of(source) == [1, 0, 2] * 3
+    dataset, _ = open_data(numbers)
+    assert dataset.label_names == ("9", "10", "200")
+    assert targets_of(dataset) == [1, 0, 2] * 3
 
 
 def test_labels_that_are_not_one_class_each_are_refused(
