@@ -73,7 +73,7 @@ def test_every_block_of_figures_names_its_processors_and_versions(name: str) -> 
                 assert f"{package} {machine['packages'][package]}" in block
 
 
-def test_figures_of_several_machines_say_which_is_whose() -> None:
+def test_figures_of_several_machines_name_their_sections() -> None:
     one = {"cores": 2, "processor": "A", "packages": {"torch": "2.0", "timm": "1.0"}}
     other = {"cores": 4, "processor": "B", "packages": {"torch": "2.1", "timm": "1.0"}}
     sections = {"x": {"machine": one}, "y": {"machine": other}, "z": {"machine": one}}
@@ -83,10 +83,10 @@ def test_figures_of_several_machines_say_which_is_whose() -> None:
     ]
 
 
-def test_peers_name_the_machine_of_latency_and_that_of_exports_apart() -> None:
+def test_peers_name_the_machines_of_latency_and_of_exports() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     (block,) = re.findall("<!-- generated: peers -->(.*?)<!-- end -->", text, re.DOTALL)
-    latency, exports = block.split("The smallest architecture of each")
+    latency, exports = block.split("Each exporter exports the smallest architecture")
     assert "Intel" in latency
     assert "Intel" not in exports
     assert exports.rstrip().splitlines()[-1].startswith("Measured with ")

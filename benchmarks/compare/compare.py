@@ -1,4 +1,4 @@
-"""Fit a head on each of several backbones, and set accuracy against measured latency."""
+"""Fit a head on each of several backbones, and compare their scores and measured latencies."""
 
 from __future__ import annotations
 
@@ -44,38 +44,39 @@ def compare(
     progress: Progress | None = None,
     **fit_options: Any,
 ) -> dict[str, Any]:
-    """Fit a head on each backbone, export the two, and measure.
+    """Fit a head on each backbone, export each model, and measure its latency.
 
-    ``out`` receives ``compare.json``, ``pareto.png``, and of each backbone
-    ``heads/NAME.safetensors`` and ``onnx/NAME.onnx``. A comparison that was stopped goes on where
-    it was: a backbone that is done with the same data and options is not fitted again. Latency is
-    measured anew for all of them each time, in turns, so that it can be compared.
+    ``out`` receives ``compare.json``, ``pareto.png``, and for each backbone
+    ``heads/NAME.safetensors`` and ``onnx/NAME.onnx``. An interrupted comparison resumes: a backbone
+    that was fitted with the same data and options is not fitted again. Every run measures the
+    latency of all models again, in turns, so that latencies are comparable.
 
     Args:
-        data: see ``fit``.
+        data: See ``fit``.
         backbones: timm entry points, globs over those with pretrained weights (``mobilenetv4*``),
             or entry points with the weights file of each.
-        out: a folder, made if it is not there.
-        batch: images per measured call.
-        threads: of ONNX Runtime; one per core without it.
-        progress: told about the backbones that are done.
-        **fit_options: see ``fit``; the same for all.
+        out: Folder for the results; created if it does not exist.
+        batch: Images per measured call.
+        threads: Threads of ONNX Runtime. Default: one per core.
+        progress: Called after each backbone with ``"backbones"``, the number of backbones done, and
+            their total.
+        **fit_options: See ``fit``; the same for all backbones.
 
     Returns:
-        What is in ``compare.json``: ``machine``, ``task``, ``score`` (the name of the metric) and
-        ``rows``, the best score first. A row holds ``name``, ``score``, ``metrics``,
+        The content of ``compare.json``: ``machine``, ``task``, ``score`` (the name of the metric)
+        and ``rows``, the best score first. A row has ``name``, ``score``, ``metrics``,
         ``latency_ms``, ``parameters`` (of the backbone), ``head_bytes``, ``onnx_bytes``,
-        ``fit_seconds`` and whether it is ``pareto``, that is, no other is both faster and better;
-        or the ``error`` of a backbone that failed.
+        ``fit_seconds`` and ``pareto``, which is True if no other backbone is both faster and
+        better. The row of a backbone that failed has an ``error`` instead.
 
     Raises:
-        UnknownArchitecture: one of the names; nothing has been done then.
-        DataError: a glob matches nothing, or the data cannot be read.
+        UnknownArchitecture: timm does not have one of the architectures; nothing was fitted.
+        DataError: A glob matches nothing, or the data cannot be read.
         OutputError: ``out`` cannot be written.
         DependencyMissing: matplotlib is not installed.
     """
     check_plots()
-    named = _resolved(backbones)
+    weights_by_name = _expand_names(backbones)
     out = Path(out)
     try:
         for folder in ("heads", "onnx"):
@@ -87,15 +88,16 @@ def compare(
     settings = json.dumps(options, sort_keys=True, default=str)
     record = out / "compare.json"
     rows = {row["name"]: row for row in _read(record) if row.get("settings") == settings}
-    rows = {name: row for name, row in rows.items() if name in named and _is_done(out, row)}
-    report("backbones", 0, len(named))
-    for number, (name, weights) in enumerate(named.items()):
+    rows = {n: row for n, row in rows.items() if n in weights_by_name and _is_done(out, row)}
+    report("backbones", 0, len(weights_by_name))
+    for number, (name, weights) in enumerate(weights_by_name.items()):
         if name not in rows:
-            rows[name] = {**_row(name, weights, data, out, fit_options), "settings": settings}
+            row = _fit_and_export(name, weights, data, out, fit_options)
+            rows[name] = {**row, "settings": settings}
             _write(record, {"rows": list(rows.values())})
-        report("backbones", number + 1, len(named))
+        report("backbones", number + 1, len(weights_by_name))
     fitted = [row for row in rows.values() if "error" not in row]
-    for row, timing in zip(fitted, _latencies(fitted, out, batch, threads), strict=True):
+    for row, timing in zip(fitted, _measure_latencies(fitted, out, batch, threads), strict=True):
         row["latency_ms"] = timing.to_json()
     for row in fitted:
         row["pareto"] = not any(_beats(other, row) for other in fitted)
@@ -114,27 +116,28 @@ def compare(
     return result
 
 
-def _resolved(
+def _expand_names(
     backbones: Sequence[str] | Mapping[str, str | Path | None],
 ) -> dict[str, str | Path | None]:
-    given = backbones if isinstance(backbones, Mapping) else dict.fromkeys(backbones)
-    named: dict[str, str | Path | None] = {}
-    for name, weights in given.items():
-        if not any(mark in name for mark in "*?["):
-            named[name] = weights
+    """Return the weights of each backbone by name, with globs expanded."""
+    patterns = backbones if isinstance(backbones, Mapping) else dict.fromkeys(backbones)
+    weights_by_name: dict[str, str | Path | None] = {}
+    for pattern, weights in patterns.items():
+        if not any(mark in pattern for mark in "*?["):
+            weights_by_name[pattern] = weights
             continue
-        found = [row.name for row in models(name, pretrained=True)]
-        if not found:
-            raise DataError(f"no architecture with pretrained weights matches {name!r}")
-        named |= {one: named.get(one, weights) for one in found}
-    if not named:
+        matching = [row.name for row in models(pattern, pretrained=True)]
+        if not matching:
+            raise DataError(f"no architecture with pretrained weights matches {pattern!r}")
+        weights_by_name |= {name: weights_by_name.get(name, weights) for name in matching}
+    if not weights_by_name:
         raise DataError("name at least one backbone")
-    for name in named:
+    for name in weights_by_name:
         check_architecture(name)
-    return named
+    return weights_by_name
 
 
-def _row(
+def _fit_and_export(
     name: str, weights: str | Path | None, data: str | Path, out: Path, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     started = time.perf_counter()
@@ -145,7 +148,7 @@ def _row(
         path = head.save(out / "heads" / f"{name}.safetensors")
         exported = export(head, out / "onnx" / f"{name}.onnx", backbone=backbone)
     except DataError:
-        raise  # the same for every backbone
+        raise  # the data are the same for every backbone
     except HeadkitError as error:
         logger.warning("%s: %s", name, first_line(error))
         return {"name": name, "error": first_line(error)}
@@ -163,14 +166,14 @@ def _row(
     }
 
 
-def _latencies(
+def _measure_latencies(
     rows: Sequence[Mapping[str, Any]], out: Path, batch: int, threads: int | None
 ) -> list[Timing]:
-    """Measure in rounds over all models, so that a change of the machine's speed meets all."""
-    taken: list[list[float]] = [[] for _ in rows]
+    """Measure all models in each round, so that a change of the machine's speed affects all."""
+    times: list[list[float]] = [[] for _ in rows]
     generator = np.random.default_rng(0)
     for _ in range(ROUNDS):
-        for row, milliseconds in zip(rows, taken, strict=True):
+        for row, milliseconds in zip(rows, times, strict=True):
             predictor = Predictor(out / "onnx" / f"{row['name']}.onnx", threads=threads)
             size = predictor.info.backbone["pretrained_cfg"]["input_size"]
             x = generator.normal(size=(batch, *size)).astype(np.float32)
@@ -179,7 +182,7 @@ def _latencies(
                 predictor.logits(x)
                 if call >= 0:
                     milliseconds.append((time.perf_counter() - start) * 1000)
-    return [Timing.from_samples(milliseconds) for milliseconds in taken]
+    return [Timing.from_samples(milliseconds) for milliseconds in times]
 
 
 def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -205,7 +208,7 @@ def _read(record: Path) -> list[dict[str, Any]]:
         return []
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ContractError(
-            f"{record} is no record of a comparison ({first_line(error)}): remove it or name "
+            f"{record} is not the record of a comparison ({first_line(error)}): remove it or name "
             "another folder"
         ) from error
 

@@ -1,4 +1,4 @@
-"""Draw score against latency, and which backbones no other one beats."""
+"""Draw the scores of backbones over their latencies, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INK, _ACCENT, _PALE = "#1f2933", "#2b6cb0", "#9aa5b1"
 
 
 def draw(result: Mapping[str, Any], path: Path) -> Path:
-    """Draw what ``compare`` returned as a PNG."""
+    """Draw the result of ``compare`` as a PNG file and return its path."""
     check_plots()
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter

@@ -1,6 +1,7 @@
-"""Make the catalogue's data from the coverage record and from what timm's authors measured.
+"""Generate the catalogue's data from the coverage record and measurements of timm's authors.
 
-``python -m headkit.benchmarks.studies.catalogue`` writes ``registry/architectures.json``.
+Run ``python -m headkit.benchmarks.studies.catalogue``. It writes ``registry/architectures.json`` at
+its end and takes seconds. The measurements of timm's authors come from the study ``timm_results``.
 """
 
 from __future__ import annotations
@@ -25,16 +26,15 @@ RECORD = Path(__file__).parents[1] / "results" / "coverage.jsonl"
 
 
 def write(rows: dict[Key, Row], path: Path) -> Path:
-    """Write the catalogue's data to ``path``; see ``text``."""
-    return write_atomically(path, text(rows).encode())
+    """Write the catalogue's data to ``path``; see ``render``."""
+    return write_atomically(path, render(rows).encode())
 
 
-def text(rows: dict[Key, Row]) -> str:
-    """Return the catalogue's data as JSON, one line for each architecture.
+def render(rows: dict[Key, Row]) -> str:
+    """Return the catalogue's data as JSON, one line for each architecture of the installed timm.
 
     Args:
-        rows: of the coverage record. Every architecture of the installed timm is written, with
-            what the record says of it.
+        rows: Rows of the coverage record. Values that it does not have are null.
     """
     by_check: dict[str, dict[str, Row]] = defaultdict(dict)
     for (name, check), row in rows.items():
@@ -49,8 +49,8 @@ def text(rows: dict[Key, Row]) -> str:
         }
         for key in values
     }
-    found = [_architecture(name, by_check, values) for name in sorted(timm.list_models())]
-    lines = ",\n".join(json.dumps(row.to_json(), separators=(",", ":")) for row in found)
+    entries = [_architecture(name, by_check, values) for name in sorted(timm.list_models())]
+    lines = ",\n".join(json.dumps(row.to_json(), separators=(",", ":")) for row in entries)
     head = json.dumps({"timm": timm.__version__, "sources": sources})
     return f'{head[:-1]}, "architectures": [\n{lines}\n]}}\n'
 

@@ -1,9 +1,9 @@
-"""Measure what a deployment of many heads costs, and that raw images come out the same.
+"""Measure the costs of deploying many heads, and the accuracy of preprocessing in the graph.
 
-``python -m headkit.benchmarks.studies.deployment`` writes ``benchmarks/results/deployment.json``;
-names of
-sections behind it (``graft``, ``multi``, ``switch``, ``memory``, ``pixels``, ``precision``) measure
-only those and keep the rest of the file.
+Run ``python -m headkit.benchmarks.studies.deployment [SECTION …]`` with any of the sections
+``graft``, ``multi``, ``switch``, ``memory``, ``pixels`` and ``precision``; the default is all. It
+writes ``benchmarks/results/deployment.json`` after each section and keeps the other sections, so
+that an interrupted run can continue with the remaining sections.
 """
 
 from __future__ import annotations
@@ -49,45 +49,45 @@ EXPORTS, ROUNDS, CALLS = 5, 25, 60
 
 
 def grafting(folder: Path) -> dict[str, Any]:
-    """Graft a head into an exported model, against exporting it with its backbone again."""
+    """Time grafting a head into an exported model, and exporting the head with its backbone."""
     model = _backbone()
     weights = folder / "weights.safetensors"
     safetensors.torch.save_file(model.state_dict(), weights)
     old, new = _head(model, 0), _head(model, 1)
     path = export(old, folder / "model.onnx", backbone=model).path
     head = new.save(folder / "new.safetensors")
-    taken: dict[str, list[float]] = {"export": [], "graft": []}
-    for number in range(EXPORTS):  # both from files to a new file
-        exported, grafted = (folder / f"{name}{number}.onnx" for name in taken)
-        contenders: dict[str, Callable[[], object]] = {
+    times: dict[str, list[float]] = {"export": [], "graft": []}
+    for number in range(EXPORTS):  # both read files and write a new file
+        exported, grafted = (folder / f"{name}{number}.onnx" for name in times)
+        candidates: dict[str, Callable[[], object]] = {
             "export": partial(export, head, exported, weights=weights),
             "graft": partial(graft, path, head, grafted),
         }
-        for name, work in contenders.items():
+        for name, work in candidates.items():
             start = time.perf_counter()
             work()
-            taken[name].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - start)
     x = _images(8)
     equal = np.array_equal(Predictor(exported).logits(x), Predictor(grafted).logits(x))
-    seconds = {name: round(statistics.median(values), 4) for name, values in taken.items()}
+    seconds = {name: round(statistics.median(values), 4) for name, values in times.items()}
     return {
         "architecture": BACKBONE,
         "seconds": seconds,
         "ratio": round(seconds["export"] / seconds["graft"], 1),
-        "worst_ratio": round(min(taken["export"]) / max(taken["graft"]), 1),
+        "worst_ratio": round(min(times["export"]) / max(times["graft"]), 1),
         "logits_bit_equal": equal,
     }
 
 
 def multi(folder: Path) -> dict[str, Any]:
-    """One backbone pass with a hundred heads, against the same with one."""
+    """Time a call of a model with a hundred heads, and of the same model with one head."""
     model = _backbone()
     heads = {f"head{number}": _head(model, number) for number in range(HEADS)}
     one = export(heads["head0"], folder / "one.onnx", backbone=model).path
     many = export(heads, folder / "many.onnx", "multi", backbone=model).path
     sessions = {"one": open_session(one), "many": open_session(many)}
     x = {"pixel_values": _images(BATCH)}
-    timings, ratio = _paired(
+    timings, ratio = _time_pair(
         {name: partial(session.run, None, x) for name, session in sessions.items()},
         "many",
         "one",
@@ -103,34 +103,29 @@ def multi(folder: Path) -> dict[str, Any]:
 
 
 def switch(folder: Path) -> dict[str, Any]:
-    """Another head at each call of a swappable session, against the same head at each call."""
+    """Time calls of a swappable session with another head each time, and with the same head."""
     model = _backbone()
     heads = {f"head{number}": _head(model, number) for number in range(HEADS)}
     path = export(heads["head0"], folder / "model.onnx", "swappable", backbone=model).path
-    found: dict[str, Any] = {"architecture": BACKBONE, "heads": HEADS, "batch": 1}
+    result: dict[str, Any] = {"architecture": BACKBONE, "heads": HEADS, "batch": 1}
     files = {name: folder / f"{name}.onnx_adapter" for name in heads}
     for name, file in files.items():
         graft(path, heads[name], file)
     x = _images(1)
-    for kind, given in (("arrays", heads), ("adapter_files", files)):
-        predictor = Predictor(path, dict(given))
-        # On one session: another between them would leave its weights in the processor's caches.
-        contenders: dict[str, Callable[[], object]] = {
+    for kind, sources in (("arrays", heads), ("adapter_files", files)):
+        predictor = Predictor(path, dict(sources))
+        # In one session: a second session would fill the processor's caches with its own weights.
+        candidates: dict[str, Callable[[], object]] = {
             "switched": partial(_next_head, predictor, x, cycle(heads)),
             "same": partial(predictor.logits, x, "head7"),
         }
-        timings, ratio = _paired(
-            contenders,
-            "switched",
-            "same",
-            CALLS,
-        )
-        found[kind] = {"latency_ms": timings, "ratio": ratio}
-    return found
+        timings, ratio = _time_pair(candidates, "switched", "same", CALLS)
+        result[kind] = {"latency_ms": timings, "ratio": ratio}
+    return result
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """Resident memory of a process before and after it takes a thousand heads."""
+    """Measure the resident memory of a process with one head, and with a thousand heads."""
     model = _backbone()
     first = _head(model, 0)
     path = export(first, folder / "model.onnx", "swappable", backbone=model).path
@@ -141,7 +136,7 @@ def memory(folder: Path) -> dict[str, Any]:
             for name, tensor in first.tensors.items()
         }
         first.with_changes(tensors=tensors).save(folder / f"{number:04}.safetensors")
-    one, many = (_resident(path, folder, count) for count in (1, STORED_HEADS))
+    one, many = (_measure_memory(path, folder, count) for count in (1, STORED_HEADS))
     return {
         "architecture": BACKBONE,
         "heads": STORED_HEADS,
@@ -152,16 +147,16 @@ def memory(folder: Path) -> dict[str, Any]:
     }
 
 
-def _resident(model: Path, heads: Path, count: int) -> dict[str, Any]:
-    """Ask a process of its own, which has run ``count`` heads."""
-    done = subprocess.run(
+def _measure_memory(model: Path, heads: Path, count: int) -> dict[str, Any]:
+    """Return the memory of a new process that has run ``count`` heads."""
+    ended = subprocess.run(
         [sys.executable, "-c", _MEMORY, str(model), str(heads), str(count)],
         check=True,
         capture_output=True,
         text=True,
     )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    memory: dict[str, Any] = json.loads(ended.stdout)
+    return memory
 
 
 _MEMORY = """
@@ -177,7 +172,7 @@ seconds = time.perf_counter() - start
 for path in paths[:: max(len(paths) // 100, 1)]:
     predictor.logits(x, path.stem)
 gc.collect()
-if sys.platform == "linux":  # what loading the model left free would hide what heads take
+if sys.platform == "linux":  # memory freed after loading the model would hide that of the heads
     ctypes.CDLL(None).malloc_trim(0)
 resident = int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 print(json.dumps({"bytes": resident, "load_seconds": round(seconds, 3),
@@ -186,7 +181,7 @@ print(json.dumps({"bytes": resident, "load_seconds": round(seconds, 3),
 
 
 def pixels(folder: Path) -> dict[str, Any]:
-    """The same images through the graph with preprocessing and through timm and torch."""
+    """Compare pixels and logits of the graph with preprocessing with those of timm and torch."""
     model = load_backbone(ARCHITECTURE, write_weights(folder / "weights.safetensors"))
     photographs = sorted(write_photographs(folder / "photographs", IMAGES).rglob("*.*"))
     head = head_of(model)
@@ -202,15 +197,15 @@ def pixels(folder: Path) -> dict[str, Any]:
     for photograph in photographs:
         image = Image.open(photograph).convert("RGB")
         expected_pixels = transform(image)
-        found_pixels = graph.run(None, {"image": np.asarray(image)[None]})[0][0]
-        difference = np.abs(found_pixels - expected_pixels.numpy()) * spread
+        actual_pixels = graph.run(None, {"image": np.asarray(image)[None]})[0][0]
+        difference = np.abs(actual_pixels - expected_pixels.numpy()) * spread
         means.append(float(difference.mean()))
         largest = max(largest, float(difference.max()))
         with torch.inference_mode():
             expected = model(expected_pixels[None]).numpy()
-        found = predictor.logits(np.asarray(image)[None])
-        same += int(found.argmax() == expected.argmax())
-        logit_differences.append(float(np.abs(found - expected).max() / np.abs(expected).max()))
+        logits = predictor.logits(np.asarray(image)[None])
+        same += int(logits.argmax() == expected.argmax())
+        logit_differences.append(float(np.abs(logits - expected).max() / np.abs(expected).max()))
     return {
         "architecture": ARCHITECTURE,
         "images": len(photographs),
@@ -223,10 +218,10 @@ def pixels(folder: Path) -> dict[str, Any]:
 
 
 def precision(folder: Path) -> dict[str, Any]:
-    """float16 and int8 on digits with real weights: bytes, latency and accuracy."""
+    """Measure size, latency and accuracy of float16 and int8 on digits with real weights."""
     weights = write_weights(folder / "weights.safetensors")
-    trained, data = _halves(write_digits(folder / "digits"))
-    head = fit(ARCHITECTURE, trained, weights=weights, workers=0, cache=False)
+    train, data = _split_in_half(write_digits(folder / "digits"))
+    head = fit(ARCHITECTURE, train, weights=weights, workers=0, cache=False)
     model = load_backbone(ARCHITECTURE, weights)
     rows: dict[str, Any] = {}
     predictors = {}
@@ -261,8 +256,8 @@ SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def _halves(folder: Path) -> tuple[Path, Path]:
-    """Images for the head, and others to calibrate and to measure with."""
+def _split_in_half(folder: Path) -> tuple[Path, Path]:
+    """Return a folder of images to fit the head, and another to calibrate and to measure."""
     other = folder.with_name(f"{folder.name}-other")
     for number, path in enumerate(sorted(folder.rglob("*.png"))):
         if number % 2:
@@ -290,13 +285,13 @@ def _images(batch: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).normal(size=(batch, 3, 224, 224)).astype(np.float32)
 
 
-def _paired(
-    contenders: dict[str, Callable[[], object]], slow: str, fast: str, rounds: int
+def _time_pair(
+    candidates: dict[str, Callable[[], object]], slow: str, fast: str, rounds: int
 ) -> tuple[dict[str, Any], float]:
-    """Alternate; the ratio is the median over rounds, of which each met the same machine."""
-    measured = alternate(contenders, calls=rounds)
-    found = {name: timing.to_json() for name, timing in measured.timings.items()}
-    return found, round(measured.ratio(slow, fast).value, 4)
+    """Return the timings of two candidates, and the median over rounds of their ratio."""
+    measured = alternate(candidates, calls=rounds)
+    timings = {name: timing.to_json() for name, timing in measured.timings.items()}
+    return timings, round(measured.ratio(slow, fast).value, 4)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Measure what fitting a head takes, against the ways that it is done without headkit.
+"""Measure time and memory of fitting a head, and compare with ways to fit without headkit.
 
-``python -m headkit.benchmarks.studies.fitting`` writes ``benchmarks/results/fitting.json``; names
-of
-sections behind it (``solver``, ``loop``, ``extraction``, ``memory``, ``kill``) measure only those
-and keep the rest of the file. Needs ``headkit[bench]``.
+Run ``python -m headkit.benchmarks.studies.fitting [SECTION …]`` with any of the sections
+``solver``, ``loop``, ``extraction``, ``memory`` and ``kill``; the default is all. It writes
+``benchmarks/results/fitting.json`` after each section and keeps the other sections, so that an
+interrupted run can continue with the remaining sections. Needs ``headkit[bench]``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ WORKERS, BATCH = 2, 16
 ROUNDS = 3
 EPOCHS = 20
 VIEWS = 4
-"""Crops of each of 2,500 images: 10,000 rows."""
+"""Crops of each of 2,500 images, so that the features have 10,000 rows."""
 PHOTOGRAPHS = 640
 RUNTIMES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 MANY, FEW = 200_000, 20_000
@@ -65,19 +65,19 @@ KILLS = 5
 
 
 def solver(folder: Path) -> dict[str, Any]:
-    """The path of strengths with selection, against one fit and a grid of scikit-learn's."""
+    """Time solving all strengths with selection; compare with one scikit-learn fit and a grid."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     x, y, x_val, y_val = _features(folder)
-    taken: dict[str, list[float]] = {"path": [], "scikit_learn": []}
+    times: dict[str, list[float]] = {"path": [], "scikit_learn": []}
     for _ in range(ROUNDS):
         start = time.perf_counter()
         solution = solve(x, y, 10, x_val=x_val, y_val=y_val)
-        taken["path"].append(time.perf_counter() - start)
+        times["path"].append(time.perf_counter() - start)
         start = time.perf_counter()
         one = LogisticRegression(max_iter=1000).fit(x.numpy(), y.numpy())
-        taken["scikit_learn"].append(time.perf_counter() - start)
+        times["scikit_learn"].append(time.perf_counter() - start)
     scale = StandardScaler().fit(x.numpy())
     grids = {
         "raw": (x.numpy(), x_val.numpy()),
@@ -93,27 +93,27 @@ def solver(folder: Path) -> dict[str, Any]:
         for name, (a, b) in grids.items()
     }
     logits = x_val.double() @ solution.linear.weight.T + solution.linear.bias
-    seconds = {name: round(statistics.median(values), 3) for name, values in taken.items()}
+    seconds = {name: round(statistics.median(values), 3) for name, values in times.items()}
     return {
         "rows": len(x),
         "features": x.shape[1],
         "classes": 10,
         "strengths": len(STRENGTHS),
         "seconds": seconds,
-        "all_seconds": {name: [round(v, 3) for v in values] for name, values in taken.items()},
+        "all_seconds": {name: [round(v, 3) for v in values] for name, values in times.items()},
         "ratio": round(seconds["scikit_learn"] / seconds["path"], 1),
-        "worst_ratio": round(min(taken["scikit_learn"]) / max(taken["path"]), 1),
+        "worst_ratio": round(min(times["scikit_learn"]) / max(times["path"]), 1),
         "l2": solution.l2,
         "val_log_loss": round(cross_entropy(logits, y_val).item(), 6),
         "scikit_learn_val_log_loss": _log_loss(one, x_val.numpy(), y_val),
         "scikit_learn_iterations": int(one.n_iter_.max()),
         "grid_val_log_loss": losses,
-        "best_grid_val_log_loss": min(min(found.values()) for found in losses.values()),
+        "best_grid_val_log_loss": min(min(grid.values()) for grid in losses.values()),
     }
 
 
 def loop(folder: Path) -> dict[str, Any]:
-    """``fit``, nothing cached, against training the classifier on the frozen backbone by epochs."""
+    """Time ``fit`` with an empty cache, and training by epochs through the frozen backbone."""
     weights = write_weights(folder / "weights.safetensors")
     data = write_digits(folder / "digits")
     seconds, accuracies = [], []
@@ -123,7 +123,7 @@ def loop(folder: Path) -> dict[str, Any]:
         head = fit(backbone, data, cache=folder / f"cache{number}", workers=WORKERS)
         seconds.append(time.perf_counter() - start)
         accuracies.append(head.metrics["accuracy"])
-    found = _train_by_epochs(weights, data)
+    epochs = _train_by_epochs(weights, data)
     ours = statistics.median(seconds)
     return {
         "architecture": ARCHITECTURE,
@@ -132,13 +132,13 @@ def loop(folder: Path) -> dict[str, Any]:
         "fit_seconds": round(ours, 2),
         "all_fit_seconds": [round(value, 2) for value in seconds],
         "fit_accuracy": statistics.median(accuracies),
-        **found,
-        "ratio": round(found["loop_seconds"] / ours, 1),
+        **epochs,
+        "ratio": round(epochs["loop_seconds"] / ours, 1),
     }
 
 
 def extraction(folder: Path) -> dict[str, Any]:
-    """Features of image files, against a plain loop over a DataLoader with as many workers."""
+    """Time features of image files, and a plain loop over a DataLoader with as many workers."""
     write_photographs(folder / "photographs" / "a", PHOTOGRAPHS)
     photographs = sorted((folder / "photographs" / "a").iterdir())
     source = ImageDataset(
@@ -156,28 +156,30 @@ def extraction(folder: Path) -> dict[str, Any]:
         torch.manual_seed(0)
         model = load_backbone(architecture, weights, pretrained=weights is not None)
         rows[architecture] = {}
-        contenders: dict[str, Callable[[Path], Tensor]] = {}
+        candidates: dict[str, Callable[[Path], Tensor]] = {}
         for name, precision in RUNTIMES:
             if find_spec(name) is not None:
                 runtime = choose_runtime(name, precision, model)
-                # Converted once for all data sets: not a part of extraction, and told apart.
+                # Conversion happens once for all data sets, so it is measured separately.
                 start = time.perf_counter()
                 runtime.start(model, folder / "backbones", BATCH)
                 seconds = round(time.perf_counter() - start, 2)
                 rows[architecture][f"{name}_{precision}_start_seconds"] = seconds
-                contenders[f"{name}_{precision}"] = partial(_extracted, model, source, runtime)
+                candidates[f"{name}_{precision}"] = partial(
+                    _extract_features, model, source, runtime
+                )
         plain = partial(_plain_loop, model, source)
-        rows[architecture] |= _alternate(plain, contenders, folder / architecture)
+        rows[architecture] |= _alternate(plain, candidates, folder / architecture)
     return {"images": len(photographs), "workers": WORKERS, "batch": BATCH, "backbones": rows}
 
 
 def memory(folder: Path) -> dict[str, Any]:
-    """Memory of the whole process tree while a head is fitted to very many images."""
+    """Measure the peak memory of all processes that fit a head to very many images."""
     peaks = {}
     for images in (FEW, MANY):
         data = _write_synthetic(folder / str(images), images)
         start = time.perf_counter()
-        peak, printed = _peak_of(_FIT, data, folder / f"cache{images}")
+        peak, printed = _run_and_measure_peak(_FIT, data, folder / f"cache{images}")
         peaks[str(images)] = {
             "peak_bytes": peak,
             "seconds": round(time.perf_counter() - start, 1),
@@ -187,7 +189,7 @@ def memory(folder: Path) -> dict[str, Any]:
 
 
 def kill(folder: Path) -> dict[str, Any]:
-    """Kill ``fit`` with SIGKILL at random moments of extraction; then let it end."""
+    """Kill ``fit`` with SIGKILL at random moments of extraction, then let it finish."""
     weights = write_weights(folder / "weights.safetensors")
     data = write_digits(folder / "digits")
     environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}
@@ -241,7 +243,7 @@ SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def _features(folder: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """MNIST under real weights: half of 5,000 images in four crops each, and the other half."""
+    """Return features and targets of MNIST: four crops of 2,500 images, and 2,500 other images."""
     weights = write_weights(folder / "weights.safetensors")
     source, _ = open_data(write_mnist(folder / "mnist"))
     model = load_backbone(ARCHITECTURE, weights)
@@ -267,7 +269,7 @@ def _log_loss(model: Any, x: np.ndarray[Any, Any], y: Tensor) -> float:
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
-    """What a loop over timm's transform reads."""
+    """A dataset with timm's transform."""
 
     def __init__(self, source: ImageDataset, transform: Callable[[Image.Image], Tensor]) -> None:
         self.source, self.transform = source, transform
@@ -290,41 +292,43 @@ def _dataset(model: nn.Module, source: ImageDataset) -> _Images:
 @torch.inference_mode()
 def _plain_loop(model: Any, source: ImageDataset) -> Tensor:
     loader = DataLoader(_dataset(model, source), batch_size=BATCH, num_workers=WORKERS)
-    found = [
+    features = [
         model.forward_head(model.forward_features(images), pre_logits=True) for images, _ in loader
     ]
-    return torch.cat(found).flatten(1)
+    return torch.cat(features).flatten(1)
 
 
-def _extracted(model: nn.Module, source: ImageDataset, runtime: Runtime, root: Path) -> Tensor:
+def _extract_features(
+    model: nn.Module, source: ImageDataset, runtime: Runtime, root: Path
+) -> Tensor:
     (root / "backbones").symlink_to(root.parent / "backbones")
-    found = extract(model, source, runtime, root, batch_size=BATCH, workers=WORKERS)
-    (features,) = found.cache.load(found.found)
+    extraction = extract(model, source, runtime, root, batch_size=BATCH, workers=WORKERS)
+    (features,) = extraction.cache.load(extraction.found)
     return features.flatten(1)
 
 
 def _alternate(
-    plain: Callable[[], Tensor], contenders: Mapping[str, Callable[[Path], Tensor]], folder: Path
+    plain: Callable[[], Tensor], candidates: Mapping[str, Callable[[Path], Tensor]], folder: Path
 ) -> dict[str, Any]:
-    """Each from files to features in memory, in turns, with nothing cached."""
-    taken: dict[str, list[float]] = {contender: [] for contender in contenders}
+    """Time the loop and the candidates in turns, from files to features, without a cache."""
+    times: dict[str, list[float]] = {candidate: [] for candidate in candidates}
     loop: list[float] = []
-    found: dict[str, Tensor] = {}
+    features: dict[str, Tensor] = {}
     for number in range(ROUNDS):
         start = time.perf_counter()
         expected = plain()
         loop.append(time.perf_counter() - start)
-        for contender, work in contenders.items():
-            root = folder.with_name(f"{folder.name}-{contender}-{number}")
+        for candidate, work in candidates.items():
+            root = folder.with_name(f"{folder.name}-{candidate}-{number}")
             root.mkdir()
             start = time.perf_counter()
-            found[contender] = work(root)
-            taken[contender].append(time.perf_counter() - start)
+            features[candidate] = work(root)
+            times[candidate].append(time.perf_counter() - start)
     result: dict[str, Any] = {"torch_loop": {"seconds": [round(value, 2) for value in loop]}}
-    for contender, seconds in taken.items():
+    for candidate, seconds in times.items():
         ratios = [a / b for a, b in zip(loop, seconds, strict=True)]
-        errors = (found[contender] - expected).norm(dim=1) / expected.norm(dim=1)
-        result[contender] = {
+        errors = (features[candidate] - expected).norm(dim=1) / expected.norm(dim=1)
+        result[candidate] = {
             "seconds": [round(value, 2) for value in seconds],
             "ratio": round(statistics.median(ratios), 2),
             "relative_error": errors.median().item(),
@@ -333,7 +337,7 @@ def _alternate(
 
 
 def _train_by_epochs(weights: Path, data: Path) -> dict[str, Any]:
-    """AdamW on the classifier; the frozen backbone computes each image again in each epoch."""
+    """Train a classifier with AdamW; the frozen backbone processes each image in each epoch."""
     start = time.perf_counter()
     source, _ = open_data(data)
     assert source.targets is not None  # noqa: S101
@@ -374,7 +378,7 @@ print(json.dumps({{"num_features": head.num_features, "accuracy": head.metrics["
 
 
 def _write_synthetic(folder: Path, images: int) -> Path:
-    """Write 32 x 32 images of ten classes, each with a colour of its own under noise."""
+    """Write 32 x 32 images of ten classes: each class has its own colour, under noise."""
     generator = np.random.default_rng(0)
     colours = generator.integers(60, 196, (10, 3))
     for label in range(10):
@@ -387,8 +391,8 @@ def _write_synthetic(folder: Path, images: int) -> Path:
     return folder
 
 
-def _peak_of(code: str, *arguments: Path) -> tuple[int, str]:
-    """Run Python code; return the largest sum of its processes' own memory, and what it prints."""
+def _run_and_measure_peak(code: str, *arguments: Path) -> tuple[int, str]:
+    """Run Python code; return the peak of the sum of its processes' memory, and its output."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True
     )
@@ -400,7 +404,7 @@ def _peak_of(code: str, *arguments: Path) -> tuple[int, str]:
         while process.poll() is None:
             try:
                 members = [tree, *tree.children(recursive=True)]
-                # Proportional: what workers share with their parent counts once.
+                # Proportional set size counts memory that workers share with their parent once.
                 peak = max(peak, sum(member.memory_full_info().pss for member in members))
             except psutil.Error:
                 pass

@@ -1,9 +1,9 @@
-"""How cost grows: with the batch, heads per session, classes per head, and images per fit.
+"""Measure how costs grow with the batch, the heads, the classes, the images and the store.
 
-``python -m headkit.benchmarks.studies.growth`` writes ``benchmarks/results/growth.json``; names of
-sections
-behind it (``batch``, ``heads``, ``classes``, ``images``, ``store``) measure only those and keep the
-rest.
+Run ``python -m headkit.benchmarks.studies.growth [SECTION …]`` with any of the sections ``batch``,
+``heads``, ``classes``, ``images`` and ``store``; the default is all. It writes
+``benchmarks/results/growth.json`` after each section and keeps the other sections, so that an
+interrupted run can continue with the remaining sections.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ BLOCK = 16_384
 
 
 def batch(folder: Path) -> dict[str, Any]:
-    """Latency of one call against its batch size."""
+    """Measure the latency of a call by batch size."""
     model = load_backbone(BACKBONE, pretrained=False)
     path = export(model, folder / "model.onnx").path
-    contenders = {str(size): partial(_ready, path, _pixels(size)) for size in BATCHES}
-    timings = race(contenders).timings
+    candidates = {str(size): partial(_prepare, path, _pixels(size)) for size in BATCHES}
+    timings = race(candidates).timings
     rows = [{"batch": size, "call_ms": timings[str(size)].median_ms} for size in BATCHES]
-    return {"architecture": BACKBONE, **_grown(rows, "batch", ["call_ms"])}
+    return {"architecture": BACKBONE, **_add_slopes(rows, "batch", ["call_ms"])}
 
 
 def heads(folder: Path) -> dict[str, Any]:
-    """Loading time, memory and latency of one swappable session against the heads that it has.
+    """Measure loading time, memory and latency of a swappable session by its number of heads.
 
-    Each call asks for another head, at batch 1. Loading and memory are those of processes of their
-    own, as an allocator keeps what an earlier session has freed.
+    Each call uses another head, at batch 1. Loading and memory are measured in new processes, as an
+    allocator keeps memory that an earlier session has freed.
     """
-    first = _first()
+    first = _create_head()
     path = export(first, folder / "model.onnx", "swappable", backbone=_backbone()).path
     generator = np.random.default_rng(0)
     files = []
@@ -76,53 +76,55 @@ def heads(folder: Path) -> dict[str, Any]:
     calls = {}
     for count in HEADS:
         predictor = _predictor(path, files[:count])
-        calls[str(count)] = partial(_turns, predictor, files[:count])
+        calls[str(count)] = partial(_cycle_heads, predictor, files[:count])
     timings = race(calls).timings
     rows = list[dict[str, Any]]()
     costs = ("load_seconds", "memory_bytes")
     for count in HEADS:
-        taken = [in_process(__spec__.name, "one", str(path), str(count)) for _ in range(PROCESSES)]
-        medians = {cost: statistics.median(one[cost] for one in taken) for cost in costs}
+        loads = [in_process(__spec__.name, "one", str(path), str(count)) for _ in range(PROCESSES)]
+        medians = {cost: statistics.median(one[cost] for one in loads) for cost in costs}
         rows.append({"heads": count, **medians, "call_ms": timings[str(count)].median_ms})
-    return {"architecture": BACKBONE, **_grown(rows, "heads", [*costs, "call_ms"])}
+    return {"architecture": BACKBONE, **_add_slopes(rows, "heads", [*costs, "call_ms"])}
 
 
 def load(path: Path, count: int) -> dict[str, Any]:
-    """Load a swappable model with the first head files beside it, and classify one image.
+    """Load a swappable model with the first ``count`` head files of its folder; classify one image.
 
     Returns:
-        ``load_seconds``, and ``memory_bytes`` that are resident after all of it.
+        ``load_seconds``, and the resident ``memory_bytes`` that both steps added.
     """
     files = sorted(path.parent.glob("*.safetensors"))[:count]
     before, start = resident_bytes() or 0, time.perf_counter()
     predictor = _predictor(path, files)
     seconds = time.perf_counter() - start
-    _turns(predictor, files)()
-    grown = (resident_bytes() or 0) - before
-    return {"load_seconds": round(seconds, 4), "memory_bytes": grown}
+    _cycle_heads(predictor, files)()
+    added = (resident_bytes() or 0) - before
+    return {"load_seconds": round(seconds, 4), "memory_bytes": added}
 
 
 def classes(folder: Path) -> dict[str, Any]:
-    """Bytes of the head file and latency of the exported model against the classes of the head."""
+    """Measure the size of the head file and the latency of the model by the number of classes."""
     rows = list[dict[str, Any]]()
-    contenders: dict[str, Callable[[], Call]] = {}
+    candidates: dict[str, Callable[[], Call]] = {}
     for count in CLASSES:
         torch.manual_seed(0)
         model = adapt(_backbone(), count)
         head = head_of(model).save(folder / f"{count}.safetensors")
         path = export(model, folder / f"{count}.onnx").path
-        contenders[str(count)] = partial(_ready, path, _pixels(1))
+        candidates[str(count)] = partial(_prepare, path, _pixels(1))
         rows.append({"classes": count, "head_file_bytes": head.stat().st_size})
-    timings = race(contenders).timings
+    timings = race(candidates).timings
     for row in rows:
         row["call_ms"] = timings[str(row["classes"])].median_ms
-    return {"architecture": BACKBONE, **_grown(rows, "classes", ["head_file_bytes", "call_ms"])}
+    costs = ["head_file_bytes", "call_ms"]
+    return {"architecture": BACKBONE, **_add_slopes(rows, "classes", costs)}
 
 
 def images(folder: Path) -> dict[str, Any]:
-    """Seconds to solve a head, path of strengths included, against the number of images.
+    """Measure the time to solve a head for all strengths by the number of images.
 
-    Features are synthetic: classes around random centres, on the disk as those of ``fit`` are.
+    The features are synthetic, with classes around random centres. Like those of ``fit``, they are
+    on the disk.
     """
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(FIT_CLASSES, FEATURES)) * 0.12
@@ -141,45 +143,47 @@ def images(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(cores())
     rows = []
     for count in IMAGES:
-        taken = []
+        times = []
         for _ in range(REPEATS):
             start_s = time.perf_counter()
             solution = solve(
-                _Stored(path, count),
+                _FeaturesOnDisk(path, count),
                 torch.from_numpy(y[:count]),
                 FIT_CLASSES,
                 x_val=x_val,
                 y_val=torch.from_numpy(y_val),
             )
-            taken.append(time.perf_counter() - start_s)
+            times.append(time.perf_counter() - start_s)
         logits = x_val.double() @ solution.linear.weight.T + solution.linear.bias
-        right = (logits.argmax(1).numpy() == y_val).mean()
-        row = {"images": count, "solve_seconds": round(statistics.median(taken), 3)}
-        rows.append({**row, "accuracy": round(float(right), 4)})
+        accuracy = (logits.argmax(1).numpy() == y_val).mean()
+        row = {"images": count, "solve_seconds": round(statistics.median(times), 3)}
+        rows.append({**row, "accuracy": round(float(accuracy), 4)})
     return {
         "features": FEATURES,
         "classes": FIT_CLASSES,
-        **_grown(rows, "images", ["solve_seconds"]),
+        **_add_slopes(rows, "images", ["solve_seconds"]),
     }
 
 
 def store(folder: Path) -> dict[str, Any]:
-    """Time to list a store in a directory, and to publish into it, against the heads it has."""
-    published, head = HeadStore(folder / "store"), _first()
+    """Measure the time to list a store in a directory, and to publish, by the number of heads."""
+    heads_store, head = HeadStore(folder / "store"), _create_head()
     rows = list[dict[str, Any]]()
     for count in HEADS:
         for number in range(rows[-1]["published heads"] if rows else 0, count):
-            published.publish(head, f"head-{number:05}")
-        listed = alternate({"list": lambda: len(HeadStore(published.url).list())}, calls=9)
-        added = alternate({"publish": lambda: published.publish(head, "head-00000")}, calls=9)
-        list_ms = listed.timings["list"].median_ms
-        publish_ms = added.timings["publish"].median_ms
+            heads_store.publish(head, f"head-{number:05}")
+        listing = alternate({"list": lambda: len(HeadStore(heads_store.url).list())}, calls=9)
+        publishing = alternate(
+            {"publish": lambda: heads_store.publish(head, "head-00000")}, calls=9
+        )
+        list_ms = listing.timings["list"].median_ms
+        publish_ms = publishing.timings["publish"].median_ms
         rows.append({"published heads": count, "list_ms": list_ms, "publish_ms": publish_ms})
-    return _grown(rows, "published heads", ["list_ms", "publish_ms"])
+    return _add_slopes(rows, "published heads", ["list_ms", "publish_ms"])
 
 
-class _Stored:
-    """Features on the disk, read in blocks."""
+class _FeaturesOnDisk:
+    """Features in a file, read in blocks."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.shape = path, (count, FEATURES)
@@ -199,15 +203,15 @@ SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def _grown(rows: list[dict[str, Any]], by: str, costs: Sequence[str]) -> dict[str, Any]:
-    """Add the slopes: cost grows as ``by`` to that power, over the last tenfold."""
+def _add_slopes(rows: list[dict[str, Any]], by: str, costs: Sequence[str]) -> dict[str, Any]:
+    """Return rows and slopes: over the last factor of ten, cost grows as ``by`` to that power."""
     last = [row for row in rows if 10 * row[by] >= rows[-1][by]]
     slopes = {cost: slope([r[by] for r in last], [r[cost] for r in last]) for cost in costs}
     return {"by": by, "threads": cores(), "rows": rows, "slopes": slopes}
 
 
 def slope(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
-    """Return the power by which cost grows: least squares on logarithms; none if one is not > 0."""
+    """Return the power by which cost grows: least squares on logarithms; None if a cost is <= 0."""
     if min(costs) <= 0:
         return None
     xs, ys = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
@@ -219,7 +223,7 @@ def _backbone() -> Any:
     return load_backbone(BACKBONE, pretrained=False)
 
 
-def _first() -> Head:
+def _create_head() -> Head:
     return head_of(adapt(_backbone(), FIT_CLASSES))
 
 
@@ -227,7 +231,7 @@ def _pixels(number: int, input_size: Sequence[int] = (3, 224, 224)) -> Any:
     return np.random.default_rng(0).normal(size=(number, *input_size)).astype(np.float32)
 
 
-def _ready(path: Path, x: Any) -> Call:
+def _prepare(path: Path, x: Any) -> Call:
     session = open_session(path, cores())
     return lambda: session.run(None, {"pixel_values": x})
 
@@ -236,11 +240,12 @@ def _predictor(path: Path, files: Sequence[Path]) -> Predictor:
     return Predictor(path, {file.stem: file for file in files}, threads=cores())
 
 
-def _turns(predictor: Predictor, files: Sequence[Path]) -> Call:
+def _cycle_heads(predictor: Predictor, files: Sequence[Path]) -> Call:
+    """Return a call that uses another head each time."""
     names = [file.stem for file in files]
     x = _pixels(1, predictor.info.backbone["pretrained_cfg"]["input_size"])
-    place = iter(range(10**9))
-    return lambda: predictor.logits(x, names[next(place) * 997 % len(names)])
+    number = iter(range(10**9))
+    return lambda: predictor.logits(x, names[next(number) * 997 % len(names)])
 
 
 if __name__ == "__main__":

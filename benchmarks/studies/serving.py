@@ -32,7 +32,7 @@ from headkit.export.graph.graft import graft
 from headkit.export.predict.predictor import Predictor
 from headkit.registry.store.store import HeadStore
 
-from .http_client import Connection, form
+from .http_client import Connection, encode_form
 from .sections import run_sections
 
 RESULT = Path(__file__).parents[1] / "results" / "serving.json"
@@ -73,7 +73,7 @@ def heads(folder: Path) -> dict[str, Any]:
         predictors.append(Predictor(path))
         path.unlink()
     image = _photograph(0)
-    body = form(image, ["*"])
+    body = encode_form(image, ["*"])
 
     def one_by_one() -> list[str]:
         pixels = predictors[0].preprocess(Image.open(io.BytesIO(image)))[None]
@@ -113,7 +113,7 @@ async def _ask(port: int, images: list[bytes], count: int, seconds: float) -> di
     async def client(number: int) -> None:
         connection, choose = Connection("127.0.0.1", port), random.Random(number)  # noqa: S311
         while time.perf_counter() < end:
-            body = form(choose.choice(images), [f"head-{choose.randrange(HEADS):03}"])
+            body = encode_form(choose.choice(images), [f"head-{choose.randrange(HEADS):03}"])
             start = time.perf_counter()
             try:
                 status, _ = await connection.request("POST", "/predict", *body)
@@ -149,11 +149,13 @@ async def _misbehave(port: int, image: bytes) -> dict[str, int]:
     for what, (content, head) in asked.items():
         connection = Connection("127.0.0.1", port)
         try:
-            found[what], _ = await connection.request("POST", "/predict", *form(content, [head]))
+            found[what], _ = await connection.request(
+                "POST", "/predict", *encode_form(content, [head])
+            )
         except (OSError, asyncio.IncompleteReadError):
             found[what] = 0
         connection.close()
-    body, kind = form(image, ["head-000"])
+    body, kind = encode_form(image, ["head-000"])
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     start = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
     writer.write(f"{start}Content-Length: {len(body)}\r\n\r\n".encode() + body[:1000])

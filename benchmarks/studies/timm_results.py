@@ -1,9 +1,10 @@
-"""What timm's authors measured, reduced to what the catalogue shows: accuracy and latency.
+"""Extract the accuracies and latencies that timm's authors measured, for the catalogue.
 
-``python -m headkit.benchmarks.studies.timm_results CLONE`` reads the results of timm's repository
-from a
-clone and writes ``benchmarks/results/timm_results.json``. Source: the folder ``results`` of
-https://github.com/huggingface/pytorch-image-models (Apache-2.0), by Ross Wightman.
+Run ``python -m headkit.benchmarks.studies.timm_results CLONE`` with the path of a clone of timm's
+repository. It writes ``benchmarks/results/timm_results.json`` at its end and takes seconds.
+
+Source: the folder ``results`` of https://github.com/huggingface/pytorch-image-models (Apache-2.0),
+by Ross Wightman.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ LATENCY = "results/benchmark-infer-fp32-nchw-pt240-cpu-i7_12700h-dynamo.csv"
 
 
 def reduce(clone: Path) -> dict[str, Any]:
-    """Return ``top1`` in per cent and ``latency_ms`` by ``architecture.tag``, and their source."""
+    """Return ``top1`` in per cent and ``latency_ms`` by ``architecture.tag``, and their sources."""
     commit = _git(clone, "rev-parse", "HEAD").strip()
     latency = _rows(clone, LATENCY)
     if {row["infer_batch_size"] for row in latency} != {"1"}:
-        raise ValueError(f"{LATENCY} is not of batch size 1 throughout")
+        raise ValueError(f"{LATENCY} has rows with a batch size other than 1")
     return {
         "repository": REPOSITORY,
         "commit": commit,

@@ -8,7 +8,7 @@ import timm
 
 import headkit
 from headkit.benchmarks.coverage import record
-from headkit.benchmarks.studies.catalogue import RECORD, text, write
+from headkit.benchmarks.studies.catalogue import RECORD, render, write
 from headkit.registry import catalogue
 
 Run = Callable[..., tuple[int, str, str]]
@@ -19,7 +19,7 @@ def test_data_match_the_installed_timm_and_the_committed_record() -> None:
     assert catalogue.timm_version() == timm.__version__
     assert [row.name for row in headkit.models()] == sorted(timm.list_models())
     committed = (Path(catalogue.__file__).parent / catalogue.FILE).read_text(encoding="utf-8")
-    assert text(record.load(RECORD)) == committed
+    assert render(record.load(RECORD)) == committed
 
 
 def test_search_by_substring_glob_and_family() -> None:

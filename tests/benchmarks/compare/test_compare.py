@@ -112,7 +112,7 @@ def test_invalid_comparisons_are_refused_before_any_work(
     (tmp_path / "compare.json").write_text("[]")
     status, _, err = run("compare", "--data", shapes, "--backbones", "test_vit", "--out", tmp_path)
     assert status == 2
-    assert "is no record of a comparison" in err
+    assert "is not the record of a comparison" in err
 
 
 def test_command_prints_the_table(run: Any, weights: Weights, shapes: Path, tmp_path: Path) -> None:

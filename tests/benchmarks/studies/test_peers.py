@@ -5,7 +5,7 @@ import pytest
 
 from headkit.benchmarks.bench.machine import package_version
 from headkit.benchmarks.pages.benchmarks import _latency_cells, _outcome
-from headkit.benchmarks.studies.growth import _grown, slope
+from headkit.benchmarks.studies.growth import _add_slopes, slope
 from headkit.benchmarks.studies.peers import EXPORTERS, one, score, verdict
 
 
@@ -40,7 +40,7 @@ def test_score_counts_bytes_where_all_exporters_made_a_file() -> None:
         row = {"architecture": architecture, "exporter": exporter, "bytes": num_bytes}
         return row | {"difference": {"1": difference}, "errors": {}}
 
-    found = score(
+    result = score(
         [
             made("a", "ours", 10, 0.0),
             made("b", "ours", 30, 0.0),
@@ -50,9 +50,9 @@ def test_score_counts_bytes_where_all_exporters_made_a_file() -> None:
             {"architecture": "c", "exporter": "theirs", "error": "no"},
         ]
     )
-    assert found["architectures"] == 3
-    assert found["common"] == 2
-    ours, theirs = found["exporters"]["ours"], found["exporters"]["theirs"]
+    assert result["architectures"] == 3
+    assert result["common"] == 2
+    ours, theirs = result["exporters"]["ours"], result["exporters"]["theirs"]
     assert ours == {"verdicts": {"agrees": ["a", "b", "c"]}, "bytes": 40}
     assert theirs["verdicts"] == {"agrees": ["a"], "other logits": ["b"], "no file": ["c"]}
     assert theirs["bytes"] == 60
@@ -67,9 +67,9 @@ def test_slope_is_the_power_by_which_cost_grows() -> None:
 
 def test_slopes_are_those_of_the_last_tenfold() -> None:
     rows = [{"size": size, "ms": cost} for size, cost in ((1, 9), (10, 1), (30, 3), (100, 10))]
-    assert _grown(rows, "size", ["ms"])["slopes"] == {"ms": 1.0}
+    assert _add_slopes(rows, "size", ["ms"])["slopes"] == {"ms": 1.0}
     rows[1]["ms"] = 9
-    assert _grown(rows[:2], "size", ["ms"])["slopes"] == {"ms": 0.0}
+    assert _add_slopes(rows[:2], "size", ["ms"])["slopes"] == {"ms": 0.0}
 
 
 def peer(value: float, low: float, high: float) -> dict[str, float]:

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 import headkit
 from headkit import ExportError, Head, HeadStore, Predictor
 from headkit.adapters.heads.kinds import Kind
-from headkit.benchmarks.studies.http_client import Connection, form
+from headkit.benchmarks.studies.http_client import Connection, encode_form
 from headkit.export.exporter import export
 from headkit.export.serving.http import application
 from headkit.export.serving.service import Limits, Service
@@ -52,7 +52,7 @@ class Served:
         return asyncio.run(all_of_them())
 
     def predict(self, image: bytes, *heads: str, top_k: int = 1) -> tuple[int, Any]:
-        return self.ask(("POST", "/predict", *form(image, heads, top_k)))[0]
+        return self.ask(("POST", "/predict", *encode_form(image, heads, top_k)))[0]
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_a_body_of_unannounced_length_is_counted(served: Served) -> None:
 
 
 def test_cut_connections_leave_the_server_serving(served: Served) -> None:
-    body, kind = form(picture(), ["plain"])
+    body, kind = encode_form(picture(), ["plain"])
     for cut in (0, 10, len(body) // 2, len(body)):
         with socket.create_connection(("127.0.0.1", served.port)) as connection:
             connection.sendall(
@@ -225,7 +225,7 @@ def test_many_at_once_are_batched_and_each_gets_its_own_answer(served: Served) -
     async def together() -> list[tuple[int, Any]]:
         connections = [Connection("127.0.0.1", served.port) for _ in images]
         requests = (
-            one.request("POST", "/predict", *form(image, ["plain"]))
+            one.request("POST", "/predict", *encode_form(image, ["plain"]))
             for one, image in zip(connections, images, strict=True)
         )
         found = await asyncio.gather(*requests)
