@@ -23,7 +23,7 @@ from headkit.export.runtimes.inference import RunConfig
 from headkit.export.runtimes.table import RUNTIMES
 
 from .model_under_test import ModelUnderTest
-from .process import in_process, report
+from .process import report, run_in_process
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def cold_start(model: ModelUnderTest, configs: list[RunConfig], runs: int) -> di
     taken: dict[RunConfig, list[dict[str, Any]]] = {config: [] for config in configs}
     for _ in range(runs):
         for config in configs:
-            taken[config].append(in_process(__spec__.name, json.dumps(asked[config])))
+            taken[config].append(run_in_process(__spec__.name, json.dumps(asked[config])))
     return {config: _summary(asked[config], rows) for config, rows in taken.items()}
 
 

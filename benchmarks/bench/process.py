@@ -15,7 +15,7 @@ from headkit.adapters.errors import ExportError
 TIMEOUT_S = 900
 
 
-def in_process(module: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+def run_in_process(module: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """Run ``python -m MODULE ARGUMENTS`` in a new process, which must end with ``report``.
 
     Returns:

@@ -25,7 +25,7 @@ from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.fitting.linear.solve import solve
 from headkit.adapters.heads.attach import adapt, head_of
 from headkit.adapters.heads.head import Head
-from headkit.benchmarks.bench.process import in_process, report, resident_bytes
+from headkit.benchmarks.bench.process import report, resident_bytes, run_in_process
 from headkit.benchmarks.bench.run_configs import cores
 from headkit.benchmarks.bench.timing import Call, alternate, race
 from headkit.export.exporter import export
@@ -81,7 +81,9 @@ def heads(folder: Path) -> dict[str, Any]:
     rows = list[dict[str, Any]]()
     costs = ("load_seconds", "memory_bytes")
     for count in HEADS:
-        loads = [in_process(__spec__.name, "one", str(path), str(count)) for _ in range(PROCESSES)]
+        loads = [
+            run_in_process(__spec__.name, "one", str(path), str(count)) for _ in range(PROCESSES)
+        ]
         medians = {cost: statistics.median(one[cost] for one in loads) for cost in costs}
         rows.append({"heads": count, **medians, "call_ms": timings[str(count)].median_ms})
     return {"architecture": BACKBONE, **_add_slopes(rows, "heads", [*costs, "call_ms"])}

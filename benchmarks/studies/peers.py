@@ -1,11 +1,12 @@
-"""Export the same models as others do, and measure what comes out.
+"""Compare headkit's exports with those of other exporters: correctness, latency and size.
 
-``python -m headkit.benchmarks.studies.peers`` writes ``benchmarks/results/peers.json``; names of
-sections
-behind it (an architecture, for the latency of its files, or ``exports``, for the score) measure
-only those and keep the rest of the file. ``exports`` keeps a line for each architecture and
-exporter in ``peers_exports.jsonl`` and goes on where it was stopped. ``--result`` names another
-file: ``peers_epyc.json`` holds latencies on a second processor. Needs ``headkit[peers]``.
+Run ``python -m headkit.benchmarks.studies.peers [SECTION …]``. The sections are the names of the
+architectures, which measure the latency of their files, and ``exports``, which counts the
+architectures that each exporter can export; the default is all. The study writes
+``benchmarks/results/peers.json`` after each section and keeps the other sections, so that an
+interrupted run can continue with the remaining sections. ``exports`` writes a line for each
+architecture and exporter to ``peers_exports.jsonl`` and resumes there. ``--result`` names another
+file: ``peers_epyc.json`` has the latencies on a second processor. Needs ``headkit[peers]``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.backbone.timm_exceptions import ENCODERS, class_names
 from headkit.adapters.errors import ContractError, ExportError, first_line
 from headkit.adapters.heads.attach import adapt
-from headkit.benchmarks.bench.process import in_process, report
+from headkit.benchmarks.bench.process import report, run_in_process
 from headkit.benchmarks.bench.run_configs import cores
 from headkit.benchmarks.bench.timing import Call, estimate_turn_seconds, race
 from headkit.benchmarks.coverage import record
@@ -59,7 +60,7 @@ ARCHITECTURES = (
 )
 BATCHES = (1, 16)
 CHECKED = (1, 3, 8)
-"""Batch sizes at which an exported file is compared with torch. All trace with two images."""
+"""Batch sizes at which a file is compared with torch. All exporters trace with two images."""
 CLASSES = 1000
 REPEATS = {1: 12, 16: 8}
 """Number of repeats of a race by batch size."""
@@ -118,16 +119,19 @@ def _two(model: nn.Module) -> torch.Tensor:
 
 
 def _options(name: str) -> dict[str, Any]:
-    """Return what gives an architecture a classifier in plain timm, if it has none."""
+    """Return timm's options that add a classifier to an architecture without one."""
     plain = timm.create_model(name, pretrained=False, device="meta")
     is_encoder = not ENCODERS.keys().isdisjoint(class_names(plain))
     return {} if is_encoder or find_classifier(plain).num_classes else {"num_classes": CLASSES}
 
 
 def random_model(name: str, *, encoder_head: bool = True) -> nn.Module:
-    """Return random weights of a fixed seed under which no branch is without effect.
+    """Return a model with random weights of a fixed seed, all of whose branches affect the logits.
 
-    An encoder without a classifier gets one from headkit; the others export it as it is.
+    Args:
+        name: Name of the architecture.
+        encoder_head: Whether an encoder without a classifier gets one from headkit. The other
+            exporters export it without a classifier.
     """
     torch.manual_seed(0)
     model = load_backbone(name, pretrained=False, **_options(name))
@@ -148,8 +152,8 @@ def one(exporter: str, name: str, path: Path) -> dict[str, Any]:
     """Export one model in this process and compare the file with torch.
 
     Returns:
-        ``export_seconds``, ``bytes``, and by batch size the largest difference relative to
-        the largest logit; or the ``error`` of the batch sizes that do not run.
+        ``export_seconds``, ``bytes``, and by batch size the largest ``difference`` relative to the
+        largest logit, or the message in ``errors`` if the file does not run.
     """
     model = random_model(name, encoder_head=exporter == "headkit")
     weights = path.with_suffix(".pth")
@@ -159,7 +163,7 @@ def one(exporter: str, name: str, path: Path) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     weights.unlink()
     session = open_session(path)
-    given = session.get_inputs()[0].name
+    input_name = session.get_inputs()[0].name
     size = get_model_input_config(model)["input_size"]
     differences, errors = {}, {}
     for batch in CHECKED:
@@ -167,14 +171,14 @@ def one(exporter: str, name: str, path: Path) -> dict[str, Any]:
         with torch.no_grad():
             expected = model(x).numpy()
         try:
-            found = session.run(None, {given: x.numpy()})[0]
-        except Exception as error:  #
+            logits = session.run(None, {input_name: x.numpy()})[0]
+        except Exception as error:  # ONNX Runtime raises many types of errors
             errors[str(batch)] = first_line(error)
             continue
-        if found.shape != expected.shape:
-            errors[str(batch)] = f"shape {found.shape}, expected {expected.shape}"
+        if logits.shape != expected.shape:
+            errors[str(batch)] = f"shape {logits.shape}, expected {expected.shape}"
             continue
-        differences[str(batch)] = float(np.abs(found - expected).max() / np.abs(expected).max())
+        differences[str(batch)] = float(np.abs(logits - expected).max() / np.abs(expected).max())
     return {
         "export_seconds": round(seconds, 2),
         "bytes": num_bytes(path),
@@ -183,14 +187,14 @@ def one(exporter: str, name: str, path: Path) -> dict[str, Any]:
     }
 
 
-def _in_process(exporter: str, name: str, path: Path) -> dict[str, Any]:
-    """Export in a process of its own: what one of them leaves behind does not meet the next.
+def _export_in_process(exporter: str, name: str, path: Path) -> dict[str, Any]:
+    """Export in a new process, so that exporters do not affect each other.
 
     Raises:
-        ExportError: the weights are unfit to tell exporters apart, which is no fault of theirs.
+        ExportError: The random weights cannot show a difference, which is not the exporter's fault.
     """
     try:
-        return in_process(__spec__.name, "one", exporter, name, str(path))
+        return run_in_process(__spec__.name, "one", exporter, name, str(path))
     except ExportError as error:
         if ContractError.__name__ in str(error):
             raise
@@ -198,27 +202,27 @@ def _in_process(exporter: str, name: str, path: Path) -> dict[str, Any]:
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """Return what came of an export: ``agrees``, or what is missing to it."""
+    """Return ``agrees`` if an export is correct, or a short description of its fault."""
     if "error" in row:
         return "no file"
     if row["errors"]:
         return "fixed batch" if row["difference"] else "does not run"
-    # A NaN is no agreement.
+    # A NaN does not agree.
     same = all(difference <= TOLERANCE for difference in row["difference"].values())
     return "agrees" if same else "other logits"
 
 
 def exports(folder: Path) -> dict[str, Any]:
-    """Which of the smallest architectures of all families each exporter manages."""
+    """Count each exporter's correct exports of the smallest architecture of each family."""
     rows = {(row["architecture"], row["exporter"]): row for row in _read(EXPORTS)}
     names = record.smallest_of_each_family(record.load(RECORD))
     for exporter, name in itertools.product(reversed(EXPORTERS), names):
         if (name, exporter) in rows:
             continue
-        found = _in_process(exporter, name, folder / "model.onnx")
-        for left in folder.iterdir():
-            left.unlink()
-        row = {"architecture": name, "exporter": exporter, **found}
+        outcome = _export_in_process(exporter, name, folder / "model.onnx")
+        for exported in folder.iterdir():
+            exported.unlink()
+        row = {"architecture": name, "exporter": exporter, **outcome}
         rows[name, exporter] = row
         with EXPORTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -226,13 +230,14 @@ def exports(folder: Path) -> dict[str, Any]:
 
 
 def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what came of each exporter's exports, and how large the files are that all made.
+    """Return the verdicts on each exporter's exports, and the total size of comparable files.
 
-    Seconds are left out: rows may come from several sittings on different machines.
+    The result has no durations, as the rows may come from runs on different machines.
 
     Returns:
-        ``architectures`` and how many of them are ``common``, that is, that every exporter made a
-        file of; by exporter the names by ``verdicts``, and all ``bytes`` of the common ones.
+        ``architectures``, their number; ``common``, the number of architectures that every exporter
+        can export; and for each exporter its architectures by ``verdicts``, and the total ``bytes``
+        of its files of the common architectures.
     """
     names = sorted({row["architecture"] for row in rows})
     failed = {row["architecture"] for row in rows if "error" in row}
@@ -244,8 +249,8 @@ def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             verdicts.setdefault(verdict(row), []).append(row["architecture"])
         common = sum(row["bytes"] for row in own if row["architecture"] not in failed)
         exporters[exporter] = {"verdicts": verdicts, "bytes": common}
-    made = len(names) - len(failed)
-    return {"architectures": len(names), "common": made, "exporters": exporters}
+    num_common = len(names) - len(failed)
+    return {"architectures": len(names), "common": num_common, "exporters": exporters}
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -255,11 +260,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 def latency(name: str, folder: Path) -> dict[str, Any]:
-    """Time, size and inference latency of the files that are exported of an architecture."""
+    """Measure export time, size and latency of the files of all exporters for an architecture."""
     rows, paths = {}, {}
     for number, exporter in enumerate(EXPORTERS):
         path = folder / f"{number}.onnx"
-        row = _in_process(exporter, name, path)
+        row = _export_in_process(exporter, name, path)
         rows[exporter] = {**row, "verdict": verdict(row)}
         if rows[exporter]["verdict"] == "agrees":
             paths[exporter] = path
@@ -269,7 +274,7 @@ def latency(name: str, folder: Path) -> dict[str, Any]:
 
 def _race(name: str, paths: dict[str, Path]) -> dict[str, Any]:
     size = get_model_input_config(timm.create_model(name, device="meta"))["input_size"]
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for batch in BATCHES:
         x = random_images(batch, size, torch.Generator().manual_seed(batch)).numpy()
         candidates = {exporter: partial(_prepare, path, x) for exporter, path in paths.items()}
@@ -278,12 +283,12 @@ def _race(name: str, paths: dict[str, Path]) -> dict[str, Any]:
         run = race(candidates, repeats=repeats, rounds=rounds)
         timings = run.timings
         peers = [exporter for exporter in paths if exporter != "headkit"]
-        found[str(batch)] = {
+        result[str(batch)] = {
             "rounds": repeats * rounds,
             "latency_ms": {exporter: timing.to_json() for exporter, timing in timings.items()},
             "ratios": {peer: run.ratio("headkit", peer).to_json() for peer in peers},
         }
-    return found
+    return result
 
 
 def _choose_rounds(candidates: Iterable[Callable[[], Call]], repeats: int) -> int:
@@ -294,8 +299,8 @@ def _choose_rounds(candidates: Iterable[Callable[[], Call]], repeats: int) -> in
 
 def _prepare(path: Path, x: Any) -> Call:
     session = open_session(path, cores())
-    given = session.get_inputs()[0].name
-    return lambda: session.run(None, {given: x})
+    input_name = session.get_inputs()[0].name
+    return lambda: session.run(None, {input_name: x})
 
 
 SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {

@@ -1,9 +1,9 @@
-"""Many publishers at once, one of them killed; and how fast a large store is listed.
+"""Measure simultaneous publishers, one of which is killed, and the speed of listing and searching.
 
-``python -m headkit.benchmarks.studies.publishing`` writes ``benchmarks/results/publishing.json``;
-names of
-sections behind it (``local``, ``s3``, ``listing``, ``search``) run only those and keep the rest.
-Needs ``headkit[dev]``.
+Run ``python -m headkit.benchmarks.studies.publishing [SECTION …]`` with any of the sections
+``local``, ``s3``, ``listing`` and ``search``; the default is all. It writes
+``benchmarks/results/publishing.json`` after each section and keeps the other sections, so that an
+interrupted run can continue with the remaining sections. Needs ``headkit[dev]``.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ CALLS = 15
 
 
 def local(folder: Path) -> dict[str, Any]:
-    """Publishers of one name in a directory."""
+    """Publish one name from many processes in a directory."""
     return crowd(str(folder / "store"), folder, dict(os.environ))
 
 
 def s3(folder: Path) -> dict[str, Any]:
-    """The same on an S3 endpoint."""
+    """Publish one name from many processes on an S3 endpoint."""
     with s3_server() as environment:
         os.environ.update(environment)
         return crowd(f"s3://{BUCKET}/store", folder, {**os.environ, **environment})
@@ -56,14 +56,15 @@ def crowd(
     versions: int = VERSIONS,
     repeats: int = REPEATS,
 ) -> dict[str, Any]:
-    """Let processes publish at once and kill one of them, again and again.
+    """Publish from several processes at once, kill one of them, and repeat this.
 
     Returns:
-        How many versions were ``acknowledged`` to the publishers, are ``found``, and how many of
-        the acknowledged are ``lost``; ``gaps`` in the numbers; ``problems`` that ``verify`` sees;
-        how often a tag was ``resolved`` meanwhile and ``unresolved``.
+        Number of versions that were ``acknowledged`` to the publishers, that the store has
+        (``found``), and that are ``lost`` although acknowledged; number of ``gaps`` in the version
+        numbers; ``problems`` that ``verify`` reports; and how often at the same time a tag was
+        ``resolved``, or was not (``unresolved``).
     """
-    path = _head().save(folder / "head.safetensors")
+    path = _create_head().save(folder / "head.safetensors")
     store = HeadStore(url)
     total = {"acknowledged": 0, "found": 0, "lost": 0, "gaps": 0, "resolved": 0, "unresolved": 0}
     killed = []
@@ -77,12 +78,12 @@ def crowd(
         running = []
         for number, log in enumerate(logs):
             with log.open("w") as file:
-                asked = [*command, str(versions), str(number)]
-                running.append(subprocess.Popen(asked, stdout=file, env=environment))
+                arguments = [*command, str(versions), str(number)]
+                running.append(subprocess.Popen(arguments, stdout=file, env=environment))
         victim, after = running[0], generator.randrange(1, versions)
         while any(one.poll() is None for one in running):
-            if victim.poll() is None and len(_acknowledged(logs[0])) >= after:
-                time.sleep(generator.random() * 0.02)  # anywhere within the next one
+            if victim.poll() is None and len(_read_acknowledged(logs[0])) >= after:
+                time.sleep(generator.random() * 0.02)  # a random moment of the next publication
                 victim.send_signal(signal.SIGKILL)
             try:
                 total["unresolved"] += store.resolve(f"{name}@prod").name != name
@@ -93,8 +94,8 @@ def crowd(
         for one in running[1:]:
             if one.returncode:
                 raise RuntimeError(f"a publisher ended with status {one.returncode}")
-        acknowledged = [number for log in logs for number in _acknowledged(log)]
-        killed.append(len(_acknowledged(logs[0])))
+        acknowledged = [number for log in logs for number in _read_acknowledged(log)]
+        killed.append(len(_read_acknowledged(logs[0])))
         (entry,) = store.list(name)
         total["acknowledged"] += len(acknowledged)
         total["found"] += len(entry.versions) - 1
@@ -113,37 +114,37 @@ def crowd(
     }
 
 
-def _acknowledged(log: Path) -> list[int]:
-    lines = log.read_text().split("\n")[:-1]  # what follows the last line end may be cut
+def _read_acknowledged(log: Path) -> list[int]:
+    lines = log.read_text().split("\n")[:-1]  # the last line may be incomplete
     return [int(line) for line in lines]
 
 
 def _publish(url: str, name: str, path: str, versions: int, number: int) -> None:
-    """Publish heads that all differ; print the number of each once it is there."""
+    """Publish heads that all differ; print the number of each version after its publication."""
     store, head = HeadStore(url), Head.load(path)
-    mine = Path(path).with_name(f"{name}-{number}.safetensors")
+    own_path = Path(path).with_name(f"{name}-{number}.safetensors")
     for count in range(versions):
-        replace(head, notes=f"{number} {count}").save(mine)
-        version = store.publish(mine, name, tags=["prod"], publisher=str(number))
+        replace(head, notes=f"{number} {count}").save(own_path)
+        version = store.publish(own_path, name, tags=["prod"], publisher=str(number))
         print(version.version, flush=True)
 
 
 def listing(folder: Path) -> dict[str, Any]:
-    """Time to list a store of very many heads, within a process and by the command line."""
+    """Time listing a store of very many heads, within a process and with the command line."""
     store = HeadStore(folder / "store")
-    path = _head().save(folder / "head.safetensors")
+    path = _create_head().save(folder / "head.safetensors")
     for number in range(HEADS):
         store.publish(path, f"head-{number:05}", tags=["prod"])
     command = [sys.executable, "-m", "headkit", "heads", "list", "--store", store.url]
     return {
         "heads": HEADS,
-        "list_ms": _timed(lambda: len(HeadStore(store.url).list())).to_json(),
-        "command_ms": _timed(lambda: _run(command)).to_json(),
+        "list_ms": _time_calls(lambda: len(HeadStore(store.url).list())).to_json(),
+        "command_ms": _time_calls(lambda: _run(command)).to_json(),
     }
 
 
 def search(_folder: Path) -> dict[str, Any]:
-    """Time of ``headkit models``, start included, against importing timm, in turns."""
+    """Time ``headkit models``, including the start of Python, and importing timm, in turns."""
     ours, theirs = list[float](), list[float]()
     for _ in range(CALLS):
         ours.append(_milliseconds(lambda: _run([sys.executable, "-m", "headkit", "models", "vit"])))
@@ -158,7 +159,7 @@ def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def _timed(call: Callable[[], object]) -> Timing:
+def _time_calls(call: Callable[[], object]) -> Timing:
     call()
     return Timing.from_samples([_milliseconds(call) for _ in range(CALLS)])
 
@@ -169,7 +170,7 @@ def _milliseconds(call: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def _head() -> Head:
+def _create_head() -> Head:
     generator = np.random.default_rng(0)
     return Head(
         tensors={

