@@ -1,5 +1,4 @@
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,39 +8,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import headkit
-from headkit.export.graph import onnx_file
 from tests.backbones import random_backbone
 from tests.heads import head_for
 from tests.images import X
 from tests.logits import assert_close, torch_logits
-
-
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return random_backbone()
-
-
-@pytest.fixture(scope="module")
-def heads(model: nn.Module) -> dict[str, headkit.Head]:
-    return {
-        "old": head_for(model, 5),
-        "new": head_for(model, 7),
-        "mlp": head_for(model, 4, kind="mlp"),
-    }
-
-
-@pytest.fixture(scope="module")
-def merged(
-    model: nn.Module, heads: dict[str, headkit.Head], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    path = tmp_path_factory.mktemp("graft") / "model.onnx"
-    headkit.export(heads["old"], path, backbone=model, probabilities=True, preprocess=False)
-    return path
 
 
 @pytest.mark.parametrize("name", ["new", "mlp"])
@@ -142,162 +115,6 @@ def test_wrong_backbones_and_heads_are_refused_and_lose_nothing(
     headkit.attach(model, same_shape, force=True)
     with torch.inference_mode():
         assert_close(headkit.Predictor(out).logits(X.numpy()), model(X).numpy())
-
-
-@settings(max_examples=60, deadline=None)
-@given(cut=st.floats(0, 1), flips=st.integers(0, 3), seed=st.integers(0, 10**6))
-def test_damaged_files_are_errors_and_never_crashes(
-    merged: Path, scratch: Path, new: Path, cut: float, flips: int, seed: int
-) -> None:
-    """A truncated file is always an error; flipped bits in weights cannot be detected."""
-    generator = np.random.default_rng(seed)
-    whole = merged.read_bytes()
-    content = bytearray(whole[: int(cut * len(whole))])
-    for at in generator.integers(0, max(len(content), 1), flips if content else 0):
-        content[at] ^= 1 << int(generator.integers(8))
-    (scratch / "bad.onnx").write_bytes(bytes(content))
-    try:
-        headkit.graft(scratch / "bad.onnx", new, scratch / "out.onnx")
-        grafted = True
-    except headkit.HeadkitError:
-        grafted = False
-    assert not (grafted and len(content) < len(whole))
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("damaged")
-
-
-@pytest.fixture(scope="module")
-def new(heads: dict[str, headkit.Head], scratch: Path) -> Path:
-    return heads["new"].save(scratch / "new.safetensors")
-
-
-@pytest.fixture
-def beside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Treat every model as too large for one file."""
-    monkeypatch.setattr(onnx_file, "MAX_BYTES", 1000)
-
-
-def data_of(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.name}.*data"))
-
-
-@pytest.mark.usefixtures("beside")
-def test_external_weights_are_grafted_and_reported_if_missing(
-    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
-) -> None:
-    path, other = tmp_path / "large.onnx", tmp_path / "other.onnx"
-    done = headkit.export(heads["old"], path, backbone=model)
-    (data,) = data_of(path)
-    assert re.fullmatch(r"large\.onnx\.[0-9a-f]{8}\.data", data.name)
-    assert data.stat().st_size > 10 * path.stat().st_size
-    (tmp_path / "large.onnx.data").write_bytes(b"of an earlier version")
-    assert done.num_bytes == path.stat().st_size + data.stat().st_size
-    assert onnx_file.num_bytes(path) == done.num_bytes
-    headkit.graft(path, heads["new"], other)
-    data.rename(tmp_path / "away")
-    assert_close(headkit.Predictor(other).logits(X.numpy()), torch_logits(model, heads["new"], X))
-    with pytest.raises(headkit.ExportError, match=r"large\.onnx\.\w+\.data is missing"):
-        headkit.Predictor(path)
-    with pytest.raises(headkit.ExportError, match=r"large\.onnx\.\w+\.data is missing"):
-        headkit.graft(path, heads["new"], tmp_path / "third.onnx")
-
-
-def test_data_that_a_file_does_not_name_is_not_counted(
-    heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "model.onnx"
-    headkit.graft(merged, heads["new"], path)
-    (tmp_path / "model.onnx.data").write_bytes(bytes(1000))
-    assert onnx_file.num_bytes(path) == path.stat().st_size
-
-
-@pytest.mark.usefixtures("beside")
-@pytest.mark.parametrize("folder", ["", "elsewhere"])
-def test_backbone_takes_its_weights_along(
-    model: nn.Module, heads: dict[str, headkit.Head], folder: str, tmp_path: Path
-) -> None:
-    """The backbone's file has no heads, and their tensors are too small for external data."""
-    path, out = tmp_path / "backbone.onnx", tmp_path / folder / "model.onnx"
-    out.parent.mkdir(exist_ok=True)
-    headkit.export(heads["old"], path, "backbone", backbone=model)
-    (data,) = data_of(path)
-    headkit.graft(path, heads["new"], out)
-    data.unlink()
-    assert_close(headkit.Predictor(out).logits(X.numpy()), torch_logits(model, heads["new"], X))
-
-
-@pytest.mark.usefixtures("beside")
-def test_new_weights_replace_the_old(
-    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path, monkeypatch: Any
-) -> None:
-    path, copy = tmp_path / "model.onnx", tmp_path / "copy.onnx"
-    headkit.export(heads["old"], path, backbone=model)
-    (first,) = data_of(path)
-    headkit.graft(path, heads["new"], path, overwrite=True)
-    (second,) = data_of(path)
-    assert first != second
-    assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
-    # Data that carry another model's name are that model's.
-    copy.write_bytes(path.read_bytes())
-    headkit.graft(copy, heads["old"], copy, overwrite=True)
-    assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
-    # A model that fits into one file leaves no data behind.
-    monkeypatch.setattr(onnx_file, "MAX_BYTES", 2**30)
-    headkit.graft(path, heads["old"], path, overwrite=True)
-    assert data_of(path) == []
-    assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["old"], X))
-
-
-@pytest.mark.usefixtures("beside")
-def test_model_in_one_file_replaces_one_with_data(
-    model: nn.Module, heads: dict[str, headkit.Head], merged: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "model.onnx"
-    headkit.export(heads["old"], path, backbone=model)
-    headkit.graft(merged, heads["new"], path)
-    assert data_of(path) == []
-    assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
-
-
-@pytest.mark.usefixtures("beside")
-@pytest.mark.parametrize("fails", ["data", "onnx"])
-def test_model_and_data_are_replaced_together_or_not_at_all(
-    model: nn.Module,
-    heads: dict[str, headkit.Head],
-    fails: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path = tmp_path / "model.onnx"
-    (tmp_path / "model.onnx.data").mkdir()
-    headkit.export(heads["old"], path, backbone=model)
-    before = {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
-    replace = Path.replace
-
-    def full(file: Path, target: Path) -> Path:
-        if file.suffix == f".{fails}":
-            raise OSError(28, "No space left on device")
-        return replace(file, target)
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(headkit.OutputError, match="No space left on device"):
-        headkit.graft(path, heads["new"], path, overwrite=True)
-    assert {file: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()} == before
-
-
-@pytest.mark.usefixtures("beside")
-def test_model_written_twice_keeps_its_weights(merged: Path, tmp_path: Path) -> None:
-    model = onnx.load(merged)
-    weights = {t.name: t.raw_data for t in model.graph.initializer}
-    with onnx_file.temporary_model(model, tmp_path / "a.onnx") as first:
-        assert onnx_file.num_bytes(first) > sum(map(len, weights.values()))
-    onnx_file.write(model, tmp_path / "a.onnx")
-    written = onnx.load(tmp_path / "a.onnx")
-    for saved in (model, written):
-        assert {t.name: t.raw_data for t in saved.graph.initializer} == weights
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
