@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -85,3 +86,16 @@ def test_workflow_tests_the_pythons_and_systems_that_the_project_names() -> None
     assert configure["run"] == "git config --global core.symlinks true"
     assert checkout["uses"].startswith("actions/checkout@")
     assert set(jobs["publish"]["needs"]) == set(jobs) - {"publish"}
+
+
+def test_no_test_file_imports_from_another() -> None:
+    """What two of them need stands in a module of its own, or in conftest.py as a fixture."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                last = (node.module or "").rpartition(".")[2]
+                modules = {last, *(alias.name for alias in node.names if node.module == "tests")}
+                if any(name == "conftest" or name.startswith("test_") for name in modules):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert found == []
