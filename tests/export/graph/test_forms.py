@@ -14,6 +14,7 @@ from torch import nn
 
 import headkit
 from headkit.adapters.backbone import fingerprint as fingerprint_module
+from headkit.export.exporter import Exported
 from tests.backbones import active_backbone
 from tests.heads import head_for
 from tests.images import X
@@ -36,12 +37,29 @@ def heads(model: nn.Module) -> dict[str, headkit.Head]:
     }
 
 
+@pytest.fixture(scope="module")
+def exported(
+    model: nn.Module, heads: dict[str, headkit.Head], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Exported]:
+    """Models that several tests read: the form and what its export returned."""
+    folder = tmp_path_factory.mktemp("forms")
+    pets = heads["pets"]
+    return {
+        "merged": headkit.export(pets, folder / "merged.onnx", backbone=model),
+        "swappable": headkit.export(
+            pets, folder / "swappable.onnx", "swappable", backbone=model, probabilities=True
+        ),
+        "multi": headkit.export(
+            heads, folder / "multi.onnx", "multi", backbone=model, probabilities=True
+        ),
+    }
+
+
 def test_swappable_session_takes_heads_of_other_class_counts(
-    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+    model: nn.Module, heads: dict[str, headkit.Head], exported: dict[str, Exported], tmp_path: Path
 ) -> None:
-    path = tmp_path / "model.onnx"
-    done = headkit.export(heads["pets"], path, "swappable", backbone=model, probabilities=True)
-    assert done.info.form == "swappable"
+    path = exported["swappable"].path
+    assert exported["swappable"].info.form == "swappable"
     graph = onnx.load(path).graph
     assert {value.name for value in graph.input} == {
         "pixel_values", "fc.weight", "fc.bias", "temperature",
@@ -63,20 +81,18 @@ def test_swappable_session_takes_heads_of_other_class_counts(
 
 
 def test_swappable_and_merged_logits_are_equal_bit_for_bit(
-    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+    model: nn.Module, heads: dict[str, headkit.Head], exported: dict[str, Exported], tmp_path: Path
 ) -> None:
-    headkit.export(heads["pets"], tmp_path / "swap.onnx", "swappable", backbone=model)
     headkit.export(heads["birds"], tmp_path / "merged.onnx", backbone=model)
-    swapped = headkit.Predictor(tmp_path / "swap.onnx", {"birds": heads["birds"]})
+    swapped = headkit.Predictor(exported["swappable"].path, {"birds": heads["birds"]})
     merged = headkit.Predictor(tmp_path / "merged.onnx")
     assert np.array_equal(swapped.logits(X.numpy(), "birds"), merged.logits(X.numpy()))
 
 
 def test_swappable_model_refuses_heads_that_do_not_fit(
-    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+    heads: dict[str, headkit.Head], exported: dict[str, Exported], tmp_path: Path
 ) -> None:
-    path = tmp_path / "model.onnx"
-    headkit.export(heads["pets"], path, "swappable", backbone=model, probabilities=True)
+    path = exported["swappable"].path
     other = head_for(active_backbone(seed=1), 3)
     refused: list[tuple[str, Any, type[Exception], str]] = [
         ("angles", heads["angles"], headkit.ExportError, "kind 'own', the head is of 'cosine'"),
@@ -90,16 +106,14 @@ def test_swappable_model_refuses_heads_that_do_not_fit(
     (tmp_path / "bad.onnx_adapter").write_bytes(b"no adapter")
     with pytest.raises(headkit.ExportError, match="cannot read adapter"):
         headkit.Predictor(path, {"bad": tmp_path / "bad.onnx_adapter"})
-    headkit.export(heads["pets"], tmp_path / "merged.onnx", backbone=model)
     with pytest.raises(headkit.ExportError, match="has its heads in it"):
-        headkit.Predictor(tmp_path / "merged.onnx", {"pets": heads["pets"]})
+        headkit.Predictor(exported["merged"].path, {"pets": heads["pets"]})
 
 
 def test_multi_model_has_the_logits_of_each_head_alone(
-    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+    model: nn.Module, heads: dict[str, headkit.Head], exported: dict[str, Exported]
 ) -> None:
-    path = tmp_path / "model.onnx"
-    headkit.export(heads, path, "multi", backbone=model, probabilities=True)
+    path = exported["multi"].path
     running = session(path)
     assert [output.name for output in running.get_outputs()][::2] == [
         f"logits_{name}" for name in heads
@@ -143,10 +157,9 @@ def test_export_of_many_heads_hashes_the_backbone_once(
 
 
 def test_predictor_runs_several_heads_on_a_folder(
-    model: nn.Module, heads: dict[str, headkit.Head], shapes: Path, tmp_path: Path
+    exported: dict[str, Exported], shapes: Path, tmp_path: Path
 ) -> None:
-    headkit.export(heads, tmp_path / "model.onnx", "multi", backbone=model)
-    predictor = headkit.Predictor(tmp_path / "model.onnx")
+    predictor = headkit.Predictor(exported["multi"].path)
     found = predictor.predict(shapes, ["pets", "birds"], top_k=1)
     assert {name: len(rows) for name, rows in found.items()} == {"pets": 24, "birds": 24}
     assert found["pets"] == predictor(sorted(shapes.rglob("*.png")), head="pets", top_k=1)
@@ -230,7 +243,7 @@ def test_forms_refuse_heads_that_they_cannot_hold(
 
 
 def test_heads_of_another_pooling_or_preprocessing_are_refused(
-    model: nn.Module, heads: dict[str, headkit.Head], tmp_path: Path
+    model: nn.Module, heads: dict[str, headkit.Head], exported: dict[str, Exported], tmp_path: Path
 ) -> None:
     """The weights are the same, so the fingerprint is the same too."""
     torch.manual_seed(0)
@@ -241,15 +254,15 @@ def test_heads_of_another_pooling_or_preprocessing_are_refused(
     assert pooled.backbone.fingerprint == heads["pets"].backbone.fingerprint
     with pytest.raises(headkit.BackboneMismatch, match="global_pool 'max', the backbone has 'avg'"):
         headkit.attach(model, pooled)
-    path = tmp_path / "model.onnx"
-    headkit.export(heads["pets"], path, backbone=model)
     with pytest.raises(headkit.BackboneMismatch, match="global_pool max, the model has avg"):
-        headkit.graft(path, pooled, tmp_path / "out.onnx")
+        headkit.graft(exported["merged"].path, pooled, tmp_path / "out.onnx")
     cropped = heads["birds"].with_changes(
         pretrained_cfg={**heads["birds"].pretrained_cfg, "crop_pct": 0.5}
     )
     with pytest.raises(headkit.BackboneMismatch, match="pretrained_cfg"):
-        headkit.export({"a": heads["pets"], "b": cropped}, path, "multi", backbone=model)
+        headkit.export(
+            {"a": heads["pets"], "b": cropped}, tmp_path / "b.onnx", "multi", backbone=model
+        )
 
 
 def test_export_leaves_the_callers_model_as_it_was(
