@@ -50,7 +50,7 @@ def check_output(path: str | Path, *kinds: FileKind) -> Path:
     return check_writable(path)
 
 
-def kind_of_file(path: str | Path) -> FileKind | None:
+def detect_file_kind(path: str | Path) -> FileKind | None:
     """Return what a file is, by its content where that says so and else by its suffix.
 
     Returns:
@@ -65,9 +65,9 @@ def kind_of_file(path: str | Path) -> FileKind | None:
     return next((kind for kind in (MODEL, ADAPTER) if path.suffix == kind.suffix), None)
 
 
-def mistaken(path: str | Path, expected: FileKind) -> str | None:
+def explain_wrong_kind(path: str | Path, expected: FileKind) -> str | None:
     """Return what to say of a file that is not of the ``expected`` kind, but of another one."""
-    found = kind_of_file(path)
+    found = detect_file_kind(path)
     if found is None or found is expected:
         return None
     return f"it is {found.noun}, expected {expected.noun} (NAME{expected.suffix})"
@@ -85,7 +85,7 @@ def check_argument(argument: str, path: object, expected: FileKind, usage: str) 
     Raises:
         HeadkitError: the error of ``expected``; names the argument, what it got, and the usage.
     """
-    mistake = mistaken(path, expected) if isinstance(path, str | Path) else None
+    mistake = explain_wrong_kind(path, expected) if isinstance(path, str | Path) else None
     if mistake is not None:
         raise expected.error(f"{argument} is {path}: {mistake}; write {usage}")
 

@@ -38,7 +38,7 @@ def check_writable(path: str | Path) -> Path:
     return path
 
 
-def make_folder_of(path: Path) -> None:
+def make_parent_folder(path: Path) -> None:
     """Make the folder that ``path`` lies in, and those above it, where they are missing.
 
     Raises:
@@ -61,7 +61,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         OutputError: see ``check_writable``.
     """
     path = check_writable(path)
-    make_folder_of(path)
+    make_parent_folder(path)
     with _beside(path) as beside:
         yield beside
         try:

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from headkit.adapters.backbone.forward import classify, features
 from headkit.adapters.errors import ExportError, ParityError, first_line
 from headkit.adapters.heads.attach import attach
-from headkit.adapters.heads.tasks import task_named
+from headkit.adapters.heads.tasks import get_task
 from headkit.export.graph.heads_in_graph import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name, probabilities_name
 from headkit.export.preprocess.pillow import Preprocess
@@ -88,7 +88,7 @@ def verify(
             logits = classify(model, tensors)
             compare(batch, logits_name(name), logits)
             if info.probabilities:
-                probabilities = task_named(head.task).tensor_scores(logits, head.temperature)
+                probabilities = get_task(head.task).tensor_scores(logits, head.temperature)
                 compare(batch, probabilities_name(name), probabilities)
     return differences
 
@@ -130,7 +130,7 @@ def verify_runs(path: Path, info: ModelInfo, heads: Heads, *, seed: int = 0) -> 
                     f"{batch}, expected finite {[batch, head.num_classes]}; no file was written"
                 )
             if info.probabilities:
-                task = task_named(head.task)
+                task = get_task(head.task)
                 expected = task.tensor_scores(torch.from_numpy(logits), head.temperature).numpy()
                 difference = _difference(outputs[probabilities_name(name)], expected, batch)
                 if not difference <= TOLERANCE:

@@ -25,7 +25,7 @@ from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.features.runtime import Runtime
 from headkit.adapters.features.transform import View
 from headkit.adapters.files import cache_folder
-from headkit.adapters.fitting.adamw import logits_of
+from headkit.adapters.fitting.adamw import predict_logits
 from headkit.adapters.fitting.class_weights import ClassWeights, check_class_weights
 from headkit.adapters.fitting.classifier import plan_classifier, train_classifier
 from headkit.adapters.fitting.data_checks import check_classes, check_crops
@@ -35,7 +35,7 @@ from headkit.adapters.fitting.report import check_report, write_report
 from headkit.adapters.heads.attach import head_of
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import KINDS, Kind
-from headkit.adapters.heads.tasks import TaskName, task_named
+from headkit.adapters.heads.tasks import TaskName, get_task
 from headkit.export.runtimes.choose import choose_runtime
 
 logger = logging.getLogger("headkit")
@@ -156,11 +156,11 @@ def fit(
         validation = LabeledFeatures.from_views([held], on) if on.any() else None
         if validation is None:
             logger.warning("no image is left to validate on: the head comes without metrics")
-        names = train_source.label_names or task_named(train_source.task).label_names(examples.y)
+        names = train_source.label_names or get_task(train_source.task).label_names(examples.y)
         model, found = train_classifier(
             backbone, plan, examples, validation, len(names), train_source.task, weighing, l2, seed
         )
-        logits = None if validation is None else logits_of(model, validation)
+        logits = None if validation is None else predict_logits(model, validation)
     metrics: dict[str, Any] = {}
     temperature = 1.0
     if logits is not None and validation is not None:

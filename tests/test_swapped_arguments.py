@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import headkit
-from headkit.adapters.file_kinds import ADAPTER, HEAD, MODEL, TENSORS, kind_of_file
+from headkit.adapters.file_kinds import ADAPTER, HEAD, MODEL, TENSORS, detect_file_kind
 from headkit.registry.hub import hub
 from tests.fixtures.v0_1_0.make import BACKBONES
 
@@ -30,15 +30,15 @@ NOT_A_HEAD = "it is an ONNX model, expected a head file"
 
 
 def test_kind_of_a_file_comes_from_its_content_and_then_its_suffix(tmp_path: Path) -> None:
-    assert kind_of_file(HEAD_FILE) is HEAD
-    assert kind_of_file(MODEL_FILE) is MODEL
-    assert kind_of_file(ADAPTER_FILE) is ADAPTER
-    assert kind_of_file(WEIGHTS_FILE) is TENSORS
-    assert kind_of_file(IMAGE) is None
-    assert kind_of_file(tmp_path) is None
-    assert kind_of_file(tmp_path / "missing.onnx") is None
+    assert detect_file_kind(HEAD_FILE) is HEAD
+    assert detect_file_kind(MODEL_FILE) is MODEL
+    assert detect_file_kind(ADAPTER_FILE) is ADAPTER
+    assert detect_file_kind(WEIGHTS_FILE) is TENSORS
+    assert detect_file_kind(IMAGE) is None
+    assert detect_file_kind(tmp_path) is None
+    assert detect_file_kind(tmp_path / "missing.onnx") is None
     (tmp_path / "renamed.onnx").write_bytes(HEAD_FILE.read_bytes())
-    assert kind_of_file(tmp_path / "renamed.onnx") is HEAD
+    assert detect_file_kind(tmp_path / "renamed.onnx") is HEAD
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_kind_of_a_file_comes_from_its_content_and_then_its_suffix(tmp_path: Pat
 )
 def test_damaged_files_have_no_kind_or_are_tensors(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(content)
-    assert kind_of_file(tmp_path / "x.safetensors") in (None, TENSORS)
+    assert detect_file_kind(tmp_path / "x.safetensors") in (None, TENSORS)
 
 
 def _backbone() -> Any:

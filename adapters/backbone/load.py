@@ -13,7 +13,7 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from headkit.adapters.errors import ContractError, UnknownArchitecture, WeightsError, first_line
-from headkit.adapters.file_kinds import TENSORS, kind_of_file
+from headkit.adapters.file_kinds import TENSORS, detect_file_kind
 
 from .fingerprint import SOURCE
 from .freeze import freeze
@@ -75,7 +75,7 @@ def check_architecture(architecture: str) -> None:
     """Raise ``UnknownArchitecture`` with the nearest names unless timm knows ``architecture``."""
     if architecture.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         return
-    kind = kind_of_file(architecture)
+    kind = detect_file_kind(architecture)
     if kind is not None:
         raise UnknownArchitecture(
             f"the architecture is {architecture}: it is {kind.noun}, expected the name of a timm "
@@ -113,7 +113,7 @@ def create_model(architecture: str, **timm_kwargs: Any) -> nn.Module:
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"cannot read weights {path}: no such file")
-    kind = kind_of_file(path)
+    kind = detect_file_kind(path)
     if kind is not None and kind is not TENSORS:
         raise WeightsError(
             f"cannot read weights {path}: it is {kind.noun}, expected the weights of a backbone "

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headkit.adapters.errors import DataError
-from headkit.adapters.heads.tasks import Task, TaskName, task_named
+from headkit.adapters.heads.tasks import Task, TaskName, get_task
 
 from .dataset import ImageDataset, check_known_classes, check_two_classes, shorten_list
 from .folder import natural_key
@@ -69,9 +69,9 @@ def open_csv(file: Path, task: TaskName | None = None) -> tuple[ImageDataset, Im
             labels or is in both splits, a number is not finite, there is only one class, or the
             training data lacks a validation label. The message names the lines.
     """
-    chosen = None if task is None else task_named(task)
+    chosen = None if task is None else get_task(task)
     csv_file = _read_lines(file, chosen)
-    chosen = chosen or task_named(_detect_task(csv_file))
+    chosen = chosen or get_task(_detect_task(csv_file))
     train = [line for line in csv_file.lines if not line.in_validation]
     if not train:
         raise DataError(f"{file} has no line of the split train")
@@ -91,7 +91,7 @@ def open_validation_csv(file: Path, train: ImageDataset) -> ImageDataset:
     Raises:
         DataError: See ``open_csv``; or the outputs differ from those of ``train``.
     """
-    task = task_named(train.task)
+    task = get_task(train.task)
     csv_file = _read_lines(file, task)
     lines = (
         [line for line in csv_file.lines if line.in_validation]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from headkit.adapters.heads.tasks import TaskName, task_named
+from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .dataset import Targets
 
@@ -31,7 +31,7 @@ def holdout(targets: Targets, task: TaskName, share: float, seed: int) -> Mask:
         ``[N]``, True for each validation image.
     """
     generator = np.random.default_rng(seed)
-    strata = task_named(task).strata(targets)
+    strata = get_task(task).strata(targets)
     if strata.ndim == 2:
         return _stratify_iteratively(strata, share, generator)
     held = np.zeros(len(targets), dtype=np.bool_)

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from headkit.adapters.errors import DataError
-from headkit.adapters.heads.tasks import TaskName, task_named
+from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .csv import open_csv, open_validation_csv
 from .dataset import ImageDataset, count, no_data_error, shorten_list
@@ -45,7 +45,7 @@ def open_data(
         DependencyMissing: The package of the reader is not installed.
     """
     if task is not None:
-        task_named(task)
+        get_task(task)
     train, own_val = _open_train(data, val is None, task)
     if val is not None:
         if own_val is not None:
@@ -95,7 +95,7 @@ def _is_csv(path: Path) -> bool:
 
 
 def _check_multiclass(data: str | Path, task: TaskName | None) -> None:
-    if task is not None and not task_named(task).exclusive:
+    if task is not None and not get_task(task).exclusive:
         raise DataError(
             f"{data} has one class per image, which is the task multiclass; {task} needs a CSV "
             "with the columns path,label"
@@ -105,7 +105,7 @@ def _check_multiclass(data: str | Path, task: TaskName | None) -> None:
 def _warn_of_labels_with_one_image(train: ImageDataset) -> None:
     if train.targets is None:
         return
-    images = task_named(train.task).images_per_class(train.targets, len(train.label_names))
+    images = get_task(train.task).images_per_class(train.targets, len(train.label_names))
     if images is None:
         return
     single = [name for name, n in zip(train.label_names, images, strict=True) if n == 1]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headkit.adapters.backbone.classifier import classifier_tensors
 from headkit.adapters.backbone.forward import classify
 from headkit.adapters.features.labeled_features import LabeledFeatures
-from headkit.adapters.heads.tasks import Task, TaskName, task_named
+from headkit.adapters.heads.tasks import Task, TaskName, get_task
 
 RATES = (1e-2, 3e-3, 1e-3, 3e-4)
 """Learning rates that are tried; the best on validation data is kept."""
@@ -68,7 +68,7 @@ def train(
         patience: epochs without improvement.
         seed: of the order of the examples.
     """
-    start, spec = _copied(model), task_named(task)
+    start, spec = _copied(model), get_task(task)
     best, kept = Trained(BLIND_RATE, BLIND_EPOCHS, None), start
     for rate in (BLIND_RATE,) if validation is None else rates:
         model.load_state_dict(start, strict=False)
@@ -112,7 +112,7 @@ def _pass(
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, examples: LabeledFeatures) -> Tensor:
+def predict_logits(model: nn.Module, examples: LabeledFeatures) -> Tensor:
     """Return the logits of all examples, float64 ``[N, num_outputs]``."""
     device = next(model.parameters()).device
     parts = [
@@ -125,7 +125,7 @@ def logits_of(model: nn.Module, examples: LabeledFeatures) -> Tensor:
 
 def validation_loss(model: nn.Module, examples: LabeledFeatures, task: Task) -> float:
     """Return the unweighted loss, see ``Task.loss``."""
-    return task.loss(logits_of(model, examples), _as_double(examples.y)).item()
+    return task.loss(predict_logits(model, examples), _as_double(examples.y)).item()
 
 
 def _as_double(y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.errors import DataError
-from headkit.adapters.heads.tasks import task_named
+from headkit.adapters.heads.tasks import get_task
 
 ClassWeights = Literal["balanced"] | Mapping[str, float]
 
@@ -26,7 +26,7 @@ def check_class_weights(
     """
     if asked is None:
         return None
-    if not task_named(source.task).has_classes:
+    if not get_task(source.task).has_classes:
         raise DataError("a regression has no classes to weigh")
     if isinstance(asked, str):
         if asked != "balanced":

@@ -16,7 +16,7 @@ from headkit.adapters.backbone.timm_exceptions import LOGITS, exception_for
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.heads.attach import adapt
 from headkit.adapters.heads.kinds import Kind
-from headkit.adapters.heads.tasks import TaskName, task_named
+from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .adamw import train
 from .linear.solve import STRENGTHS, Linear, solve
@@ -83,7 +83,7 @@ def train_classifier(
         ``learning_rate`` and ``epochs``.
     """
     if weighing == "balanced":
-        weighing = task_named(task).balanced_weights(examples.y, num_outputs)
+        weighing = get_task(task).balanced_weights(examples.y, num_outputs)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = adapt(backbone, num_outputs, plan.kind)

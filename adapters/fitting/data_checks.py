@@ -10,7 +10,7 @@ import numpy as np
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.errors import DataError
 from headkit.adapters.features.extract import Extracted
-from headkit.adapters.heads.tasks import task_named
+from headkit.adapters.heads.tasks import get_task
 
 
 def check_crops(whole: Extracted, crops: Sequence[Extracted]) -> None:
@@ -31,7 +31,7 @@ def check_classes(source: ImageDataset, targets: np.ndarray[Any, Any]) -> None:
         source: names the classes.
         targets: ``[N]`` or ``[N, num_outputs]``, of the images to train on.
     """
-    images = task_named(source.task).images_per_class(targets, len(source.label_names))
+    images = get_task(source.task).images_per_class(targets, len(source.label_names))
     if images is None:
         return
     missing = [name for name, count in zip(source.label_names, images, strict=False) if not count]

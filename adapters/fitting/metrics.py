@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headkit.adapters.heads.tasks import TaskName, task_named
+from headkit.adapters.heads.tasks import TaskName, get_task
 
 Array = NDArray[np.float64]
 
@@ -25,7 +25,7 @@ def temperature(logits: Any, y: Any, task: TaskName) -> float:
         regression and without an image.
     """
     z = _array(logits)
-    return task_named(task).best_temperature(z, _array(y)) if z.size else 1.0
+    return get_task(task).best_temperature(z, _array(y)) if z.size else 1.0
 
 
 def metrics(logits: Any, y: Any, task: TaskName, temperature: float = 1.0) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def metrics(logits: Any, y: Any, task: TaskName, temperature: float = 1.0) -> di
     z = _array(logits)
     if not len(z):
         raise ValueError("no image to measure: logits are empty")
-    measured = task_named(task).measure(z, _array(y), temperature)
+    measured = get_task(task).measure(z, _array(y), temperature)
     return {name: _rounded(value) for name, value in measured.items()}
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from headkit.adapters.errors import DependencyMissing, OutputError
 from headkit.adapters.files import atomic_path, write_atomically
 from headkit.adapters.heads.head import Head
-from headkit.adapters.heads.tasks import task_named
-from headkit.adapters.heads.tasks.statistics import BINS, bins_of
+from headkit.adapters.heads.tasks import get_task
+from headkit.adapters.heads.tasks.statistics import BINS, assign_bins
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,7 @@ def write_report(folder: str | Path, head: Head, logits: Tensor, y: Tensor) -> l
     """
     folder = check_report(folder)
     names = head.label_names or tuple(map(str, range(head.num_classes)))
-    task = task_named(head.task)
+    task = get_task(head.task)
     scores = task.tensor_scores(logits.double(), head.temperature).numpy()
     judged = _Judged(head, names, scores, y.numpy())
     found: dict[str, Any] = {"task": head.task, "label_names": names, "metrics": head.metrics}
@@ -101,7 +101,7 @@ def reliability(
         For each bin that is not empty its limits ``from`` and ``to``, the ``count``, and the means
         ``confidence`` and ``accuracy``.
     """
-    which = bins_of(confidence)
+    which = assign_bins(confidence)
     return [
         {
             "from": round(number / BINS, 6),
@@ -123,7 +123,7 @@ def _confusion_of(judged: _Judged) -> Plot:
 
 
 def _reliability_of(judged: _Judged) -> Plot:
-    task, ece = task_named(judged.head.task), judged.head.metrics["ece"]
+    task, ece = get_task(judged.head.task), judged.head.metrics["ece"]
     bins = reliability(*task.confidence(judged.scores, judged.y))
     return {"reliability": bins}, lambda ax: _reliability(ax, bins, ece), SIDE
 

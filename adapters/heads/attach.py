@@ -33,7 +33,7 @@ from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.errors import BackboneMismatch, ContractError
 
 from .head import Head
-from .kinds import Kind, default_kind, install, kind_of
+from .kinds import Kind, default_kind, detect_kind, install_classifier
 from .tasks import DEFAULT, TaskName
 
 
@@ -70,7 +70,7 @@ def adapt(
         model = load_backbone(architecture_or_model, weights, remap=remap, **timm_kwargs)
     else:
         model = architecture_or_model
-    install(model, kind or default_kind(model), num_classes)
+    install_classifier(model, kind or default_kind(model), num_classes)
     return freeze(model)
 
 
@@ -111,7 +111,7 @@ def head_of(
         num_features=num_features(model),
         backbone=backbone_info(model),
         pretrained_cfg=preprocessing(model),
-        kind=kind_of(model),
+        kind=detect_kind(model),
         global_pool=model_args.get("global_pool", "") or "",
         label_names=None if label_names is None else tuple(map(str, label_names)),
         model_args=model_args,
@@ -210,7 +210,7 @@ def _attach(
     tensors = safetensors.torch.load(safetensors.numpy.save(dict(head.tensors)))
     kind = cast(Kind, head.kind)
     probe = copy_structure(model, share_tensors=False)
-    install(probe, kind, head.num_classes, tensors)
+    install_classifier(probe, kind, head.num_classes, tensors)
     expected = {name: list(value.shape) for name, value in classifier_tensors(probe).items()}
     found_shapes = {name: list(value.shape) for name, value in tensors.items()}
     if expected != found_shapes:
@@ -218,7 +218,7 @@ def _attach(
             f"the head's tensors are {found_shapes}, "
             f"the classifier of {architecture} has {expected}"
         )
-    install(model, kind, head.num_classes, tensors)
+    install_classifier(model, kind, head.num_classes, tensors)
     model.load_state_dict(tensors, strict=False)
     return freeze(model)
 

@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.display import counted_names, html_table, one_line
 from headkit.adapters.errors import HeadFormatError
-from headkit.adapters.file_kinds import HEAD, check_output, mistaken
+from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
 from headkit.adapters.files import write_atomically
 
-from .schema import check_described, check_task
+from .schema import check_description, check_task
 from .tasks import DEFAULT, TaskName
 
 FORMAT = "headkit"
@@ -168,7 +168,7 @@ class Head:
         Raises:
             HeadFormatError: a key is missing or its value is of another type.
         """
-        values = check_described(described)
+        values = check_description(described)
         values["backbone"] = BackboneInfo(**values["backbone"])
         if values.get("label_names") is not None:
             values["label_names"] = tuple(values["label_names"])
@@ -245,7 +245,7 @@ class Head:
         except (HeadFormatError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
             if isinstance(error, SafetensorError):
-                reason = mistaken(path, HEAD) or reason
+                reason = explain_wrong_kind(path, HEAD) or reason
             raise HeadFormatError(f"cannot read head {path}: {reason}") from error
 
 

@@ -79,7 +79,7 @@ def default_kind(model: nn.Module) -> Kind:
     return "linear" if hidden else "own"
 
 
-def install(
+def install_classifier(
     model: nn.Module,
     kind: Kind,
     num_classes: int,
@@ -120,7 +120,7 @@ def install(
         )
 
 
-def kind_of(model: nn.Module) -> Kind:
+def detect_kind(model: nn.Module) -> Kind:
     """Tell what kind of head ``model`` carries."""
     modules = [model.get_submodule(path) for path in find_classifier(model).paths]
     for kind, made in _MADE.items():

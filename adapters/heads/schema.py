@@ -7,10 +7,10 @@ from typing import Any
 
 from headkit.adapters.errors import HeadFormatError
 
-from .tasks import task_named
+from .tasks import get_task
 
 
-def check_described(described: object, where: str = "head") -> dict[str, Any]:
+def check_description(described: object, where: str = "head") -> dict[str, Any]:
     """Return the known keys of the ``head`` entry of a head file. Others are ignored.
 
     Raises:
@@ -37,7 +37,7 @@ def check_described(described: object, where: str = "head") -> dict[str, Any]:
 def check_task(name: str) -> None:
     """Raise ``HeadFormatError`` if there is no task called ``name``."""
     try:
-        task_named(name)
+        get_task(name)
     except ValueError as error:
         raise HeadFormatError(str(error)) from error
 

@@ -16,7 +16,7 @@ from headkit.adapters.backbone.load import check_architecture, load_backbone
 from headkit.adapters.errors import ContractError, DataError, HeadkitError, OutputError, first_line
 from headkit.adapters.files import write_atomically
 from headkit.adapters.heads.head import Head
-from headkit.adapters.heads.tasks import DEFAULT, task_named
+from headkit.adapters.heads.tasks import DEFAULT, get_task
 from headkit.benchmarks.bench.machine import machine
 from headkit.benchmarks.bench.plots import check_plots
 from headkit.benchmarks.bench.timing import Timing
@@ -107,7 +107,7 @@ def compare(
         "batch": batch,
         "threads": threads,
         "task": task,
-        "score": task_named(task).score,
+        "score": get_task(task).score,
         "rows": sorted(rows.values(), key=lambda row: -row.get("score", -np.inf)),
     }
     _write(record, result)
@@ -157,7 +157,7 @@ def _fit_and_export(
     return {
         "name": name,
         "task": head.task,
-        "score": head.metrics.get(task_named(head.task).score, float("nan")),
+        "score": head.metrics.get(get_task(head.task).score, float("nan")),
         "metrics": {k: v for k, v in head.metrics.items() if not isinstance(v, list)},
         "parameters": head.backbone.parameters,
         "head_bytes": path.stat().st_size,

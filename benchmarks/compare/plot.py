@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from headkit.adapters.files import atomic_path
-from headkit.adapters.heads.tasks import task_named
+from headkit.adapters.heads.tasks import get_task
 from headkit.benchmarks.bench.plots import check_plots
 
 _INK, _ACCENT, _PALE = "#1f2933", "#2b6cb0", "#9aa5b1"
@@ -48,7 +48,7 @@ def draw(result: Mapping[str, Any], path: Path) -> Path:
         axis_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.margins(x=0.18, y=0.12)
     ax.set_xlabel(f"median latency at batch {result['batch']}, ms (ONNX Runtime, CPU, log scale)")
-    ax.set_ylabel(task_named(result["task"]).score_title)
+    ax.set_ylabel(get_task(result["task"]).score_title)
     ax.grid(color="#e4e7eb", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.legend(frameon=False, loc="lower right", fontsize=8)

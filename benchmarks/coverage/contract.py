@@ -26,7 +26,7 @@ from headkit.adapters.backbone.module_copy import all_tensors
 from headkit.adapters.backbone.timm_exceptions import ENCODERS, class_names
 from headkit.adapters.errors import ContractError
 from headkit.adapters.heads.attach import attach, head_of
-from headkit.adapters.heads.kinds import KINDS, default_kind, install, kind_of
+from headkit.adapters.heads.kinds import KINDS, default_kind, detect_kind, install_classifier
 from headkit.benchmarks.bench.macs import count_gmacs
 from headkit.export.exporter import export
 
@@ -82,12 +82,13 @@ def structure(name: str) -> Row:
     backbone = sum(p.numel() for n, p in model.named_parameters() if n not in head)
     default = default_kind(model)
     for kind in KINDS[1:]:
-        install(model, kind, _CLASSES)
+        install_classifier(model, kind, _CLASSES)
         if kind != "linear" or _shapes(model) != own:
             _expect(
-                kind_of(model) == kind, f"{who}: a {kind} head is recognized as {kind_of(model)}"
+                detect_kind(model) == kind,
+                f"{who}: a {kind} head is recognized as {detect_kind(model)}",
             )
-    install(model, default, _CLASSES)
+    install_classifier(model, default, _CLASSES)
     per_class = sum(
         t.numel() * t.element_size() / _CLASSES
         for t in classifier_tensors(model).values()

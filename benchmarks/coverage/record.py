@@ -24,7 +24,7 @@ import torch
 
 from headkit.adapters.compat import family_of
 from headkit.adapters.errors import UnknownArchitecture, first_line
-from headkit.adapters.files import make_folder_of, write_atomically
+from headkit.adapters.files import make_parent_folder, write_atomically
 from headkit.benchmarks.bench.process import peak_bytes
 
 from .contract import CHECKS, Row
@@ -81,7 +81,7 @@ def coverage(
         fresh: Run checks again that passed. Checks that failed always run again.
         progress: Called after each row with the check, the number of rows done, and their total.
     """
-    make_folder_of(path)
+    make_parent_folder(path)
     started = time.perf_counter()
     requested = sorted(timm.list_models()) if names is None else sorted(set(names))
     rows = {} if fresh and names is None else load(path)

@@ -26,7 +26,7 @@ from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.compat import has_fusion, split_attention
 from headkit.adapters.errors import ExportError, first_line
 from headkit.adapters.heads.head import Head
-from headkit.adapters.heads.kinds import install
+from headkit.adapters.heads.kinds import install_classifier
 from headkit.export.optimize import passes
 
 from .classifier_graph import CLASSES, can_build
@@ -116,7 +116,7 @@ def _convert_classifier(
     """Convert the classifier; a symbolic dimension proves that it fits any number of classes."""
     tensors = classifier_tensors(model)
     other = copy_structure(model, share_tensors=False)
-    install(other, head.kind, head.num_classes + 1, tensors)  # type: ignore[arg-type]
+    install_classifier(other, head.kind, head.num_classes + 1, tensors)  # type: ignore[arg-type]
     class_dims = {
         name: {
             dim: _CLASSES

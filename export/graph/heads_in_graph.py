@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from headkit.adapters.errors import ExportError
 from headkit.adapters.heads.head import Head
-from headkit.adapters.heads.tasks import task_named
+from headkit.adapters.heads.tasks import get_task
 
 from .classifier_graph import (
     classifier_model,
@@ -167,7 +167,7 @@ def check_heads(form: str, heads: Heads, *, probabilities: bool) -> None:
                 f"a head is called {name!r}, expected letters, digits, '.', '_' and '-'"
             )
     for head in heads.values():
-        if probabilities and not task_named(head.task).has_classes:
+        if probabilities and not get_task(head.task).has_classes:
             raise ExportError(f"a head for {head.task} has no probabilities")
 
 
@@ -293,7 +293,7 @@ def _add_probabilities(
         )
     if swappable:
         model.graph.input.append(_declare(temperature, [1]))
-    name, task = f"{prefix}probabilities", task_named(head.task)
+    name, task = f"{prefix}probabilities", get_task(head.task)
     model.graph.node.append(
         helper.make_node(task.onnx_operator, [scaled], [output], name=name, **task.onnx_attributes)
     )

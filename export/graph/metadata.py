@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from headkit.adapters.errors import BackboneMismatch, ExportError, HeadFormatError
-from headkit.adapters.heads.schema import check_described
-from headkit.adapters.heads.tasks import DEFAULT, Task, task_named
+from headkit.adapters.heads.schema import check_description
+from headkit.adapters.heads.tasks import DEFAULT, Task, get_task
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head
@@ -60,7 +60,7 @@ class HeadInfo:
     @property
     def task(self) -> Task:
         """Task of the head, which says what its logits mean."""
-        return task_named(self.description.get("task", DEFAULT))
+        return get_task(self.description.get("task", DEFAULT))
 
     @property
     def num_classes(self) -> int:
@@ -213,7 +213,7 @@ class ModelInfo:
         try:
             backbone = json.loads(props["backbone"])
             shared = {key: backbone[key] for key in (*_SHARED, "backbone")}
-            check_described({**shared, "num_classes": 1})
+            check_description({**shared, "num_classes": 1})
             classifier = base64.b64decode(props["classifier"], validate=True)
             json_objects = [json.loads(props[key]) for key in ("features", "cost", "versions")]
             info = cls(
@@ -232,7 +232,7 @@ class ModelInfo:
                 preprocess=props["preprocess"] == "1",
             )
             for head in info.heads:
-                check_described(head.description)
+                check_description(head.description)
             consistent = (
                 info.form in FORMS
                 and all(isinstance(value, dict) for value in json_objects)

@@ -14,7 +14,13 @@ from typing import Self
 import onnx
 
 from headkit.adapters.errors import ExportError, OutputError, first_line
-from headkit.adapters.files import atomic_path, check_writable, make_folder_of, move, sync_folder
+from headkit.adapters.files import (
+    atomic_path,
+    check_writable,
+    make_parent_folder,
+    move,
+    sync_folder,
+)
 
 from .metadata import PREFIX, TEMPERATURE, ModelInfo
 from .protobuf_edit import OnnxEdit, external_locations
@@ -130,7 +136,7 @@ def temporary_model(model: onnx.ModelProto, near: Path) -> Iterator[Path]:
     """
     folder = near.with_name(f".{near.name}.{secrets.token_hex(6)}")
     try:
-        make_folder_of(near)
+        make_parent_folder(near)
         with _translate_errors(near):
             folder.mkdir()
             _write(model, folder / near.name)

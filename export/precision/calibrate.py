@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from headkit.adapters.errors import DataError, ExportError
-from headkit.adapters.heads.tasks import task_named
+from headkit.adapters.heads.tasks import get_task
 from headkit.adapters.images import ImageLike, list_images, open_image
 from headkit.export.graph.heads_in_graph import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name
@@ -136,7 +136,7 @@ def check_measurable(heads: Heads) -> None:
     Raises:
         ExportError: There are no heads, or one is not for multiclass.
     """
-    if not heads or not all(task_named(head.task).exclusive for head in heads.values()):
+    if not heads or not all(get_task(head.task).exclusive for head in heads.values()):
         raise ExportError(
             "the cost of a reduced precision is measured on the classes of images: "
             "export heads for multiclass, and not the form 'backbone'"

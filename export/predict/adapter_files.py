@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from headkit.adapters.errors import BackboneMismatch, ExportError, OutputError, first_line
 from headkit.adapters.files import atomic_path
-from headkit.adapters.heads.tasks import TASKS, task_named
+from headkit.adapters.heads.tasks import TASKS, get_task
 from headkit.export.graph.metadata import TEMPERATURE, HeadInfo, ModelInfo
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def write_adapter(info: ModelInfo, inputs: Inputs, head: Head, path: str | Path)
     """
     arrays = swapped(info, inputs, head)
     _check_task(info, head.task, "the head")
-    task = task_named(head.task)
+    task = get_task(head.task)
     if head.temperature != 1.0 and task.has_classes and TEMPERATURE not in inputs:
         raise ExportError(
             f"the head's temperature is {head.temperature}, and an adapter of this model cannot "

@@ -14,7 +14,7 @@ import numpy as np
 from headkit.adapters.display import counted_names, html_table, one_line
 from headkit.adapters.errors import ExportError, first_line
 from headkit.adapters.file_kinds import ADAPTER
-from headkit.adapters.heads.tasks import DEFAULT, task_named
+from headkit.adapters.heads.tasks import DEFAULT, get_task
 from headkit.adapters.images import ImageLike, list_images, open_image
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
 from headkit.export.preprocess.pillow import Preprocess
@@ -268,7 +268,7 @@ class Predictor:
 
 def scores(described: Mapping[str, Any], logits: Array) -> Array:
     """Turn logits ``[batch, num_classes]`` into probabilities, by a head's task and temperature."""
-    task = task_named(described.get("task", DEFAULT))
+    task = get_task(described.get("task", DEFAULT))
     return task.scores(logits, described.get("temperature", 1.0))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from headkit.adapters.errors import DependencyMissing, ExportError, first_line
 from headkit.adapters.features.runtime import Branches, Pixels, Precision, Run
-from headkit.adapters.file_kinds import MODEL, mistaken
+from headkit.adapters.file_kinds import MODEL, explain_wrong_kind
 
 from .inference import Array, InferenceModel, LoadedModel, RunConfig
 from .table import RUNTIMES, providers
@@ -150,7 +150,7 @@ def _load_on_gpu(path: Path, config: RunConfig) -> LoadedModel:
 
 def _reason(path: Path, error: BaseException) -> str:
     """Say that it is no model, or which external data are missing: ONNX Runtime does not."""
-    mistake = mistaken(path, MODEL)
+    mistake = explain_wrong_kind(path, MODEL)
     if mistake is not None:
         return f"{mistake}; `headkit export` makes a model from a head"
     try:

@@ -72,7 +72,7 @@ def fit(
 ) -> None:
     """Train a head on the frozen features of a backbone and save it."""
     from headkit.adapters.file_kinds import HEAD, check_output
-    from headkit.adapters.heads.tasks import task_named
+    from headkit.adapters.heads.tasks import get_task
 
     check_output(out, HEAD)
     from headkit.fit import fit as fit_head
@@ -109,7 +109,7 @@ def fit(
         for name, value in head.metrics.items()
         if isinstance(value, float) and name not in ("l2", "var_smoothing", "learning_rate")
     ]
-    outputs = "classes" if task_named(head.task).has_classes else "outputs"
+    outputs = "classes" if get_task(head.task).has_classes else "outputs"
     show(
         result,
         as_json,

@@ -182,7 +182,7 @@ def predict(
 def _check_order(model: Path, images: list[Path]) -> None:
     """Refuse a head or an image for the model, and a head or a model for an image."""
     from headkit.adapters.errors import DataError, ExportError
-    from headkit.adapters.file_kinds import MODEL, check_argument, kind_of_file
+    from headkit.adapters.file_kinds import MODEL, check_argument, detect_file_kind
     from headkit.adapters.images import is_image
 
     usage = "the model first and then images: predict MODEL.onnx IMAGE --head HEAD.safetensors"
@@ -190,7 +190,7 @@ def _check_order(model: Path, images: list[Path]) -> None:
     if is_image(model) and model.is_file():
         raise ExportError(f"the model is {model}: it is an image; write {usage}")
     for image in images:
-        kind = kind_of_file(image)
+        kind = detect_file_kind(image)
         if kind is not None:
             raise DataError(f"an image is {image}: it is {kind.noun}; write {usage}")
 

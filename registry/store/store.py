@@ -18,7 +18,7 @@ from pathlib import Path
 
 from headkit.adapters.display import html_table, one_line
 from headkit.adapters.errors import HeadFormatError, RegistryError
-from headkit.adapters.file_kinds import HEAD, check_output, mistaken
+from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
 from headkit.adapters.files import cache_folder, write_atomically
 from headkit.adapters.heads.head import Head
 
@@ -348,7 +348,7 @@ def _check_settable(tag: str) -> None:
 
 
 def _read_file(path: str | Path) -> bytes:
-    mistake = mistaken(path, HEAD)
+    mistake = explain_wrong_kind(path, HEAD)
     if mistake is not None:
         raise HeadFormatError(f"cannot read head {path}: {mistake}")
     try:

@@ -117,7 +117,7 @@ class Images:
         self.settings = settings
         self.moments, self.sample = measure(x, 10 * RANK)
         y = y.to(self.sample.device)
-        self.outputs, self.prior = settings.task.learnable(y, settings.num_outputs)
+        self.outputs, self.prior = settings.task.learnable_outputs(y, settings.num_outputs)
         self.train, self.held = self._labeled(x, y, settings.class_weights), None
         if x_val is not None and y_val is not None:
             self.held = self._labeled(x_val, y_val.to(y.device), None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from headkit.adapters.heads.tasks import DEFAULT, Task, TaskName, task_named
+from headkit.adapters.heads.tasks import DEFAULT, Task, TaskName, get_task
 
 from .blocks import CACHED, Rows, Selected
 from .path import Fit, Images, Linear, Settings, Step
@@ -120,7 +120,7 @@ def solve(
         var_smoothing = VAR_SMOOTHINGS if len(strengths) > 1 else VAR_SMOOTHINGS[0]
     smoothings = _numbers("var_smoothing", var_smoothing)
     several = len(strengths) * len(smoothings) > 1
-    spec = task_named(task)
+    spec = get_task(task)
     y = _checked(x, y, num_outputs, spec, "")
     if (x_val is None) != (y_val is None):
         raise ValueError("x_val and y_val belong together: one of them is missing")

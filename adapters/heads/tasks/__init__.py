@@ -10,13 +10,13 @@ from .multiclass import Multiclass
 from .multilabel import Multilabel
 from .regression import Regression
 
-__all__ = ["DEFAULT", "TASKS", "Task", "TaskName", "task_named"]
+__all__ = ["DEFAULT", "TASKS", "Task", "TaskName", "get_task"]
 
 TASKS: dict[str, Task] = {task.name: task for task in (Multiclass(), Multilabel(), Regression())}
 """The tasks by name."""
 
 
-def task_named(name: str) -> Task:
+def get_task(name: str) -> Task:
     """Return the task called ``name``.
 
     Raises:

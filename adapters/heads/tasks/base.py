@@ -137,7 +137,7 @@ class Task(ABC):
         return y.new_zeros(len(y)).long()
 
     @abstractmethod
-    def learnable(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+    def learnable_outputs(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
         """Return which outputs can be learned, and prior biases ``[num_outputs]`` of the others.
 
         The likelihood of an output that no image (or each one) has grows forever with its bias. The
@@ -183,7 +183,7 @@ class Task(ABC):
         """
 
     def biases(self, prior: Tensor, learned: Tensor, outputs: Tensor) -> Tensor:
-        """Return the biases of all outputs, from ``learnable`` and from the solver."""
+        """Return the biases of all outputs, from ``learnable_outputs`` and from the solver."""
         biases = prior.clone()
         biases[outputs] = learned
         return biases

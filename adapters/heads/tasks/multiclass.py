@@ -115,7 +115,7 @@ class Multiclass(Task):
         """Return the classes."""
         return y
 
-    def learnable(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+    def learnable_outputs(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
         """Return the classes that have an image, and ``-log(N)`` as the bias of each other one.
 
         That is relative to the logarithm of the sum of the learned biases' exponentials: the class

@@ -115,7 +115,7 @@ class Multilabel(Task):
         weights = None if weights is None else weights.to(logits)
         return binary_cross_entropy_with_logits(logits, y, pos_weight=weights)
 
-    def learnable(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+    def learnable_outputs(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
         """Return the labels that some images have and others lack; ``±log(N + 1)`` for the rest."""
         import torch
 

@@ -82,7 +82,7 @@ class Regression(Task):
 
         return mse_loss(logits, y)
 
-    def learnable(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
+    def learnable_outputs(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
         """Return all outputs."""
         import torch
 

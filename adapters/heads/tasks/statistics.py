@@ -53,7 +53,7 @@ def best_temperature(
     return 1 / inverse if log_loss(inverse) < log_loss(1.0) else 1.0
 
 
-def bins_of(confidence: Array) -> NDArray[np.int64]:
+def assign_bins(confidence: Array) -> NDArray[np.int64]:
     """Return which of ``BINS`` equal bins, ``(low, high]``, each probability lies in."""
     return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
@@ -68,7 +68,7 @@ def calibration_error(confidence: Array, correct: NDArray[Any]) -> float:
         confidence: ``[N]``, probabilities.
         correct: ``[N]``, whether each came true.
     """
-    gap = np.bincount(bins_of(confidence), confidence - correct, minlength=BINS)
+    gap = np.bincount(assign_bins(confidence), confidence - correct, minlength=BINS)
     return float(np.abs(gap).sum() / len(confidence))
 
 

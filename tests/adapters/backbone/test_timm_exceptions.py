@@ -16,7 +16,7 @@ from headkit.adapters.backbone.classifier import (
     find_classifier,
     replace_classifier,
 )
-from headkit.adapters.heads.kinds import KINDS, kind_of
+from headkit.adapters.heads.kinds import KINDS, detect_kind
 from headkit.benchmarks.coverage import contract
 
 ROWS = {
@@ -92,7 +92,7 @@ def test_default_kind_is_linear_where_the_own_classifier_has_hidden_layers() -> 
 def test_each_kind_saves_loads_and_trains(kind: Any, architecture: str, tmp_path: Path) -> None:
     model = headkit.adapt(_model(architecture), 3, kind=kind)
     same_as_own = kind == "linear" and architecture != "dla46x_c"
-    assert kind_of(model) == ("own" if same_as_own else kind)
+    assert detect_kind(model) == ("own" if same_as_own else kind)
     before = headkit.head_of(model)
     x = _x(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)

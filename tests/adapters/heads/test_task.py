@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.heads.schema import check_task
-from headkit.adapters.heads.tasks import DEFAULT, TASKS, Task, task_named
+from headkit.adapters.heads.tasks import DEFAULT, TASKS, Task, get_task
 from headkit.adapters.heads.tasks.statistics import average_precision, best_temperature
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,11 +55,11 @@ def test_tasks_are_found_by_name() -> None:
     assert tuple(TASKS) == NAMES
     assert DEFAULT == "multiclass"
     for name in NAMES:
-        assert task_named(name) is TASKS[name]
+        assert get_task(name) is TASKS[name]
         assert TASKS[name].name == name
     message = "task is 'ranking', expected one of multiclass, multilabel, regression"
     with pytest.raises(ValueError, match=message):
-        task_named("ranking")
+        get_task("ranking")
     with pytest.raises(HeadFormatError, match=message):
         check_task("ranking")
 
@@ -359,18 +359,18 @@ def test_losses_and_derivatives_are_those_of_autograd(task: Task, weighted: bool
 
 
 def test_outputs_with_constant_targets_are_not_learned() -> None:
-    outputs, prior = MULTICLASS.learnable(torch.tensor([0, 0, 3]), 4)
+    outputs, prior = MULTICLASS.learnable_outputs(torch.tensor([0, 0, 3]), 4)
     assert outputs.tolist() == [0, 3]
     learned = torch.tensor([0.5, 1.5], dtype=torch.float64)
     p = MULTICLASS.biases(prior, learned, outputs).softmax(0)
     odds = p[1] / (p[0] + p[3])
     assert float(odds) == pytest.approx(1 / 3)  # one more image in N
     y = torch.tensor([[0.0, 1.0, 1.0], [0.0, 1.0, 0.0]])
-    outputs, prior = MULTILABEL.learnable(y, 3)
+    outputs, prior = MULTILABEL.learnable_outputs(y, 3)
     assert outputs.tolist() == [2]
     p = MULTILABEL.biases(prior, torch.zeros(1, dtype=torch.float64), outputs).sigmoid()
     assert p.tolist() == pytest.approx([1 / 4, 3 / 4, 1 / 2])
-    outputs, prior = REGRESSION.learnable(torch.ones(2, 3), 3)
+    outputs, prior = REGRESSION.learnable_outputs(torch.ones(2, 3), 3)
     assert outputs.tolist() == [0, 1, 2]
 
 

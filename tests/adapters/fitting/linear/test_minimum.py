@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.utils.class_weight import compute_class_weight
 
 from headkit.adapters.fitting.linear.solve import STRENGTHS, VAR_SMOOTHINGS, solve
-from headkit.adapters.heads.tasks import task_named
+from headkit.adapters.heads.tasks import get_task
 
 from .problems import Array, blobs, log_loss, logits_of, probabilities, standardized, tensors
 
@@ -150,7 +150,7 @@ def test_class_weights_are_scikit_learns() -> None:
     x, y = blobs(500, 8, 3)
     kept = (y != 2) | (np.arange(500) % 9 == 0)
     x, y = x[kept], y[kept]
-    balanced = task_named("multiclass").balanced_weights(torch.from_numpy(y), 3)
+    balanced = get_task("multiclass").balanced_weights(torch.from_numpy(y), 3)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=y)
     assert np.abs(balanced.numpy() - expected).max() < 1e-12
     z, l2 = standardized(x), 1e-2
