@@ -4,6 +4,7 @@
 by architecture the error, as class and message, or null.
 """
 
+import gc
 import json
 import sys
 from importlib import import_module
@@ -41,6 +42,8 @@ def main(classes: str, architectures: str) -> None:
         delete(name)
     from headkit.benchmarks.coverage.contract import structure
 
+    gc.collect()
+    gc.freeze()  # otherwise each collection looks through all that torch and timm made
     outcome: dict[str, list[str] | None] = {}
     for architecture in architectures.split(","):
         try:
