@@ -84,7 +84,7 @@ CALLS: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "attach, swapped": (
         lambda _: headkit.attach(HEAD_FILE, _backbone()),  # type: ignore[arg-type]
         ValueError,
-        "attach takes a model first and then a head",
+        "attach takes a model and then a head",
     ),
     "graft": (
         lambda out: headkit.graft(HEAD_FILE, MODEL_FILE, out / "m.onnx"),

@@ -1,4 +1,4 @@
-"""Heads in and out of any timm model."""
+"""Put heads onto timm models, and take heads out of them."""
 
 from __future__ import annotations
 
@@ -48,21 +48,22 @@ def adapt(
 ) -> nn.Module:
     """Put a new, untrained classifier onto a frozen backbone.
 
-    The result is a plain timm model that any training loop can train: only its classifier learns,
-    also after ``model.train()``.
+    The result is a plain timm model that any training loop can train. Only its classifier learns,
+    even after ``model.train()``.
 
     Args:
-        architecture_or_model: timm entry point, or a timm model, which is changed in place.
-        num_classes: length of the new logits.
-        kind: ``own`` for the architecture's own classifier, ``linear``, ``mlp`` or ``cosine``.
-            Without it ``own``, or ``linear`` where the own one has hidden layers.
-        weights: see ``load_backbone``.
-        remap: see ``load_backbone``.
-        **timm_kwargs: see ``load_backbone``.
+        architecture_or_model: A timm entry point; or a timm model, which is changed in place.
+        num_classes: Length of the new logits.
+        kind: ``own`` for the architecture's own classifier, ``linear``, ``mlp`` or ``cosine``. If
+            None, ``linear`` if the architecture's own classifier has hidden layers and is larger,
+            else ``own``.
+        weights: See ``load_backbone``.
+        remap: See ``load_backbone``.
+        **timm_kwargs: See ``load_backbone``.
 
     Raises:
-        UnknownArchitecture, WeightsError: see ``load_backbone``.
-        ContractError: the model has no classifier that can be replaced.
+        UnknownArchitecture, WeightsError: See ``load_backbone``.
+        ContractError: The model has no classifier that can be replaced.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, expected at least 1")
@@ -83,24 +84,24 @@ def head_of(
     temperature: float = 1.0,
     notes: str = "",
 ) -> Head:
-    """Take the head out of a trained timm model, however it was trained.
+    """Take the head out of a timm model. Any training loop may have trained the model.
 
     Args:
-        model: a timm model with a classifier.
-        label_names: one name per class.
-        task: what the logits mean.
-        metrics: what was measured, to be kept with the head.
-        temperature: logits are divided by it before softmax or sigmoid.
-        notes: free text.
+        model: A timm model with a classifier.
+        label_names: One name per class.
+        task: What the logits mean.
+        metrics: Measurements that the head stores.
+        temperature: Divisor of the logits before softmax or sigmoid.
+        notes: Free text.
 
     Raises:
-        ContractError: the model has no classifier.
-        HeadFormatError: for example another number of label names than of classes.
+        ContractError: The model has no classifier.
+        HeadFormatError: A value is invalid, for example the number of label names.
     """
     tensors = classifier_tensors(model)
     if not tensors:
         raise ContractError(
-            f"{name_of(model)} has no classifier now: adapt it to a number of classes first"
+            f"{name_of(model)} has no classifier: call adapt(model, num_classes) first"
         )
     model_args = get_model_args(model)
     model_args.pop("num_classes", None)
@@ -124,38 +125,39 @@ def head_of(
 
 
 def save_head(
-    model: nn.Module, path: str | Path, label_names: Sequence[str] | None = None, **described: Any
+    model: nn.Module, path: str | Path, label_names: Sequence[str] | None = None, **description: Any
 ) -> Head:
     """Save the head of a trained timm model to ``path``; see ``head_of`` for the arguments.
 
     Raises:
-        OutputError: the path cannot be written; what lies there is untouched.
-        ContractError, HeadFormatError: see ``head_of``.
+        OutputError: The path cannot be written; a file at the path stays as it was.
+        ContractError, HeadFormatError: See ``head_of``.
     """
-    head = head_of(model, label_names, **described)
+    head = head_of(model, label_names, **description)
     head.save(path)
     return head
 
 
 def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) -> nn.Module:
-    """Put ``head`` onto ``model``, which is changed in place, frozen, in eval mode, and returned.
+    """Put ``head`` onto ``model`` in place. Return the model, frozen and in eval mode.
 
     Args:
-        model: the backbone that the head was trained on, with any classifier or none.
-        head: a head, or the path of a head file.
-        force: attach to another backbone of the same architecture, or to one with another pooling,
-            too. Logits will differ.
+        model: The backbone that the head was trained on, with any classifier or none.
+        head: A head, or the path of a head file.
+        force: Accept a backbone of the same architecture with other weights or another pooling. The
+            logits will differ.
 
     Raises:
-        BackboneMismatch: the model is another architecture, has other weights or another pooling
-            (unless ``force``), or its classifier has other tensors. The model is then as it was.
-        HeadFormatError: the file is no head file.
+        BackboneMismatch: The model has another architecture; it has other weights or another
+            pooling (unless ``force``); or its classifier has other tensors. The model stays as it
+            was.
+        HeadFormatError: The file is not a head file.
         ValueError: ``model`` is a head or a path.
     """
     if isinstance(model, str | Path | Head):
         raise ValueError(
-            f"attach takes a model first and then a head, found {type(model).__name__} for the "
-            "model: attach(load_backbone(ARCHITECTURE), HEAD)"
+            f"attach takes a model and then a head, but the model is a {type(model).__name__}: "
+            "write attach(load_backbone(ARCHITECTURE), HEAD)"
         )
     if not isinstance(head, Head):
         head = Head.load(head)
@@ -163,16 +165,16 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
 
 
 def attach_in_turn(model: nn.Module, heads: Iterable[Head]) -> nn.Module:
-    """Attach one head after the other; the last one stays on ``model``, which is returned.
+    """Attach one head after another to ``model``. Return the model with the last head on it.
 
     The weights of the backbone are hashed once for all heads.
 
     Raises:
-        BackboneMismatch: see ``attach``; the model then has the head before.
+        BackboneMismatch: See ``attach``; the model keeps the head before.
     """
-    once = cache(lambda: backbone_info(model))
+    identify = cache(lambda: backbone_info(model))
     for head in heads:
-        _attach(model, head, once, force=False)
+        _attach(model, head, identify, force=False)
     return model
 
 
@@ -187,7 +189,7 @@ def _attach(
     width = num_features(model)
     if width != head.num_features:
         raise BackboneMismatch(
-            f"this head takes {head.num_features} features, the backbone gives {width}"
+            f"this head takes {head.num_features} features, the backbone has {width}"
         )
     pooled = get_model_args(model).get("global_pool", "") or ""
     if not force and pooled != head.global_pool:
@@ -197,13 +199,13 @@ def _attach(
             "with attach(model, head, force=True)"
         )
     if not force:
-        found = identify()
-        if found.fingerprint != head.backbone.fingerprint:
+        info = identify()
+        if info.fingerprint != head.backbone.fingerprint:
             raise BackboneMismatch(
                 "this head was trained on "
                 f"{_describe(head.backbone.tag, head.backbone.source)} with fingerprint "
                 f"{head.backbone.fingerprint[:12]}, the backbone is "
-                f"{_describe(found.tag, found.source)} with fingerprint {found.fingerprint[:12]}: "
+                f"{_describe(info.tag, info.source)} with fingerprint {info.fingerprint[:12]}: "
                 "load the weights that the head was trained on, or attach it in Python with "
                 "attach(model, head, force=True)"
             )
@@ -211,12 +213,12 @@ def _attach(
     kind = cast(Kind, head.kind)
     probe = copy_structure(model, share_tensors=False)
     install_classifier(probe, kind, head.num_classes, tensors)
-    expected = {name: list(value.shape) for name, value in classifier_tensors(probe).items()}
-    found_shapes = {name: list(value.shape) for name, value in tensors.items()}
-    if expected != found_shapes:
+    model_shapes = {name: list(value.shape) for name, value in classifier_tensors(probe).items()}
+    head_shapes = {name: list(value.shape) for name, value in tensors.items()}
+    if model_shapes != head_shapes:
         raise BackboneMismatch(
-            f"the head's tensors are {found_shapes}, "
-            f"the classifier of {architecture} has {expected}"
+            f"the head's tensors are {head_shapes}, "
+            f"the classifier of {architecture} has {model_shapes}"
         )
     install_classifier(model, kind, head.num_classes, tensors)
     model.load_state_dict(tensors, strict=False)

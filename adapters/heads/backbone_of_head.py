@@ -22,14 +22,14 @@ def load_backbone_of(
     """Load the backbone that ``head`` was trained on.
 
     Args:
-        head: names the architecture, its arguments and where its weights came from.
-        weights: see ``load_backbone``. Without it: the Hub, or, when the head says that the weights
-            came from a file, the file of that name in ``folder`` or in the current folder.
-        remap: see ``load_backbone``.
-        folder: where the head file lies.
+        head: The head; it names the architecture, its arguments and the source of its weights.
+        weights: See ``load_backbone``. If None, the weights come from the source that the head
+            names: the Hub, or a file of that name in ``folder`` or in the current folder.
+        remap: See ``load_backbone``.
+        folder: The folder of the head file.
 
     Raises:
-        UnknownArchitecture, WeightsError: see ``load_backbone``.
+        UnknownArchitecture, WeightsError: See ``load_backbone``.
     """
     kind, _, name = head.backbone.source.partition(":")
     if weights is None and kind == "file":
@@ -43,7 +43,7 @@ def load_backbone_of(
             )
     if weights is None and kind in ("random", "unknown"):
         raise WeightsError(
-            f"where this head's backbone came from is {head.backbone.source!r}: "
+            f"the source of this head's backbone is {head.backbone.source!r}: "
             "name its file with weights=FILE (--weights FILE) or pass the backbone itself"
         )
     name = f"{head.architecture}.{head.backbone.tag}" if head.backbone.tag else head.architecture

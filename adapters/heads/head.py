@@ -1,6 +1,6 @@
-"""The head: trained tensors of a classifier with all that is needed to put them back.
+"""The head: the trained tensors of a classifier and everything needed to put them back.
 
-Reads and writes head files (docs/head-file.md) without torch.
+This module reads and writes head files (docs/head-file.md) without torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .tasks import DEFAULT, TaskName
 FORMAT = "headkit"
 VERSION = "1"
 MAX_OVERHEAD = 4096
-"""Bytes that a head file may take beyond its tensors and what it holds per class."""
+"""Maximum bytes of a head file in addition to its tensors and its values per class."""
 PER_CLASS = "recall"
 """The metric that has a value per class."""
 
@@ -43,29 +43,29 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Head:
-    """Trained tensors of a classifier, with labels and all that is needed to put them back.
+    """The trained tensors of a classifier, its labels and everything needed to put them back.
 
-    Two heads are equal if they say the same and their tensors have the same bits.
+    Two heads are equal if their descriptions are equal and their tensors have the same bits.
 
     Attributes:
-        tensors: arrays under the model's own ``state_dict`` names.
+        tensors: Arrays under the model's own ``state_dict`` names.
         architecture: timm entry point.
-        num_classes: length of the logits.
-        num_features: width of what enters the classifier.
-        backbone: the backbone that the head was trained on.
-        pretrained_cfg: preprocessing in timm's words: ``input_size`` (channels, height, width),
+        num_classes: Length of the logits.
+        num_features: Width of the features that enter the classifier.
+        backbone: The backbone that the head was trained on.
+        pretrained_cfg: Preprocessing in timm's words: ``input_size`` (channels, height, width),
             ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``.
-        global_pool: timm's name of the pooling before the classifier; empty if there is none.
+        global_pool: timm's name of the pooling before the classifier; empty without pooling.
         kind: ``own`` for the architecture's own classifier, ``linear``, ``mlp`` or ``cosine``.
-        label_names: one name per class, or none.
-        model_args: timm's arguments to build the architecture again, class count left out.
-        task: what the logits mean.
-        temperature: logits are divided by it before softmax or sigmoid.
-        metrics: what was measured on validation data.
-        created: UTC time, ISO 8601; of ``SOURCE_DATE_EPOCH`` where that is set, so that builds can
-            be reproduced (reproducible-builds.org).
-        versions: of the libraries that made the head.
-        notes: free text.
+        label_names: One name per class, or None.
+        model_args: timm's arguments that build the architecture, without the number of classes.
+        task: What the logits mean.
+        temperature: Divisor of the logits before softmax or sigmoid.
+        metrics: Measurements on validation data.
+        created: UTC time, ISO 8601; the time in ``SOURCE_DATE_EPOCH`` if that is set, so that
+            builds are reproducible (reproducible-builds.org).
+        versions: Versions of the libraries that made the head.
+        notes: Free text.
     """
 
     tensors: Mapping[str, np.ndarray[Any, Any]]
@@ -86,10 +86,10 @@ class Head:
     notes: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a head that contradicts itself.
+        """Check that the values of the head agree with each other.
 
         Raises:
-            HeadFormatError: what is wrong, and what was expected.
+            HeadFormatError: They do not; the message says what is wrong and what was expected.
         """
         if not self.tensors:
             raise HeadFormatError("a head needs at least one tensor, found none")
@@ -121,10 +121,10 @@ class Head:
         return html_table("Head", self._facts())
 
     def _content(self) -> tuple[str, tuple[tuple[str, str, tuple[int, ...], bytes], ...]]:
-        """Return all that tells heads apart; lists and tuples are the same, as in a head file."""
-        described = json.dumps(self.to_json(), sort_keys=True, default=repr)
+        """Return everything that equality compares; a list equals a tuple, as in a head file."""
+        description = json.dumps(self.to_json(), sort_keys=True, default=repr)
         arrays = {name: np.asarray(tensor) for name, tensor in sorted(self.tensors.items())}
-        return described, tuple(
+        return description, tuple(
             (name, str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()
         )
 
@@ -146,29 +146,29 @@ class Head:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the head file, 64 hexadecimal digits: the head's identity."""
+        """SHA-256 of the head file, 64 hexadecimal digits; it identifies the head."""
         return hashlib.sha256(self.serialize()).hexdigest()
 
     def with_changes(self, **changes: Any) -> Head:
-        """Return a copy with other values, for example ``label_names`` or ``notes``."""
+        """Return a copy with other values, for example of ``label_names`` or ``notes``."""
         return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the tensors as JSON values: the ``head`` entry of a head file."""
-        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
-        described["backbone"] = asdict(self.backbone)
+        description = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
+        description["backbone"] = asdict(self.backbone)
         if self.label_names is None:
-            del described["label_names"]
-        return described
+            del description["label_names"]
+        return description
 
     @classmethod
-    def from_json(cls, tensors: Mapping[str, np.ndarray[Any, Any]], described: object) -> Head:
-        """Build a head from its tensors and its ``head`` entry. Keys not known here are ignored.
+    def from_json(cls, tensors: Mapping[str, np.ndarray[Any, Any]], description: object) -> Head:
+        """Build a head from its tensors and its ``head`` entry. Unknown keys are ignored.
 
         Raises:
-            HeadFormatError: a key is missing or its value is of another type.
+            HeadFormatError: A key is missing or its value is of another type.
         """
-        values = check_description(described)
+        values = check_description(description)
         values["backbone"] = BackboneInfo(**values["backbone"])
         if values.get("label_names") is not None:
             values["label_names"] = tuple(values["label_names"])
@@ -178,54 +178,57 @@ class Head:
         """Return the content of the head file; equal heads give equal bytes.
 
         Raises:
-            HeadFormatError: what is no tensor, label name or recall takes more than 4 KiB.
+            HeadFormatError: Values other than tensors, label names and recall take more than 4 KiB.
         """
         content = self._encode()
-        alone = {k: v for k, v in self.metrics.items() if k != PER_CLASS}
-        overhead = len(replace(self, label_names=None, metrics=alone)._encode()) - self.num_bytes
+        without_recall = {k: v for k, v in self.metrics.items() if k != PER_CLASS}
+        overhead = (
+            len(replace(self, label_names=None, metrics=without_recall)._encode()) - self.num_bytes
+        )
         if overhead > MAX_OVERHEAD:
             raise HeadFormatError(
-                f"the head's description takes {overhead} bytes beside tensors, label names and "
-                f"recall, at most {MAX_OVERHEAD} are allowed: shorten its notes or metrics"
+                f"the head's description takes {overhead} bytes without tensors, label names and "
+                f"recall, but at most {MAX_OVERHEAD} are allowed: shorten its notes or metrics"
             )
         return content
 
     def _encode(self) -> bytes:
         try:
-            described = json.dumps(
+            description = json.dumps(
                 self.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":")
             )
         except TypeError as error:
             raise HeadFormatError(
                 f"a value of the head cannot be written as JSON: {error}"
             ) from error
-        metadata = {"format": FORMAT, "version": VERSION, "head": described}
+        metadata = {"format": FORMAT, "version": VERSION, "head": description}
         try:
-            return _canonical(safetensors.numpy.save(dict(self.tensors), metadata))
+            return _sort_header(safetensors.numpy.save(dict(self.tensors), metadata))
         except UnicodeEncodeError as error:
             raise HeadFormatError(f"a text of the head is not valid Unicode: {error}") from error
 
     def save(self, path: str | Path) -> Path:
-        """Write the head file whole or not at all. Returns the path.
+        """Write the complete head file or nothing. Return the path.
 
         Args:
-            path: ends in ``.safetensors``; its folder is made where it is missing.
+            path: A path that ends in ``.safetensors``; a missing folder is made.
 
         Raises:
-            OutputError: the path cannot be written; what lies there is untouched.
-            HeadFormatError: see ``serialize``.
+            OutputError: The path cannot be written; a file at the path stays as it was.
+            HeadFormatError: See ``serialize``.
         """
         return write_atomically(check_output(path, HEAD), self.serialize())
 
     @classmethod
     def load(cls, path: str | Path) -> Head:
-        """Read a head file, trusting nothing in it.
+        """Read a head file and check everything in it.
 
         Args:
-            path: of the file. References to a store are no paths, see ``HeadStore.load``.
+            path: Path of the file. For a reference to a store, see ``HeadStore.load``.
 
         Raises:
-            HeadFormatError: the file is missing, truncated, damaged, or no head file of version 1.
+            HeadFormatError: The file is missing, truncated or damaged, or is not a head file of
+                version 1.
         """
         try:
             with safe_open(path, framework="numpy") as file:
@@ -233,7 +236,7 @@ class Head:
                 if metadata.get("format") != FORMAT:
                     raise HeadFormatError(
                         f"its format is {metadata.get('format')!r}, expected {FORMAT!r}: "
-                        "these are tensors, but not a head that headkit wrote"
+                        "it has tensors, but is not a head that headkit wrote"
                     )
                 if metadata.get("version") != VERSION:
                     raise HeadFormatError(
@@ -249,8 +252,8 @@ class Head:
             raise HeadFormatError(f"cannot read head {path}: {reason}") from error
 
 
-def _canonical(content: bytes) -> bytes:
-    """Order the header: safetensors writes ``__metadata__`` in an order that changes."""
+def _sort_header(content: bytes) -> bytes:
+    """Sort the header: safetensors writes ``__metadata__`` in an order that changes."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()

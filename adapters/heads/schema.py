@@ -1,4 +1,4 @@
-"""The JSON that describes a head: which keys it has, and of which types. Reads nothing else."""
+"""Check the JSON that describes a head: its keys and the types of their values."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from headkit.adapters.errors import HeadFormatError
 from .tasks import get_task
 
 
-def check_description(described: object, where: str = "head") -> dict[str, Any]:
-    """Return the known keys of the ``head`` entry of a head file. Others are ignored.
+def check_description(description: object, where: str = "head") -> dict[str, Any]:
+    """Return the known keys of the ``head`` entry of a head file. Unknown keys are ignored.
 
     Raises:
-        HeadFormatError: a key is missing or its value is of another type.
+        HeadFormatError: A key is missing or its value is of another type.
     """
-    values = _checked(described, _HEAD_TYPES, where)
-    values["backbone"] = _checked(values["backbone"], _BACKBONE_TYPES, f"{where}.backbone")
-    cfg = _checked(values["pretrained_cfg"], _PREPROCESSING_TYPES, f"{where}.pretrained_cfg")
+    values = _check_types(description, _HEAD_TYPES, where)
+    values["backbone"] = _check_types(values["backbone"], _BACKBONE_TYPES, f"{where}.backbone")
+    cfg = _check_types(values["pretrained_cfg"], _PREPROCESSING_TYPES, f"{where}.pretrained_cfg")
     for key in ("input_size", "mean", "std"):
         if not cfg[key] or not all(isinstance(number, int | float) for number in cfg[key]):
             raise HeadFormatError(f"{where}.pretrained_cfg.{key} is {cfg[key]}, expected numbers")
@@ -28,7 +28,7 @@ def check_description(described: object, where: str = "head") -> dict[str, Any]:
         )
     names = values.get("label_names")
     if names is not None and not all(isinstance(name, str) for name in names):
-        raise HeadFormatError(f"{where}.label_names holds something that is no string")
+        raise HeadFormatError(f"{where}.label_names has a value that is not a string")
     if "task" in values:
         check_task(values["task"])
     return values
@@ -84,18 +84,18 @@ _REQUIRED = {
 }
 
 
-def _checked(
-    described: object, types: Mapping[str, tuple[type, ...]], where: str
+def _check_types(
+    description: object, types: Mapping[str, tuple[type, ...]], where: str
 ) -> dict[str, Any]:
-    if not isinstance(described, dict):
-        raise HeadFormatError(f"{where} is {type(described).__name__}, expected an object")
+    if not isinstance(description, dict):
+        raise HeadFormatError(f"{where} is {type(description).__name__}, expected an object")
     values: dict[str, Any] = {}
     for key, expected in types.items():
-        if key not in described:
+        if key not in description:
             if key in _REQUIRED:
                 raise HeadFormatError(f"{where}.{key} is missing")
             continue
-        value = described[key]
+        value = description[key]
         if not isinstance(value, expected) or isinstance(value, bool):
             names = " or ".join(t.__name__ for t in expected)
             raise HeadFormatError(f"{where}.{key} is {type(value).__name__}, expected {names}")

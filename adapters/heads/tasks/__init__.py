@@ -1,6 +1,6 @@
-"""The tasks: classes, labels or numbers. Each is one object with the interface of ``base.Task``.
+"""The tasks: classes, labels or numbers. Each task is an object with the interface ``base.Task``.
 
-Reading this package imports no torch; the methods that compute with tensors do.
+Importing this package does not import torch; the methods that compute with tensors do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def get_task(name: str) -> Task:
     """Return the task called ``name``.
 
     Raises:
-        ValueError: there is no such task.
+        ValueError: There is no such task.
     """
     if name not in TASKS:
         raise ValueError(f"task is {name!r}, expected one of {', '.join(TASKS)}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TaskName = Literal["multiclass", "multilabel", "regression"]
 DEFAULT: TaskName = "multiclass"
-"""The task of a head whose description names none."""
+"""The task of a head whose description names no task."""
 Array = NDArray[np.float64]
 Targets = NDArray[Any]
 
@@ -25,17 +25,18 @@ class Task(ABC):
     ``N`` is a number of images. ``num_outputs`` is the length of the logits.
 
     Attributes:
-        name: as users and files write it.
-        has_classes: outputs are classes or labels with probabilities, rather than numbers.
-        exclusive: each image has exactly one class.
-        score: the metric that ranks heads, the higher the better.
-        score_title: of ``score`` on an axis of a plot.
-        plots: of a report: ``confusion``, ``reliability``, ``predicted``.
-        closed_form: the best linear map solves a system of linear equations.
-        onnx_operator: turns scaled logits into probabilities; empty without probabilities.
-        onnx_attributes: of that operator.
-        adapter_version: number of the task in an ``.onnx_adapter`` file, which holds no text.
-        problem_type: name of the task in a ``config.json`` of the Hugging Face Hub.
+        name: The name that users and files write.
+        has_classes: True if the outputs are classes or labels with probabilities, not numbers.
+        exclusive: True if each image has exactly one class.
+        score: The metric that ranks heads; higher is better.
+        score_title: Title of ``score`` on the axis of a plot.
+        plots: Plots of a report: ``confusion``, ``reliability``, ``predicted``.
+        closed_form: True if the best linear map solves a system of linear equations.
+        onnx_operator: The ONNX operator that turns scaled logits into probabilities; empty if
+            there are no probabilities.
+        onnx_attributes: Attributes of that operator.
+        adapter_version: Number of the task in an ``.onnx_adapter`` file, which cannot hold text.
+        problem_type: Name of the task in a ``config.json`` of the Hugging Face Hub.
     """
 
     name: ClassVar[TaskName]
@@ -54,11 +55,11 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, rows: Sequence[Sequence[float]], num_outputs: int) -> Targets:
-        """Return targets from what is known of each image: indices of its classes, or numbers."""
+        """Return targets; each row lists the class indices, or the numbers, of one image."""
 
     @abstractmethod
     def check_targets(self, y: Tensor, count: int, num_outputs: int, name: str = "y") -> Tensor:
-        """Return the targets of ``count`` images as the solver takes them.
+        """Return the targets of ``count`` images in the form that the solver takes.
 
         Raises:
             ValueError: ``y``, which messages call ``name``, has another shape or invalid values.
@@ -69,7 +70,7 @@ class Task(ABC):
         """Return how many outputs the targets need."""
 
     def label_names(self, y: Tensor | Targets) -> tuple[str, ...]:
-        """Return names for outputs that have none: their numbers, from 0."""
+        """Return names for outputs without names: their numbers, from 0."""
         return tuple(str(number) for number in range(self.num_outputs(y)))
 
     @abstractmethod
@@ -78,36 +79,36 @@ class Task(ABC):
 
     @abstractmethod
     def strata(self, y: Targets) -> NDArray[Any]:
-        """Return the groups that a hold-out takes its share of.
+        """Return the groups from each of which a hold-out takes its share.
 
         Returns:
-            ``[N]``, the group of each image; or bool ``[N, groups]`` where groups overlap.
+            The group of each image ``[N]``; or bool ``[N, groups]`` if groups overlap.
         """
 
     # Probabilities and metrics, in NumPy
 
     @abstractmethod
     def scores(self, logits: NDArray[Any], temperature: float = 1.0) -> NDArray[Any]:
-        """Return probabilities ``[N, num_outputs]``, float64; without classes the logits."""
+        """Return probabilities ``[N, num_outputs]``, float64; logits if there are no classes."""
 
     @abstractmethod
     def confidence(self, scores: Array, y: Targets) -> tuple[Array, NDArray[np.bool_]]:
-        """Return the probabilities that a reliability diagram judges, and which came true.
+        """Return the probabilities in a reliability diagram, and whether each prediction was right.
 
         Raises:
-            ValueError: the task has no probabilities.
+            ValueError: The task has no probabilities.
         """
 
     @abstractmethod
     def best_temperature(self, logits: Array, y: Targets) -> float:
         """Return the temperature with the least log loss, see ``statistics.best_temperature``.
 
-        It is 1 without classes. There must be an image.
+        It is 1 if there are no classes. There must be at least one image.
         """
 
     @abstractmethod
     def measure(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
-        """Return the metrics of logits ``[N, num_outputs]`` at a temperature, not rounded."""
+        """Return the metrics of logits ``[N, num_outputs]`` at a temperature, unrounded."""
 
     # Training, in torch
 
@@ -117,31 +118,32 @@ class Task(ABC):
 
     @abstractmethod
     def balanced_weights(self, y: Tensor, num_outputs: int) -> Tensor:
-        """Return weights ``[num_outputs]`` that are inverse to the number of images.
+        """Return weights ``[num_outputs]`` that are inversely proportional to the image counts.
 
         Raises:
-            ValueError: the task has no classes to weigh.
+            ValueError: The task has no classes to weigh.
         """
 
     @abstractmethod
     def loss(self, logits: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the mean loss of logits ``[N, num_outputs]``, a scalar.
 
-        ``weights`` ``[num_outputs]`` are those of the classes, or of positive labels.
+        ``weights`` ``[num_outputs]`` weigh images of each class, or positives of each label.
         """
 
-    # What the solver of linear heads needs, in torch
+    # For the solver of linear heads, in torch
 
     def fold_groups(self, y: Tensor) -> Tensor:
-        """Return the group ``[N]``, int64, that cross validation spreads over its folds."""
+        """Return the group of each image, int64 ``[N]``, by which folds are stratified."""
         return y.new_zeros(len(y)).long()
 
     @abstractmethod
     def learnable_outputs(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
-        """Return which outputs can be learned, and prior biases ``[num_outputs]`` of the others.
+        """Return the outputs that can be learned, and prior biases ``[num_outputs]`` of the others.
 
-        The likelihood of an output that no image (or each one) has grows forever with its bias. The
-        next image has it with a probability of about 1 / N (Laplace's rule of succession).
+        If no image has an output, or every image has it, its likelihood grows without limit as its
+        bias does. The prior bias expresses Laplace's rule of succession: the next image differs
+        with a probability of about 1 / N.
         """
 
     @abstractmethod
@@ -151,15 +153,15 @@ class Task(ABC):
         """Return targets for these outputs alone, and weights for ``losses``.
 
         Returns:
-            The targets; and None, or weights ``[N, 1]`` of images or ``[len(outputs)]`` of
-            positive labels.
+            The targets; and weights ``[N, 1]`` of images or ``[len(outputs)]`` of positive labels,
+            or None.
 
         Raises:
-            ValueError: no image is of one of these outputs.
+            ValueError: No image has one of these outputs.
         """
 
     def total_weight(self, y: Tensor, weight: Tensor | None) -> Tensor:
-        """Return by what to divide summed losses: a scalar or one number per output, float64."""
+        """Return the divisor of summed losses: a scalar or one number per output, float64."""
         import torch
 
         if weight is None:
@@ -170,24 +172,23 @@ class Task(ABC):
     def losses(
         self, logits: Tensor, y: Tensor, weight: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss of some images and its first and second derivatives by each logit.
+        """Return the loss of some images and its first and second derivative by each logit.
 
         Args:
-            logits: ``[n, num_outputs]``.
-            y: targets of these images from ``restrict``.
-            weight: from ``restrict``; if it is of images, then of these.
+            logits: Logits ``[n, num_outputs]``.
+            y: Targets of these images from ``restrict``.
+            weight: Weights from ``restrict``; weights of images are those of these images.
 
         Returns:
-            The loss, float64, summed or that of each output; the derivatives
-            ``[n, num_outputs]``.
+            The loss, float64, as a sum or for each output; the derivatives ``[n, num_outputs]``.
         """
 
     def biases(self, prior: Tensor, learned: Tensor, outputs: Tensor) -> Tensor:
-        """Return the biases of all outputs, from ``learnable_outputs`` and from the solver."""
+        """Return the biases of all outputs: the learned ones, and prior biases of the others."""
         biases = prior.clone()
         biases[outputs] = learned
         return biases
 
     def validation_loss(self, loss: float, num_outputs: int) -> float:
-        """Return the mean loss of an image as a number to compare heads by."""
+        """Return the mean loss of an image, in the unit in which heads are compared."""
         return loss / max(1, num_outputs)

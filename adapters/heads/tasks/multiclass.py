@@ -45,7 +45,7 @@ class Multiclass(Task):
         return y.long()
 
     def num_outputs(self, y: Tensor | Targets) -> int:
-        """Return the highest class index and 1."""
+        """Return the highest class index plus 1."""
         return int(y.max()) + 1
 
     def images_per_class(self, y: Targets, num_outputs: int) -> NDArray[Any]:
@@ -79,8 +79,8 @@ class Multiclass(Task):
     def measure(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
         """Return ``accuracy``, ``log_loss``, ``ece`` and the ``recall`` of each class.
 
-        ``ece`` is the expected calibration error of the most likely class. A recall is NaN for a
-        class without an image.
+        ``ece`` is the expected calibration error of the most likely class. The recall of a class
+        without images is NaN.
         """
         z, true = logits / temperature, np.asarray(y, np.int64)
         p, best = _softmax(z), z.argmax(1)
@@ -99,7 +99,7 @@ class Multiclass(Task):
         return (logits / temperature).softmax(-1)
 
     def balanced_weights(self, y: Tensor, num_outputs: int) -> Tensor:
-        """Return ``N / (num_outputs * images of the class)``, 1 for a class without an image."""
+        """Return ``N / (num_outputs * images of the class)``; 1 for a class without images."""
         import torch
 
         counts = torch.bincount(y, minlength=num_outputs).double()
@@ -116,10 +116,11 @@ class Multiclass(Task):
         return y
 
     def learnable_outputs(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
-        """Return the classes that have an image, and ``-log(N)`` as the bias of each other one.
+        """Return the classes that have images, and ``-log(N)`` as the bias of the other classes.
 
-        That is relative to the logarithm of the sum of the learned biases' exponentials: the class
-        has its probability where the features are at their mean.
+        ``biases`` adds the logarithm of the summed exponentials of the learned biases. At the mean
+        of the features, each of the other classes is then about 1 / N as likely as all learned
+        classes together.
         """
         import torch
 
@@ -129,7 +130,7 @@ class Multiclass(Task):
     def restrict(
         self, y: Tensor, outputs: Tensor, num_outputs: int, class_weights: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return indices into ``outputs``, and weights of images; 0 for those of other classes."""
+        """Return indices into ``outputs``, and weights of images: 0 for images of other classes."""
         import torch
 
         weight = None if class_weights is None else class_weights.to(y.device)[y][:, None]

@@ -77,22 +77,22 @@ class Multilabel(Task):
         Returns:
             ``exact_match`` (share of images with all labels right), ``log_loss`` (mean over
             outputs), ``macro_f1`` and ``micro_f1`` (at a probability of 0.5),
-            ``mean_average_precision`` (of the labels that some image has; None if there is no such
-            label), ``ece`` (expected calibration error over all pairs of image and label),
-            ``recall`` of each label (NaN for a label that no image has).
+            ``mean_average_precision`` (over the labels that have images; None if no label has),
+            ``ece`` (expected calibration error over all pairs of image and label), ``recall`` of
+            each label (NaN for a label without images).
         """
         z = logits / temperature
         predicted, positive = z > 0, y > 0
         hits = (predicted & positive).sum(0)
-        named = predicted.sum(0) + positive.sum(0)
-        f1 = 2 * hits / np.maximum(named, 1)
+        total = predicted.sum(0) + positive.sum(0)
+        f1 = 2 * hits / np.maximum(total, 1)
         present = positive.any(0)
         precisions = [average_precision(z[:, k], positive[:, k]) for k in np.flatnonzero(present)]
         return {
             "exact_match": (predicted == positive).all(1).mean(),
             "log_loss": _cross_entropy(z, y),
             "macro_f1": f1.mean(),
-            "micro_f1": 2 * hits.sum() / max(1, named.sum()),
+            "micro_f1": 2 * hits.sum() / max(1, total.sum()),
             "mean_average_precision": np.mean(precisions) if precisions else None,
             "ece": calibration_error(_sigmoid(z).ravel(), positive.ravel()),
             "recall": np.where(present, hits / np.maximum(positive.sum(0), 1), np.nan),
@@ -103,7 +103,7 @@ class Multilabel(Task):
         return (logits / temperature).sigmoid()
 
     def balanced_weights(self, y: Tensor, num_outputs: int) -> Tensor:
-        """Return images without the label per image with it, both at least 1."""
+        """Return the ratio of images without the label to images with it; both are at least 1."""
         positives = y.sum(0).clamp(min=1)
         balanced: Tensor = (len(y) - positives).clamp(min=1) / positives
         return balanced
@@ -116,7 +116,7 @@ class Multilabel(Task):
         return binary_cross_entropy_with_logits(logits, y, pos_weight=weights)
 
     def learnable_outputs(self, y: Tensor, num_outputs: int) -> tuple[Tensor, Tensor]:
-        """Return the labels that some images have and others lack; ``±log(N + 1)`` for the rest."""
+        """Return the labels that some images have and others lack; priors are ``±log(N + 1)``."""
         import torch
 
         positive = (y > 0).sum(0)
@@ -164,7 +164,7 @@ def check_matrix(y: Tensor, count: int, num_outputs: int, name: str) -> None:
 
 
 def _sigmoid(z: Array) -> Array:
-    """Return the sigmoid, exact for small probabilities too: derivatives of the loss need that."""
+    """Return the sigmoid, accurate for small probabilities: derivatives of the loss need that."""
     return np.asarray(np.exp(-np.logaddexp(0, -z)))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Regression(Task):
-    """Numbers. Targets are finite, float32 ``[N, num_outputs]``."""
+    """Numbers as outputs. Targets are finite, float32 ``[N, num_outputs]``."""
 
     name = "regression"
     has_classes = False
@@ -44,7 +44,7 @@ class Regression(Task):
         return
 
     def strata(self, y: Targets) -> NDArray[Any]:
-        """Return one group of all images."""
+        """Return one group that has all images."""
         return np.zeros(len(y), np.int64)
 
     def scores(self, logits: NDArray[Any], temperature: float = 1.0) -> NDArray[Any]:
@@ -60,11 +60,11 @@ class Regression(Task):
         return 1.0
 
     def measure(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
-        """Return ``mse``, ``mae`` and ``r2``, means over outputs. The temperature plays no part."""
+        """Return ``mse``, ``mae`` and ``r2``, means over outputs. The temperature is ignored."""
         error = logits - y
         unexplained = np.square(error).sum(0)
         total = np.square(y - y.mean(0)).sum(0)
-        # An output that never varies: 1 if it is met exactly, else 0, as scikit-learn has it.
+        # R² of a constant output: 1 if it is predicted exactly, else 0, as in scikit-learn.
         r2 = np.where(total > 0, 1 - unexplained / np.where(total > 0, total, 1), unexplained == 0)
         return {"mse": np.square(error).mean(), "mae": np.abs(error).mean(), "r2": r2.mean()}
 

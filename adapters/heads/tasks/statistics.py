@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 LOWEST, HIGHEST = 0.05, 20.0
-"""Bounds of the temperature: beyond, validation images are too few or the head is broken."""
+"""Bounds of the temperature; outside, there are too few images or the head is broken."""
 BINS = 15
-"""Bins of the expected calibration error."""
+"""Number of bins of the expected calibration error."""
 
 
 def best_temperature(
@@ -21,17 +21,18 @@ def best_temperature(
 ) -> float:
     """Return the T above 0 that minimizes the mean log loss of ``logits / T``.
 
-    Temperature scaling (Guo, Pleiss, Sun and Weinberger, 2017, arXiv:1706.04599). The loss is
-    convex in 1 / T, so that its slope has one root: Newton's method in a bracket finds it.
+    This is temperature scaling (Guo, Pleiss, Sun and Weinberger, 2017, arXiv:1706.04599). The loss
+    is convex in 1 / T, so its slope has one root. Newton's method in a bracket finds the root.
 
     Args:
-        log_loss: the mean log loss at an inverse temperature.
-        slope: its first and second derivative by the inverse temperature.
+        log_loss: Function that returns the mean log loss at an inverse temperature.
+        slope: Function that returns the first and second derivative of the loss by the inverse
+            temperature.
 
     Returns:
-        Between ``LOWEST`` and ``HIGHEST``; 1 where no other temperature is better, and where the
-        loss falls down to ``LOWEST``: if no image is mistaken, nothing shows how far the
-        probabilities can be trusted.
+        A temperature between ``LOWEST`` and ``HIGHEST``. It is 1 if no other temperature is better,
+        and if the loss still falls at ``LOWEST``: without wrong predictions, nothing shows how far
+        the probabilities can be trusted.
     """
     low, high = 1 / HIGHEST, 1 / LOWEST
     inverse = 1.0
@@ -44,7 +45,7 @@ def best_temperature(
             first, second = slope(inverse)
             low, high = (inverse, high) if first < 0 else (low, inverse)
             step = inverse - first / second if second > 0 else low
-            # Newton's step where it stays in the bracket, else half of the bracket.
+            # Take Newton's step if it stays in the bracket, else bisect the bracket.
             step = step if low < step < high else (low + high) / 2
             done = abs(step - inverse) <= 1e-12 * inverse
             inverse = step
@@ -54,29 +55,32 @@ def best_temperature(
 
 
 def assign_bins(confidence: Array) -> NDArray[np.int64]:
-    """Return which of ``BINS`` equal bins, ``(low, high]``, each probability lies in."""
+    """Return the index of each probability's bin, among ``BINS`` equal bins ``(low, high]``."""
     return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
 def calibration_error(confidence: Array, correct: NDArray[Any]) -> float:
     """Return the expected calibration error (Guo et al., 2017).
 
-    It is the mean distance of confidence and accuracy over ``BINS`` equal bins, each weighted by
-    how many probabilities it holds.
+    It is the mean distance between confidence and accuracy over ``BINS`` equal bins. The number of
+    probabilities in a bin is its weight.
 
     Args:
-        confidence: ``[N]``, probabilities.
-        correct: ``[N]``, whether each came true.
+        confidence: Probabilities ``[N]``.
+        correct: Whether each prediction was right ``[N]``.
     """
     gap = np.bincount(assign_bins(confidence), confidence - correct, minlength=BINS)
     return float(np.abs(gap).sum() / len(confidence))
 
 
 def average_precision(score: Array, positive: NDArray[np.bool_]) -> float:
-    """Return the mean over positives of the precision among all that score at least as high."""
+    """Return the average precision.
+
+    It is the mean over positives of the precision among all images with an equal or higher score.
+    """
     order = np.argsort(-score, kind="stable")
     hits = positive[order].cumsum()
-    # Nothing ranks equal scores: all of them count from the first on.
+    # Equal scores have no order: each of them has the precision at the last one.
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
     precision = hits[last] / (last + 1)
     gained = np.diff(hits[last], prepend=0)
