@@ -185,7 +185,7 @@ def _check_runs(info: ModelInfo, head: Head, opset: int) -> None:
             (logits,) = session.run(["logits"], features)
             if logits.shape != (batch, head.num_classes) or not np.isfinite(logits).all():
                 raise ExportError(
-                    f"the head gives {list(logits.shape)} at batch {batch}, expected finite "
+                    f"the head computes {list(logits.shape)} at batch {batch}, expected finite "
                     f"{[batch, head.num_classes]}"
                 )
     except ExportError:

@@ -46,8 +46,8 @@ def add_heads(
         model: A backbone; its outputs are the features.
         info: Description of the resulting model; ``heads`` replace the heads in it.
         heads: As many heads as the form allows.
-        known: Descriptions of heads that ``remove_heads`` returned, by name; other heads are
-            described anew.
+        known: Descriptions of heads that ``remove_heads`` returned, by name; the
+            descriptions of other heads are made from the heads.
 
     Returns:
         The description with these heads.

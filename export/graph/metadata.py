@@ -140,11 +140,11 @@ class ModelInfo:
                 f"the model is {self.backbone['architecture']}"
             )
         or_force = "" if force is None else ", or pass force=True (--force)"
-        expected, found = head.backbone.fingerprint, self.backbone["backbone"]["fingerprint"]
-        if found != expected and not force:
+        expected, actual = head.backbone.fingerprint, self.backbone["backbone"]["fingerprint"]
+        if actual != expected and not force:
             raise BackboneMismatch(
                 f"this head was trained on a {head.architecture} with fingerprint "
-                f"{expected[:12]}, the model's is {found[:12]}: export the head with its own "
+                f"{expected[:12]}, the model's is {actual[:12]}: export the head with its own "
                 f"backbone{or_force}"
             )
         description = json.loads(_json(head.to_json()))

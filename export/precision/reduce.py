@@ -194,7 +194,7 @@ def check_cost(cost: Cost, max_cost: float, precision: str) -> None:
     advice = f"{_ADVICE.get(precision, 'keep fp32')}, or allow more with max_cost"
     if not math.isfinite(cost.max_difference):
         raise ParityError(
-            f"{precision} gives logits that are not finite on some of {cost.images} images; "
+            f"{precision} has logits that are not finite on some of {cost.images} images; "
             "use another precision"
         )
     if cost.accuracy_before is None or cost.accuracy_after is None:

@@ -297,5 +297,5 @@ def test_logits_that_are_not_finite_are_never_accepted() -> None:
     )
     assert (found.agreement, found.accuracy_after) == (0, 0)
     assert found.to_json()["max_difference"] is None
-    with pytest.raises(ParityError, match="fp16 gives logits that are not finite"):
+    with pytest.raises(ParityError, match="fp16 has logits that are not finite"):
         check_cost(found, 1.0, "fp16")
