@@ -15,7 +15,7 @@ from torch import nn
 import headkit
 from headkit.adapters.backbone import fingerprint as fingerprint_module
 from headkit.export.exporter import Exported
-from tests.backbones import active_backbone
+from tests.backbones import SHORT, active_backbone
 from tests.heads import head_for
 from tests.images import X
 from tests.logits import assert_close, session, torch_logits
@@ -209,10 +209,17 @@ def test_raw_images_have_the_logits_of_timms_transform_and_torch(
     assert together[0] == together[2] == predictor(mixed[0])[0]
 
 
-@pytest.mark.parametrize("architecture", ["levit_128s", "dla46x_c", "crossvit_tiny_240"])
-def test_special_classifiers_take_another_class_count(architecture: str, tmp_path: Path) -> None:
-    """Test two classifiers with norms, a convolution, and two branches of different widths."""
-    model = active_backbone(architecture)
+@pytest.mark.parametrize(
+    ("architecture", "timm_kwargs"),
+    [
+        *SHORT.items(),
+        *(pytest.param(architecture, {}, marks=pytest.mark.slow) for architecture in SHORT),
+    ],
+)
+def test_special_classifiers_take_another_class_count(
+    architecture: str, timm_kwargs: dict[str, Any], tmp_path: Path
+) -> None:
+    model = active_backbone(architecture, **timm_kwargs)
     first, second = head_for(model, 5), head_for(model, 3)
     done = headkit.export(first, tmp_path / "a.onnx", backbone=model)
     headkit.graft(tmp_path / "a.onnx", second, tmp_path / "b.onnx")

@@ -10,7 +10,7 @@ from torch import nn
 import headkit
 from headkit.export.graph.metadata import ModelInfo
 from headkit.export.predict.adapter_files import Inputs, read_adapter
-from tests.backbones import random_backbone
+from tests.backbones import SHORT, random_backbone
 from tests.heads import head_for
 from tests.images import X
 from tests.logits import assert_close, session, torch_logits
@@ -134,7 +134,7 @@ def test_tensor_without_an_input_is_refused_and_not_dropped(
 
 def test_counter_that_the_graph_never_reads_is_no_input(tmp_path: Path) -> None:
     """LeViT's classifier normalizes: its BatchNorm counts batches."""
-    levit = random_backbone("levit_128s")
+    levit = random_backbone("levit_128s", **SHORT["levit_128s"])
     first, second = head_for(levit, 5), head_for(levit, 3)
     assert any(name.endswith("num_batches_tracked") for name in second.tensors)
     path, adapter = tmp_path / "levit.onnx", tmp_path / "second.onnx_adapter"

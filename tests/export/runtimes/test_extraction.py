@@ -15,7 +15,7 @@ from headkit.export.runtimes.onnx_backbone import onnx_backbone
 from headkit.export.runtimes.onnxruntime import OnnxRuntime
 from headkit.export.runtimes.openvino import openvino_core
 from headkit.export.runtimes.torch import TorchRuntime
-from tests.backbones import active_backbone, random_backbone
+from tests.backbones import SHORT, active_backbone, random_backbone
 
 BATCH = 4
 
@@ -29,7 +29,7 @@ def _pixels(model: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def test_onnx_runtime_gives_the_features_that_torch_gives(
     architecture: str, tmp_path: Path
 ) -> None:
-    model = active_backbone(architecture)
+    model = active_backbone(architecture, **SHORT.get(architecture, {}))
     pixels = _pixels(model)
     expected = TorchRuntime().start(model, tmp_path, BATCH)(pixels)
     found = OnnxRuntime().start(model, tmp_path, BATCH)(pixels)
