@@ -1,1 +1,1 @@
-"""Measure: what is compared alternates in one run; results are JSON files; pages show them."""
+"""Measure models and tools: runs alternate what they compare, and write results as JSON files."""

@@ -1,4 +1,4 @@
-"""Measure latency, throughput, memory and size of models on the runtimes that are present."""
+"""Measure latency, throughput, memory and size of models on the installed runtimes."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True)
 class _Agreement:
-    """How the logits of one way to run a model compare with those of the first one.
+    """Comparison of the logits of one way to run a model with those of the first way.
 
     Attributes:
-        same_class: share of the images.
-        logit_difference: median over the images of the largest difference, relative to the largest
+        same_class: Share of the images for which both predict the same class.
+        logit_difference: Median over the images of the largest difference, relative to the largest
             logit of that image.
-        accuracy: on them; none where their classes are not known.
+        accuracy: Accuracy on the images; None if their classes are unknown.
     """
 
     same_class: float
@@ -80,43 +80,47 @@ def bench(
     cold_starts: int = COLD_STARTS,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure models on several runtimes, all of a model in one run, in turns.
+    """Measure models on several runtimes; all runtimes of a model take turns.
 
     Args:
-        targets: architectures (with random weights, on which speed does not depend), head files,
-            or ONNX files with a dynamic batch.
-        runtimes: keys of ``RUNTIMES``; all without it.
-        precisions: ``fp32``, ``fp16``, ``bf16``, ``int8``; all without it.
-        devices: ``cpu``, ``cuda``; all without it.
-        batches: images per call.
-        threads: of the CPU; one per core without it.
-        weights: file of the head files' backbone; without it see ``load_backbone_of``.
-        images: a folder of images to calibrate int8 and fp16 on, and to compare the runtimes'
-            predictions on; random images without it.
-        out: a folder for ``bench.json``, ``bench.csv``, ``latency.png`` and ``throughput.png``.
-        sittings: see ``race``.
-        rounds: see ``race``.
-        cold_starts: processes that are started for each; 0 leaves cold starts out.
-        progress: told about the models that are done.
+        targets: Architectures (with random weights, which do not change the speed), head files, or
+            ONNX files with a dynamic batch.
+        runtimes: Keys of ``RUNTIMES``. Default: all.
+        precisions: Any of ``fp32``, ``fp16``, ``bf16``, ``int8``. Default: all.
+        devices: Any of ``cpu``, ``cuda``. Default: both.
+        batches: Numbers of images per call.
+        threads: Threads on the CPU. Default: one per core.
+        weights: Weights file of the head files' backbone. Default: see ``load_backbone_of``.
+        images: Folder of images to calibrate int8 and fp16, and to compare the predictions of the
+            runtimes. Default: random images.
+        out: Folder for ``bench.json``, ``bench.csv``, ``latency.png`` and ``throughput.png``.
+        sittings: Number of repeats, see ``race``.
+        rounds: Number of rounds in each repeat, see ``race``.
+        cold_starts: Number of processes to start for each way to run a model; 0 skips cold starts.
+        progress: Called after each model with ``"models"``, the number of models done, and their
+            total.
 
     Returns:
-        What is in ``bench.json``: ``machine``, ``images`` (how many predictions were compared on,
-        and whether they are the user's), ``peak_gmacs_per_s`` (of a large matrix product, by
-        precision and device), ``rows`` and ``absent`` (what was asked for and could not run, with
-        the reason). A row has timm's columns (``TIMM_COLUMNS``), ``runtime``, ``precision``,
-        ``device``, ``threads``, ``p05_ms``, ``p95_ms``, ``spread``, ``ratio`` (the time relative to
-        the first runtime's of that model and batch size: median, and the ends of its interval),
-        ``ratio_to_onnxruntime`` (the same to ONNX Runtime in float32 on the CPU, where that was
-        measured), ``share_of_peak``, ``copy_ms`` (on a GPU), ``same_class``, ``logit_difference``
-        and ``accuracy`` (where images lie in folders named after the classes), and of the process
-        that starts cold ``first_prediction_s``, ``load_s``, ``peak_bytes``, ``device_bytes`` and
-        ``file_bytes``.
+        The content of ``bench.json``:
+
+        - ``machine``: processor, cores, system and versions.
+        - ``images``: number of the images for comparing predictions, and whether they are random.
+        - ``peak_gmacs_per_s``: peak speed of a large matrix product, by precision and device.
+        - ``rows``: the measurements. A row has timm's columns (``TIMM_COLUMNS``), ``runtime``,
+          ``precision``, ``device``, ``threads``, ``p05_ms``, ``p95_ms`` and ``spread``. ``ratio``
+          is the time relative to the first runtime of that model and batch size, with the ends of
+          its interval; ``ratio_to_onnxruntime`` is the same relative to ONNX Runtime in float32 on
+          the CPU, if that was measured. ``share_of_peak``, ``copy_ms`` (on a GPU), ``same_class``,
+          ``logit_difference`` and ``accuracy`` (if the images are in folders named after the
+          classes) follow, and ``first_prediction_s``, ``load_s``, ``peak_bytes``, ``device_bytes``
+          and ``file_bytes`` of the cold starts.
+        - ``absent``: the requested ways that could not run, with the reason.
 
     Raises:
-        ValueError: a runtime, precision, device or batch size is none.
-        DependencyMissing: plots are asked for and matplotlib is not installed.
-        ExportError: nothing can run a model, or an ONNX file cannot be used.
-        UnknownArchitecture, HeadFormatError, WeightsError, DataError: see ``models_under_test``.
+        ValueError: A runtime, precision, device or number is not valid.
+        DependencyMissing: ``out`` is given and matplotlib is not installed.
+        ExportError: Nothing can run a model, or an ONNX file cannot be used.
+        UnknownArchitecture, HeadFormatError, WeightsError, DataError: See ``models_under_test``.
     """
     runtimes = _known("runtime", runtimes, RUNTIMES)
     all_precisions = _known("precision", precisions, PRECISIONS)
@@ -125,7 +129,10 @@ def bench(
         if number < 1:
             raise ValueError(f"{name} is {number}, expected at least 1")
     if sittings < 1 or cold_starts < 0 or (threads is not None and threads < 1):
-        raise ValueError("sittings and threads are at least 1, cold_starts at least 0")
+        raise ValueError(
+            f"sittings is {sittings}, threads {threads} and cold_starts {cold_starts}: expected at "
+            "least 1, 1 and 0"
+        )
     if out is not None:
         check_plots()
         _make(Path(out))
@@ -209,7 +216,7 @@ class _Bench:
         return rows
 
     def _agreements(self, asked: Sequence[RunConfig]) -> dict[RunConfig, _Agreement]:
-        """Return which of the ways run, and how their logits compare with those of the first."""
+        """Return the ways that run, with the comparison of their logits with those of the first."""
         found = dict[RunConfig, _Agreement]()
         samples, targets = self.model.samples(), self.model.targets()
         expected: Array | None = None
@@ -221,7 +228,7 @@ class _Bench:
                     logits = np.concatenate(
                         [loaded.run(some) for some in np.split(samples, len(samples) // SAMPLE)]
                     )
-                except Exception as error:  # each runtime has errors of its own
+                except Exception as error:  # each runtime raises its own types of errors
                     reason = first_line(error)
             if reason:
                 self.absent.append(_absence(self.model, one, reason))
@@ -239,7 +246,7 @@ class _Bench:
         return call if one.device == "cpu" else timed_by_events(call, loaded.stream)
 
     def _loaded(self, one: RunConfig, batch: int) -> LoadedModel:
-        """Load; what torch compiled is kept over the sittings, as compiling takes minutes."""
+        """Load a model; keep compiled ones over all repeats, as torch compiles for minutes."""
         if one.runtime != "torch.compile":
             return self._load(one, batch)
         if (one, batch) not in self._compiled:

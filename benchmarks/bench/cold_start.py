@@ -1,9 +1,8 @@
-"""From the start of a process to its first prediction, and what memory that takes.
+"""Measure the time from the start of a process to its first prediction, and its memory.
 
-``python -m headkit.benchmarks.bench.cold_start JSON`` is the process that is measured;
-``cold_start`` starts it
-from a model. It loads what a deployment of that runtime would: torch the backbone's weights and a
-head file, the others an ONNX file.
+``cold_start`` starts the process ``python -m headkit.benchmarks.bench.cold_start JSON``, which
+loads the same files as a deployment with that runtime: the backbone's weights and a head file for
+torch, an ONNX file for the other runtimes.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ class Cold:
     """Medians of several starts.
 
     Attributes:
-        first_prediction_s: from the start of the process until logits of one image are there.
-        load_s: of these, for loading the model when its runtime is imported.
+        first_prediction_s: Seconds from the start of the process to the logits of one image.
+        load_s: Part of these seconds that loads the model, after the import of its runtime.
         peak_bytes: Peak resident memory of the process; None if the system does not report it.
-        device_bytes: taken on the GPU; none without one.
-        file_bytes: of the files that are loaded.
+        device_bytes: Memory used on the GPU; None on the CPU.
+        file_bytes: Size of the loaded files.
     """
 
     first_prediction_s: float
@@ -46,29 +45,29 @@ class Cold:
 
 
 def cold_start(model: ModelUnderTest, configs: list[RunConfig], runs: int) -> dict[RunConfig, Cold]:
-    """Start a process for each way to run a model, in turns.
+    """Start processes for each way to run a model, in turns.
 
     Args:
-        model: what to load.
-        configs: the ways to run it; each has been run before, so that its files are there.
-        runs: number of processes per way.
+        model: The model to load.
+        configs: The ways to run it. Each must have run before, so that its files exist.
+        runs: Number of processes per way.
 
     Raises:
-        ExportError: a process fails.
+        ExportError: A process fails.
     """
-    asked = {config: _asked(model, config) for config in configs}
-    taken: dict[RunConfig, list[dict[str, Any]]] = {config: [] for config in configs}
+    requests = {config: _request(model, config) for config in configs}
+    reports: dict[RunConfig, list[dict[str, Any]]] = {config: [] for config in configs}
     for _ in range(runs):
         for config in configs:
-            taken[config].append(run_in_process(__spec__.name, json.dumps(asked[config])))
-    return {config: _summary(asked[config], rows) for config, rows in taken.items()}
+            reports[config].append(run_in_process(__spec__.name, json.dumps(requests[config])))
+    return {config: _summarize(requests[config], rows) for config, rows in reports.items()}
 
 
-def _summary(asked: Mapping[str, Any], rows: list[dict[str, Any]]) -> Cold:
+def _summarize(request: Mapping[str, Any], rows: list[dict[str, Any]]) -> Cold:
     devices, peaks = (
         [row[key] for row in rows if row[key] is not None] for key in ("device_bytes", "peak_bytes")
     )
-    paths = [asked[key] for key in ("onnx", "head", "weights") if asked[key]]
+    paths = [request[key] for key in ("onnx", "head", "weights") if request[key]]
     return Cold(
         round(statistics.median(row["seconds"] for row in rows), 3),
         round(statistics.median(row["load_s"] for row in rows), 3),
@@ -78,8 +77,9 @@ def _summary(asked: Mapping[str, Any], rows: list[dict[str, Any]]) -> Cold:
     )
 
 
-def _asked(model: ModelUnderTest, config: RunConfig) -> dict[str, Any]:
-    asked = {
+def _request(model: ModelUnderTest, config: RunConfig) -> dict[str, Any]:
+    """Return the argument of the measured process."""
+    request = {
         **asdict(config),
         **asdict(model.parts()),
         "input_size": model.input_size,
@@ -89,8 +89,8 @@ def _asked(model: ModelUnderTest, config: RunConfig) -> dict[str, Any]:
     if takes != "module":
         plain = takes == "plain_onnx"
         path = model.onnx("fp32" if plain else config.precision, optimized=not plain)
-        asked |= {"onnx": str(path), "head": "", "weights": ""}
-    return asked
+        request |= {"onnx": str(path), "head": "", "weights": ""}
+    return request
 
 
 def _bytes(path: Path) -> int:
@@ -99,45 +99,45 @@ def _bytes(path: Path) -> int:
 
 
 class _Loaded(ModelUnderTest):
-    """The files that were asked for, in the process that is measured."""
+    """The model of a request, in the measured process."""
 
-    def __init__(self, asked: Mapping[str, Any]) -> None:
-        self.name, self._asked = "cold", asked
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        self.name, self._request = "cold", request
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        return tuple(self._asked["input_size"])
+        return tuple(self._request["input_size"])
 
     def module(self) -> Any:
         from headkit.adapters.heads.attach import attach
         from headkit.adapters.heads.backbone_of_head import load_backbone_of
         from headkit.adapters.heads.head import Head
 
-        head = Head.load(self._asked["head"])
-        return attach(load_backbone_of(head, self._asked["weights"]), head).eval()
+        head = Head.load(self._request["head"])
+        return attach(load_backbone_of(head, self._request["weights"]), head).eval()
 
     def onnx(self, precision: str = "fp32", *, optimized: bool = True) -> Path:  # noqa: ARG002
-        return Path(self._asked["onnx"])
+        return Path(self._request["onnx"])
 
 
-def _main(asked: Mapping[str, Any]) -> None:
+def _main(request: Mapping[str, Any]) -> None:
     fields = ("runtime", "precision", "device", "threads")
-    config = RunConfig(**{name: asked[name] for name in fields})
+    config = RunConfig(**{name: request[name] for name in fields})
     runtime = RUNTIMES[config.runtime]
     __import__(runtime.module)
     on_gpu = config.device == "cuda"
     free = _free() if on_gpu else 0
     start = time.perf_counter()
-    loaded = runtime.implement().load(_Loaded(asked), config, 1)
+    loaded = runtime.implement().load(_Loaded(request), config, 1)
     load_s = time.perf_counter() - start
-    shape = (1, *asked["input_size"])
-    x = np.random.default_rng(0).integers(0, 256, shape).astype(asked["dtype"])
+    shape = (1, *request["input_size"])
+    x = np.random.default_rng(0).integers(0, 256, shape).astype(request["dtype"])
     loaded.run(x)
     report({"load_s": load_s, "device_bytes": free - _free() if on_gpu else None})
 
 
 def _free() -> int:
-    """Return the free bytes of the GPU: what any runtime allocates there is missing from them."""
+    """Return the free bytes of the GPU, which count the allocations of every runtime."""
     import torch
 
     return int(torch.cuda.mem_get_info()[0])

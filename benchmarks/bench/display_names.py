@@ -8,11 +8,11 @@ from typing import Any
 from headkit.export.runtimes.inference import config_name
 
 ONNXRUNTIME = "onnxruntime fp32"
-"""What the other runtimes and precisions are set against."""
+"""The runtime and precision that the others are compared with."""
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """Return runtime, precision and device of a row; the CPU goes without saying."""
+    """Return runtime, precision and device of a row, without the device if it is the CPU."""
     return config_name(row["runtime"], row["precision"], row["device"])
 
 
@@ -20,17 +20,17 @@ def unmeasured(absent: Iterable[Mapping[str, Any]], models: Collection[str]) -> 
     """Return a line for each reason why something was not measured.
 
     Args:
-        absent: rows of ``bench``.
-        models: all that were asked for; those that a line is about are named if they are not all.
+        absent: Rows ``absent`` of ``bench``.
+        models: Names of all requested models. A line names its models unless it is about all.
     """
-    found: dict[tuple[str, str], set[str]] = {}
+    models_by_cause: dict[tuple[str, str], set[str]] = {}
     for row in absent:
-        found.setdefault((row["reason"], label(row)), set()).add(row["model"])
+        models_by_cause.setdefault((row["reason"], label(row)), set()).add(row["model"])
     grouped: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for (reason, name), of_models in found.items():
-        grouped.setdefault((reason, tuple(sorted(of_models))), []).append(name)
+    for (reason, name), concerned in models_by_cause.items():
+        grouped.setdefault((reason, tuple(sorted(concerned))), []).append(name)
     lines = []
-    for (reason, concerned), names in grouped.items():
-        of = "" if set(concerned) == set(models) else f" of {', '.join(concerned)}"
-        lines.append(f"Not measured: {', '.join(names)}{of}: {reason}")
+    for (reason, own), names in grouped.items():
+        of_models = "" if set(own) == set(models) else f" of {', '.join(own)}"
+        lines.append(f"Not measured: {', '.join(names)}{of_models}: {reason}")
     return lines

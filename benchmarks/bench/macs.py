@@ -7,14 +7,15 @@ from typing import Any
 
 
 def count_gmacs(model: Any, input_size: Sequence[int]) -> float:
-    """Return the multiply-adds of one image in billions, counted without computing anything.
+    """Return the multiply-adds for one image in billions, without computing anything.
 
-    Convolutions, matrix products and attention count, as in ``torch.utils.flop_counter``, on the
-    meta device: on a CPU attention is one fused operator, which that counter does not know.
+    The count of ``torch.utils.flop_counter`` includes convolutions, matrix products and attention.
+    The model is on the meta device because on a CPU attention is one fused operator, which that
+    counter does not know.
 
     Args:
-        model: a module on the meta device, in eval mode.
-        input_size: channels, height and width.
+        model: A module on the meta device, in eval mode.
+        input_size: Channels, height and width.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode  # imports triton where that is installed

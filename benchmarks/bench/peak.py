@@ -1,4 +1,4 @@
-"""What a machine can do at most: the rate of a large matrix product."""
+"""Measure the peak speed of a machine: the rate of a large matrix product."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ REPEATS = 8
 
 
 def peak_gmacs(config: RunConfig) -> float | None:
-    """Measure the multiply-adds per second, in billions, of one large product of matrices.
+    """Measure the multiply-adds per second, in billions, of a large product of matrices.
 
-    On a CPU in float32 by torch and by ONNX Runtime: which of their libraries is faster depends on
-    the processor.
+    On a CPU in float32, torch and ONNX Runtime both compute it, as the processor decides which of
+    their libraries is faster.
 
     Args:
-        config: its precision, device and number of threads count.
+        config: Gives the precision, the device and the number of threads; the runtime is ignored.
 
     Returns:
-        The best of all repetitions; none where torch has no such product.
+        The best of all repetitions; None if torch does not support such a product.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Draw what ``bench`` measured."""
+"""Draw the results of ``bench``."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def _latency(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """A panel per batch size: median with the 5th and 95th percentile, by model and legend."""
+    """Draw a panel per batch size: median, 5th and 95th percentile, by model and legend."""
     from matplotlib.figure import Figure
 
     batches = sorted({row["infer_batch_size"] for row in rows})
@@ -86,7 +86,7 @@ def _latency(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _throughput(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """A panel per model: images per second against batch size."""
+    """Draw a panel per model: images per second over the batch size."""
     from matplotlib.figure import Figure
 
     models = list(dict.fromkeys(row["model"] for row in rows))
@@ -128,7 +128,7 @@ LEGEND: dict[str, Any] = {
 
 
 def handles(found: Mapping[str, Style]) -> list[Any]:
-    """Return what a legend shows for each name."""
+    """Return the symbols of a legend, one for each name."""
     from matplotlib.lines import Line2D
 
     return [Line2D([], [], **style, ls="", ms=6, label=name) for name, style in found.items()]
@@ -139,14 +139,14 @@ def _short(name: str) -> str:
 
 
 def quiet(ax: Any, axis: str) -> None:
-    """Let the axes of a panel step back behind what it shows."""
+    """Draw grid lines behind the data, and remove the borders at the top and at the right."""
     ax.grid(color=GRID, linewidth=0.6, axis=axis)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure: Any, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG file, whole or not at all."""
     with atomic_path(path) as beside:
         figure.savefig(beside, format="png")
     return path
