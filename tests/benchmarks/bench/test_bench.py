@@ -272,7 +272,7 @@ def test_no_two_names_look_alike() -> None:
         ({"batches": [0]}, "batches is 0, expected at least 1"),
         ({"batches": []}, "batches is 0, expected at least 1"),
         ({"rounds": 0}, "rounds is 0"),
-        ({"threads": 0}, "threads are at least 1"),
+        ({"threads": 0}, "threads 0 and cold_starts"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
