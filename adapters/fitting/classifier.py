@@ -19,7 +19,7 @@ from headkit.adapters.heads.kinds import Kind
 from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .adamw import train
-from .linear.solve import STRENGTHS, Linear, solve
+from .linear.solve import STRENGTHS, LinearMap, solve
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def train_classifier(
 
 
 @torch.no_grad()
-def set_linear(model: nn.Module, solution: Linear, widths: list[int]) -> None:
+def set_linear(model: nn.Module, solution: LinearMap, widths: list[int]) -> None:
     """Spread one linear map over the classifier's modules, the mean of which are the logits.
 
     Module ``i`` sees branch ``i`` modulo their number, see ``forward.classify``.

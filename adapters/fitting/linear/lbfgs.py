@@ -1,206 +1,98 @@
-"""Preconditioned L-BFGS for linear models on standardized features."""
+"""Preconditioned L-BFGS for linear models on standardized features, and its stopping rule."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from headkit.adapters.heads.tasks import Task
+from .line_search import search_line
+from .mean_loss import MeanLoss, Point
+from .preconditioner import Preconditioner, Spectrum
 
-from .blocks import Standardized, times, transposed_times
-
-RANK = 256
-"""Directions in which the curvature is known one by one."""
 MEMORY = 10
-"""Steps that L-BFGS remembers."""
+"""Number of steps that L-BFGS remembers."""
+ROUNDING = {torch.float32: 1e-7, torch.float64: 1e-14}
+"""Rounding error of the objective in each precision, as a share of it."""
+STOPPING_ROUNDINGS = 20
+"""The tolerance of the stopping rule is at least this many rounding errors."""
+
 Memory = tuple[tuple[Tensor, Tensor], ...]
-"""Steps, and by how much they changed the gradient."""
+"""Steps, and the change of the gradient along each step."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """Parameters, with the loss there.
-
-    Attributes:
-        theta: ``[num_outputs, num_features + 1]``, weights and in the last column biases.
-        loss: mean loss, without the penalty.
-        gradient: of ``loss``, shaped like ``theta``.
-        curvature: ``[num_outputs]``, mean second derivative by each logit.
-    """
-
-    theta: Tensor
-    loss: float
-    gradient: Tensor
-    curvature: Tensor
-
-
-class Problem:
-    """The mean loss of a linear model as a function of its parameters.
+def has_converged(slope: float, objective: float, tolerance: float) -> bool:
+    """Return True if the next step promises too little: the stopping rule.
 
     Args:
-        rows: standardized features of N images.
-        y: targets, see ``Task.restrict``.
-        task: which loss, see ``Task.losses``.
-        weight: see ``Task.restrict``.
+        slope: Decrease of the objective per length of the next step. A quadratic model of the
+            objective promises half of it for the full step.
+        objective: Objective before the step.
+        tolerance: Smallest decrease that is worth a step, as a share of the objective.
     """
-
-    def __init__(self, rows: Standardized, y: Tensor, task: Task, weight: Tensor | None) -> None:
-        self.rows, self.y, self.task, self.weight = rows, y, task, weight
-        self.dtype = rows.dtype
-        self.total = task.total_weight(y, weight)
-
-    def to(self, dtype: torch.dtype) -> Problem:
-        """Return the same problem in another precision."""
-        return Problem(self.rows.to(dtype), self.y, self.task, self.weight)
-
-    def loss(self, theta: Tensor) -> float:
-        """Return the mean loss alone."""
-        theta = theta.to(self.dtype)
-        weight, bias = theta[:, :-1].contiguous(), theta[:, -1]
-        losses = torch.zeros((), dtype=torch.float64, device=theta.device)
-        for where, z in self.rows.blocks():
-            losses = losses + (self._losses(times(z, weight) + bias, where)[0] / self.total).sum()
-        return float(losses)
-
-    def at(self, theta: Tensor) -> Point:
-        """Return the point with these parameters: one pass over the rows."""
-        theta = theta.to(self.dtype)
-        weight, bias = theta[:, :-1].contiguous(), theta[:, -1]
-        losses = torch.zeros((), dtype=torch.float64, device=theta.device)
-        gradient = torch.zeros_like(theta, dtype=torch.float64)
-        curvature = torch.zeros(len(theta), dtype=torch.float64, device=theta.device)
-        for where, z in self.rows.blocks():
-            loss, residual, second = self._losses(times(z, weight) + bias, where)
-            losses = losses + (loss / self.total).sum()
-            gradient[:, :-1] += transposed_times(residual, z)
-            gradient[:, -1] += residual.sum(0)
-            curvature += second.sum(0)
-        gradient /= self.total.reshape(-1, 1)
-        curvature /= self.total
-        return Point(theta, float(losses), gradient.to(self.dtype), curvature.to(self.dtype))
-
-    def _losses(self, logits: Tensor, where: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss of some rows and its derivatives, see ``Task.losses``."""
-        weight = self.weight
-        if weight is not None and weight.dim() == 2:  # of images
-            weight = weight[where]
-        return self.task.losses(logits, self.y[where], weight)
+    return slope / 2 <= tolerance * objective
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Leading eigenvectors of the features' covariance, and how much the others vary.
+class Lbfgs:
+    """Minimize ``loss + l2 / 2 * ||W||²`` for one strength ``l2`` after another.
 
-    Attributes:
-        vectors: ``[num_features, rank]``.
-        values: ``[rank]``.
-        tail: mean of the other eigenvalues.
-    """
-
-    vectors: Tensor
-    values: Tensor
-    tail: float
-
-    @classmethod
-    def from_features(cls, z: Tensor) -> Spectrum:
-        """Compute it by subspace iteration from a random start (Halko, Martinsson, Tropp 2011).
-
-        Args:
-            z: ``[n, num_features]``, standardized features of some images.
-        """
-        n, width = z.shape
-        rank = min(RANK, n, width)
-        start = torch.randn(n, rank, generator=torch.Generator().manual_seed(0), dtype=z.dtype)
-        basis = transposed_times(start.to(z.device), z)
-        basis = transposed_times(times(z, basis), z)
-        basis = torch.linalg.qr(basis.T).Q
-        seen = times(z, basis.T.contiguous())
-        values, vectors = torch.linalg.eigh(seen.T @ seen / n)
-        values = values.clamp(min=0)
-        rest = float(z.square().sum(dtype=torch.float64)) / n - float(values.sum())
-        return cls(basis @ vectors, values, max(0.0, rest / max(1, width - rank)))
-
-    def to(self, dtype: torch.dtype) -> Spectrum:
-        """Return it in another precision."""
-        return Spectrum(self.vectors.to(dtype), self.values.to(dtype), self.tail)
-
-
-class Descent:
-    """Minimize ``loss + l2 / 2 * ||W||²`` for one strength after the other.
-
-    L-BFGS (Liu and Nocedal, 1989), started in each step from the inverse of an approximate
-    Hessian: each output's mean curvature times the covariance of the features, plus the penalty.
-    Böhning's (1992) bound of the multinomial Hessian has this form; the present curvature replaces
-    his constant. The covariance is known in its leading directions and flat in the others, as in
-    randomized preconditioners (Frangella, Tropp and Udell, 2021). What L-BFGS remembers is
-    kept without the penalty, hence serves the next strength.
+    The method is L-BFGS (Liu and Nocedal, 1989) with a preconditioner in place of the initial
+    inverse Hessian, see ``Spectrum.preconditioner``. The remembered steps do not include the
+    penalty, so they also serve the next strength.
 
     Args:
-        problem: the loss.
-        spectrum: of the problem's features.
-        theta: where to start.
-        memory: of another descent for the same loss.
+        loss: The loss.
+        spectrum: Spectrum of the features' covariance.
+        theta: Parameters to start from.
+        memory: Memory of another minimization of the same loss.
     """
 
     def __init__(
-        self,
-        problem: Problem,
-        spectrum: Spectrum,
-        theta: Tensor,
-        memory: Memory = (),
+        self, loss: MeanLoss, spectrum: Spectrum, theta: Tensor, memory: Memory = ()
     ) -> None:
-        self.problem, self.spectrum = problem, spectrum.to(problem.dtype)
-        self.memory = tuple((s.to(problem.dtype), y.to(problem.dtype)) for s, y in memory)
-        self.point = problem.at(theta.to(problem.dtype))
+        self.loss, self.spectrum = loss, spectrum.to(loss.dtype)
+        self.memory = tuple((s.to(loss.dtype), y.to(loss.dtype)) for s, y in memory)
+        self.point = loss.evaluate(theta.to(loss.dtype))
 
-    def to(self, dtype: torch.dtype) -> Descent:
+    def to(self, dtype: torch.dtype) -> Lbfgs:
         """Return the same state in another precision."""
-        return Descent(self.problem.to(dtype), self.spectrum, self.point.theta, self.memory)
+        return Lbfgs(self.loss.to(dtype), self.spectrum, self.point.theta, self.memory)
 
     def objective(self, point: Point, l2: float) -> float:
         """Return the loss with the penalty."""
         return point.loss + l2 / 2 * float(point.theta[:, :-1].square().sum(dtype=torch.float64))
 
-    def run(self, l2: float, tolerance: float, max_iterations: int) -> tuple[int, bool]:
-        """Descend. Returns the iterations made, and whether ``tolerance`` was reached.
+    def minimize(self, l2: float, tolerance: float, max_iterations: int) -> tuple[int, bool]:
+        """Take steps until the stopping rule holds, see ``has_converged``.
 
         Args:
-            l2: strength of the penalty.
-            tolerance: decrease of the objective that the next step promises, as a share of it.
-            max_iterations: at most.
+            l2: Strength of the penalty.
+            tolerance: Tolerance of the stopping rule.
+            max_iterations: Maximum number of steps.
+
+        Returns:
+            The number of steps, and whether the tolerance was reached.
         """
-        single = self.problem.dtype == torch.float32
-        noise = 1e-7 if single else 1e-14
-        tolerance = max(tolerance, 20 * noise)
+        rounding = ROUNDING[self.loss.dtype]
+        tolerance = max(tolerance, STOPPING_ROUNDINGS * rounding)
         penalty = torch.full_like(self.point.theta[:1], l2)
         penalty[:, -1] = 0
         pairs = [_Pair(s, y + penalty * s) for s, y in self.memory]
         value = self.objective(self.point, l2)
         for iteration in range(max_iterations):
             gradient = self.point.gradient + penalty * self.point.theta
-            direction = _direction(gradient, pairs, self._preconditioner(l2))
+            precondition = self.spectrum.preconditioner(self.point.curvature, l2)
+            direction = _two_loop_recursion(gradient, pairs, precondition)
             slope = _dot(gradient, direction)
             if slope <= 0 and pairs:
-                # What is remembered is down to rounding: the preconditioner alone is definite.
+                # Rounding has spoiled the memory. The preconditioner alone is positive definite.
                 self.memory, pairs = (), []
                 continue
-            if slope / 2 <= tolerance * value:
+            if has_converged(slope, value, tolerance):
                 return iteration, True
-            length = 1.0
-            while True:
-                point = self.problem.at(self.point.theta - length * direction)
-                reached = self.objective(point, l2)
-                if reached <= value - 1e-4 * length * slope + noise * value:
-                    break
-                # The minimum of the parabola through what is known; Armijo's rule is met near it.
-                excess = 2 * (reached - value + length * slope)
-                least, most = 0.1 * length, 0.5 * length
-                length = min(most, max(least, slope * length**2 / excess)) if excess > 0 else most
-                if length < 1e-6:
-                    return iteration, False
+            step = self._search(direction, l2, value, slope)
+            if step is None:
+                return iteration, False
+            point, reached = step
             s, y = point.theta - self.point.theta, point.gradient - self.point.gradient
             pair = _Pair(s, y + penalty * s)
             if pair.product > 0:
@@ -209,22 +101,14 @@ class Descent:
             self.point, value = point, reached
         return max_iterations, False
 
-    def _preconditioner(self, l2: float) -> Callable[[Tensor], Tensor]:
-        """Return the product with the inverse of the approximate Hessian at the present point."""
-        vectors, values = self.spectrum.vectors, self.spectrum.values
-        # An output that no image is in doubt about still moves when told to.
-        curvature = self.point.curvature.clamp(min=1e-7)[:, None]
-        flat = 1 / (curvature * self.spectrum.tail + l2)
-        leading = 1 / (curvature * values + l2) - flat
+    def _search(
+        self, direction: Tensor, l2: float, value: float, slope: float
+    ) -> tuple[Point, float] | None:
+        def evaluate(length: float) -> tuple[Point, float]:
+            point = self.loss.evaluate(self.point.theta - length * direction)
+            return point, self.objective(point, l2)
 
-        def precondition(gradient: Tensor) -> Tensor:
-            weight = gradient[:, :-1]
-            product = torch.empty_like(gradient)
-            product[:, :-1] = weight * flat + ((weight @ vectors) * leading) @ vectors.T
-            product[:, -1] = gradient[:, -1] / curvature[:, 0]
-            return product
-
-        return precondition
+        return search_line(evaluate, value, slope, ROUNDING[self.loss.dtype])
 
 
 class _Pair:
@@ -234,10 +118,10 @@ class _Pair:
         self.s, self.y, self.product = s, y, _dot(s, y)
 
 
-def _direction(
-    gradient: Tensor, pairs: list[_Pair], precondition: Callable[[Tensor], Tensor]
+def _two_loop_recursion(
+    gradient: Tensor, pairs: list[_Pair], precondition: Preconditioner
 ) -> Tensor:
-    """Return L-BFGS's approximation of the inverse Hessian times ``gradient``: two loops."""
+    """Return L-BFGS's approximation of the inverse Hessian times ``gradient``."""
     rest, shares = gradient.clone(), list[float]()
     for pair in reversed(pairs):
         shares.append(_dot(pair.s, rest) / pair.product)

@@ -1,63 +1,63 @@
-"""The choice of a strength and of a standardization."""
+"""Search for the best strength and standardization by validation loss."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .path import Fit, Images, Linear, Step
+from .regularization_path import LinearMap, PathData, RegularizationPath, Step
 
-GAIN = 0.05
-"""Share of the validation loss that another standardization has to gain: less is often chance."""
+MIN_GAIN = 0.05
+"""Share by which another standardization must lower the validation loss: less may be chance."""
 MARGIN = 2e-3
-"""Share of a validation loss that is not worth solving another step for."""
+"""Share of the validation loss that is too small to solve another step for."""
 
 
 class Search:
-    """A path for one standardization after the other, judged by images that are held out.
+    """A search over regularization paths, one for each standardization and fold.
 
     Args:
-        folds: training images with validation images; of several folds, losses are averaged.
-        weights: of the folds; without them all weigh the same.
+        folds: Training and validation images. Losses of several folds are averaged.
+        weights: Weights of the folds. Default: equal weights.
     """
 
-    def __init__(self, folds: Sequence[Images], weights: Sequence[float] | None = None) -> None:
+    def __init__(self, folds: Sequence[PathData], weights: Sequence[float] | None = None) -> None:
         self.folds = folds
         weights = weights or [1.0] * len(folds)
         self.shares = [weight / sum(weights) for weight in weights]
         self.steps: tuple[Step, ...] = ()
-        self._fits = dict[float, list[Fit]]()
+        self._paths = dict[float, list[RegularizationPath]]()
 
     def visit(self, strengths: Sequence[float], smoothings: Sequence[float]) -> Step:
-        """Visit all strengths with the first standardization; return the best step.
+        """Visit all strengths with the first standardization. Return the best step.
 
-        With each further one, those from above the best strength so far are visited, starting where
-        that one ended, until less than ``GAIN`` is gained.
+        Each other standardization starts from the best step so far, and visits the next stronger
+        strength and all weaker ones. The search ends when one gains less than ``MIN_GAIN``.
 
         Args:
-            strengths: from strong to weak.
-            smoothings: shares of the mean variance that are added to each feature's.
+            strengths: Strengths, from strong to weak.
+            smoothings: Shares of the mean variance that are added to the variance of each feature.
         """
-        # One fold alone is too few images to end the path by; one that is not averaged is not.
-        early = len(self.folds) == 1
-        best = self._add(self._fit(smoothings[0]), strengths, early=early)
+        # Each of several folds has too few validation images to end its own path.
+        stop_early = len(self.folds) == 1
+        best = self._visit(self._get_paths(smoothings[0]), strengths, stop_early=stop_early)
         for smoothing in smoothings[1:]:
-            place = strengths.index(best.l2)
-            near = strengths[max(0, place - 1) :]
-            starts = [fit.linear(best.l2) for fit in self._fits[best.var_smoothing]]
-            found = self._add(self._fit(smoothing), near, starts, early=early)
-            if _loss(found) > (1 - GAIN) * _loss(best):
+            index = strengths.index(best.l2)
+            near = strengths[max(0, index - 1) :]
+            starts = [path.linear_map(best.l2) for path in self._paths[best.var_smoothing]]
+            step = self._visit(self._get_paths(smoothing), near, starts, stop_early=stop_early)
+            if _loss(step) > (1 - MIN_GAIN) * _loss(best):
                 break
-            best = found
+            best = step
         return best
 
-    def polish(self, best: Step) -> Step:
-        """Solve the best step of one fold to the tolerance and return it.
+    def solve(self, best: Step) -> Step:
+        """Solve the best step of one fold to the tolerance. Return the solved step.
 
-        Where its loss ends clearly above what another's with the same standardization was, that one
-        is solved as well.
+        If its loss ends clearly above the loss of another visited step with the same
+        standardization, that step is solved as well.
         """
-        (fit,) = self._fit(best.var_smoothing)
+        (path,) = self._get_paths(best.var_smoothing)
         steps = {step.l2: step for step in self.steps if step.var_smoothing == best.var_smoothing}
         solved = {l2 for l2, step in steps.items() if step.converged}
 
@@ -65,7 +65,7 @@ class Search:
             return _loss(steps[l2]) * (1 if l2 in solved else 1 + MARGIN)
 
         while (chosen := min(steps, key=rank)) not in solved:
-            step = fit.polish(chosen)
+            step = path.solve(chosen)
             steps[chosen] = replace(step, iterations=steps[chosen].iterations + step.iterations)
             solved.add(chosen)
         self.steps = tuple(
@@ -74,49 +74,49 @@ class Search:
         )
         return steps[chosen]
 
-    def linear(self, step: Step) -> Linear:
-        """Return the map of a step: the last fold's."""
-        return self._fits[step.var_smoothing][-1].linear(step.l2)
+    def linear_map(self, step: Step) -> LinearMap:
+        """Return the map of a step in the last fold."""
+        return self._paths[step.var_smoothing][-1].linear_map(step.l2)
 
-    def _fit(self, smoothing: float) -> list[Fit]:
-        """Return the folds' fits with this standardization; the others keep nothing large."""
-        for other, fits in self._fits.items():
+    def _get_paths(self, smoothing: float) -> list[RegularizationPath]:
+        """Return the paths of all folds for one standardization; free the memory of the others."""
+        for other, paths in self._paths.items():
             if other != smoothing:
-                for fit in fits:
-                    fit.release()
-        if smoothing not in self._fits:
-            self._fits[smoothing] = [Fit(images, smoothing) for images in self.folds]
-        return self._fits[smoothing]
+                for path in paths:
+                    path.release()
+        if smoothing not in self._paths:
+            self._paths[smoothing] = [RegularizationPath(data, smoothing) for data in self.folds]
+        return self._paths[smoothing]
 
-    def _add(
+    def _visit(
         self,
-        fits: Sequence[Fit],
+        paths: Sequence[RegularizationPath],
         strengths: Sequence[float],
-        starts: Sequence[Linear | None] | None = None,
+        starts: Sequence[LinearMap | None] | None = None,
         *,
-        early: bool = False,
+        stop_early: bool,
     ) -> Step:
-        starts = starts or [None] * len(fits)
-        paths = [
-            fit.path(strengths, early=early, start=start)
-            for fit, start in zip(fits, starts, strict=True)
+        starts = starts or [None] * len(paths)
+        visits = [
+            path.visit(strengths, stop_early=stop_early, start=start)
+            for path, start in zip(paths, starts, strict=True)
         ]
-        steps = [self._mean(steps) for steps in zip(*paths, strict=True)]
+        steps = [self._average_steps(steps) for steps in zip(*visits, strict=True)]
         self.steps += tuple(steps)
         return min(steps, key=_loss)
 
-    def _mean(self, steps: Sequence[Step]) -> Step:
+    def _average_steps(self, steps: Sequence[Step]) -> Step:
         if len(steps) == 1:
             return steps[0]
         return replace(
             steps[0],
-            objective=self._averaged([step.objective for step in steps]),
-            val_loss=self._averaged([_loss(step) for step in steps]),
+            objective=self._average([step.objective for step in steps]),
+            val_loss=self._average([_loss(step) for step in steps]),
             iterations=sum(step.iterations for step in steps),
             converged=False,
         )
 
-    def _averaged(self, values: Sequence[float]) -> float:
+    def _average(self, values: Sequence[float]) -> float:
         return sum(share * value for share, value in zip(self.shares, values, strict=True))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.special import logsumexp
 
-from headkit.adapters.fitting.linear.solve import VAR_SMOOTHINGS, Linear
+from headkit.adapters.fitting.linear.solve import VAR_SMOOTHINGS, LinearMap
 
 Array = np.ndarray[Any, Any]
 
@@ -27,7 +27,7 @@ def blobs(n: int, d: int, classes: int, seed: int = 0) -> tuple[Array, Array]:
     return (centers[y] + generator.normal(size=(n, d))) * generator.uniform(0.1, 10, d) + 3, y
 
 
-def logits_of(linear: Linear, x: Array) -> Array:
+def logits_of(linear: LinearMap, x: Array) -> Array:
     return np.asarray(x.astype(np.float64) @ linear.weight.numpy().T + linear.bias.numpy())
 
 
@@ -35,11 +35,11 @@ def log_loss(logits: Array, y: Array) -> float:
     return float((logsumexp(logits, 1) - logits[np.arange(len(y)), y]).mean())
 
 
-def accuracy(linear: Linear, x: Array, y: Array) -> float:
+def accuracy(linear: LinearMap, x: Array, y: Array) -> float:
     return float((logits_of(linear, x).argmax(1) == y).mean())
 
 
-def probabilities(linear: Linear, x: Array) -> Array:
+def probabilities(linear: LinearMap, x: Array) -> Array:
     logits = logits_of(linear, x)
     return np.asarray(np.exp(logits - logsumexp(logits, 1, keepdims=True)))
 

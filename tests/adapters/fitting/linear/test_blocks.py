@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from headkit.adapters.fitting.linear.blocks import times, transposed_times
+from headkit.adapters.fitting.linear.products import multiply, multiply_transposed
 from headkit.adapters.fitting.linear.solve import solve
 
 from .problems import Array, Blocks, blobs, logits_of, tensors
@@ -35,9 +35,9 @@ def test_blocks_can_be_held_out() -> None:
 
 
 def test_few_blocks_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headkit.adapters.fitting.linear.path.DOUBLE", 0)
-    monkeypatch.setattr("headkit.adapters.fitting.linear.blocks.CHUNK", 2**12)
-    monkeypatch.setattr("headkit.adapters.fitting.linear.blocks.BLOCK", 2**14)
+    monkeypatch.setattr("headkit.adapters.fitting.linear.regularization_path.MAX_DOUBLE_SIZE", 0)
+    monkeypatch.setattr("headkit.adapters.fitting.linear.standardization.CHUNK", 2**12)
+    monkeypatch.setattr("headkit.adapters.fitting.linear.standardization.BLOCK", 2**14)
     x, y = tensors(*blobs(5000, 64, 4))
     rows = Blocks(x.float(), 64)
     solve(rows, y, 4)
@@ -62,6 +62,6 @@ def test_products_equal_those_of_numpy(n: int, outputs: int, width: int) -> None
         torch.randn(*shape, generator=generator)
         for shape in [(n, width), (outputs, width), (n, outputs)]
     )
-    forward, backward = times(z, weight), transposed_times(r, z)
+    forward, backward = multiply(z, weight), multiply_transposed(r, z)
     assert np.abs(forward.numpy() - z.double().numpy() @ weight.double().numpy().T).max() < 1e-4
     assert np.abs(backward.numpy() - r.double().numpy().T @ z.double().numpy()).max() < 1e-4

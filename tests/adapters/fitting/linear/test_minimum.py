@@ -50,7 +50,7 @@ def test_weights_are_those_of_an_independent_minimization() -> None:
 def test_single_precision_ends_at_the_minimum_of_double_precision(
     digits: tuple[Array, Array, Array, Array], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headkit.adapters.fitting.linear.path.DOUBLE", 0)
+    monkeypatch.setattr("headkit.adapters.fitting.linear.regularization_path.MAX_DOUBLE_SIZE", 0)
     x, y = digits[0][:count], digits[1][:count]
     z = standardized(x.astype(np.float64))
     reference = LogisticRegression(C=1 / (1e-2 * count), tol=1e-10, max_iter=5000).fit(z, y)
@@ -67,7 +67,7 @@ def test_single_precision_ends_at_the_minimum_of_double_precision(
 def test_a_mean_a_thousand_times_the_spread_costs_no_precision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("headkit.adapters.fitting.linear.path.DOUBLE", 0)
+    monkeypatch.setattr("headkit.adapters.fitting.linear.regularization_path.MAX_DOUBLE_SIZE", 0)
     x, y = blobs(400, 20, 3)
     x = (x + 1000 * x.std(0)).astype(np.float32)
     z = standardized(x.astype(np.float64))
@@ -140,7 +140,7 @@ def test_ridge_that_is_too_large_to_decompose_is_the_same(monkeypatch: pytest.Mo
     x, _ = blobs(300, 30, 3)
     y = x[:, :2] ** 2
     direct = solve(*tensors(x, y), 2, task="regression", l2=1e-2)
-    monkeypatch.setattr("headkit.adapters.fitting.linear.path.DIRECT", 10)
+    monkeypatch.setattr("headkit.adapters.fitting.linear.regularization_path.MAX_RIDGE_SIDE", 10)
     solution = solve(*tensors(x, y), 2, task="regression", l2=1e-2, tolerance=1e-13)
     assert solution.path[0].iterations > 0
     assert torch.allclose(solution.linear.weight, direct.linear.weight, rtol=1e-5, atol=1e-6)
