@@ -18,9 +18,9 @@ from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.data.dataset import ImageDataset, count
 from headkit.adapters.data.open import open_data
 from headkit.adapters.errors import ContractError, ExportError
-from headkit.adapters.features.duplicates import held_out, report_duplicates
+from headkit.adapters.features.duplicates import choose_validation, count_duplicates
 from headkit.adapters.features.executors.choose import choose_executor
-from headkit.adapters.features.extract import Extracted, Progress, extract
+from headkit.adapters.features.extract import ExtractedFeatures, Progress, extract
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.features.runtime import Runtime
 from headkit.adapters.features.transform import View
@@ -146,11 +146,11 @@ def fit(
             mask = np.zeros(len(extracted.targets), np.bool_)
         else:
             held = extracted
-            mask = held_out(extracted, train_source.task, holdout, seed)
+            mask = choose_validation(extracted, train_source.task, holdout, seed)
         crops = [extraction(train_source, View(n, seed)) for n in range(1, views)]
         check_crops(extracted, crops)
         check_classes(train_source, extracted.targets[~mask])
-        duplicates = report_duplicates(extracted, held if val_source else None)
+        duplicates = count_duplicates(extracted, held if val_source else None)
         examples = LabeledFeatures.from_views([extracted, *crops], ~mask)
         on = np.ones(len(held.targets), np.bool_) if val_source else mask
         validation = LabeledFeatures.from_views([held], on) if on.any() else None
@@ -241,7 +241,7 @@ class _Extraction:
     fall_back: bool
     options: Mapping[str, Any]
 
-    def __call__(self, source: ImageDataset, view: View | None = None) -> Extracted:
+    def __call__(self, source: ImageDataset, view: View | None = None) -> ExtractedFeatures:
         try:
             return extract(self.model, source, self.runtime, self.root, view=view, **self.options)
         except ExportError as error:

@@ -235,18 +235,18 @@ def test_files_for_the_hub_match_those_of_the_old_version() -> None:
 
 def test_features_in_an_old_cache_are_found(tmp_path: Path) -> None:
     shutil.copytree(FOLDER / "cache", tmp_path / "cache")
-    (described,) = (tmp_path / "cache").rglob("key.json")
+    (key_file,) = (tmp_path / "cache").rglob("key.json")
     (shard,) = (tmp_path / "cache").rglob("shard-*.safetensors")
-    key = json.loads(described.read_text())
+    key = json.loads(key_file.read_text())
     assert key.pop("format") == 1
     cache = FeatureCache(tmp_path / "cache", key)
-    assert cache.folder == described.parent
+    assert cache.folder == key_file.parent
     stored = safetensors.numpy.load_file(shard)
     digests = stored["digest"].view("S32").reshape(-1)
-    found = cache.find(digests)
-    assert not found.missing.any()
-    assert cache.valid(found).all()
-    (features,) = cache.load(found)
+    locations = cache.find(digests)
+    assert not locations.missing.any()
+    assert cache.is_valid(locations).all()
+    (features,) = cache.load(locations)
     assert features.numpy().tobytes() == stored["features"].tobytes()
 
 

@@ -246,7 +246,7 @@ def test_what_workers_get_survives_a_spawn(view: int, tmp_path: Path) -> None:
 
     Image.new("RGB", (40, 30), (200, 10, 30)).save(tmp_path / "a.png")
     cfg = preprocessing(random_backbone())
-    data = decode.Files([str(tmp_path / "a.png")], Transform(cfg, View(view)))
+    data = decode.ImageFiles([str(tmp_path / "a.png")], Transform(cfg, View(view)))
     again = pickle.loads(pickle.dumps(data))  # noqa: S301
     first, second = data[0], again[0]
     assert first.digest == second.digest

@@ -1,9 +1,10 @@
-"""Features on disk, found again by the content of the image that they come from.
+"""Store features on disk and look them up by the content of their image.
 
-A cache is a folder of shards, safetensors files that are written once and whole. A shard holds, a
-row per image, ``digest`` uint8 ``[n, 32]`` (identity.py), ``pixels`` uint8 ``[n, 16]`` (a digest of
-what the backbone sees), ``valid`` uint8 ``[n]`` and ``features``, ``features_1``, … float32
-``[n, …]``. All that the numbers depend on but the image is in the folder's name, by its hash.
+A cache is a folder of shards: safetensors files, each of which is written once and as a whole. A
+shard has one row per image in each of its tensors: ``digest`` uint8 ``[n, 32]`` (see
+``file_hashes``), ``pixels`` uint8 ``[n, 16]`` (a digest of what the backbone sees), ``valid`` uint8
+``[n]``, and ``features``, ``features_1``, … float32 ``[n, …]``, one per branch. The folder's name
+has a hash of everything but the image that the features depend on.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ _SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Found:
-    """Where the features of some images lie.
+class Locations:
+    """Where a cache has the features of ``N`` images.
 
     Attributes:
-        shard: number of the shard, ``[N]`` int64; -1 where the cache lacks the image.
-        row: in the shard, ``[N]`` int64.
+        shard: Number of each image's shard, ``[N]`` int64; -1 if the cache lacks the image.
+        row: Row of each image in its shard, ``[N]`` int64.
     """
 
     shard: np.ndarray[Any, np.dtype[np.int64]]
@@ -50,23 +51,24 @@ class Found:
     def __len__(self) -> int:
         return len(self.shard)
 
-    def __getitem__(self, chosen: Any) -> Found:
-        return Found(self.shard[chosen], self.row[chosen])
+    def __getitem__(self, chosen: Any) -> Locations:
+        return Locations(self.shard[chosen], self.row[chosen])
 
     @property
     def missing(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Mask of the images that the cache lacks."""
+        """``[N]``, True for each image that the cache lacks."""
         return self.shard < 0
 
 
 class FeatureCache:
-    """The features of one backbone, as one runtime gives them, under one transform.
+    """A cache of the features that one backbone computes on one runtime under one transform.
 
-    Processes may share it: a shard is named after the images in it and moved into place whole.
+    Several processes may use it at once: a shard is named after its images and moved into place
+    when it is complete.
 
     Args:
-        root: the folder of all caches.
-        key: all that the features depend on but the image, as JSON values.
+        root: Folder of all caches.
+        key: Everything but the image that the features depend on, as JSON values.
     """
 
     def __init__(self, root: Path, key: Mapping[str, Any]) -> None:
@@ -74,9 +76,9 @@ class FeatureCache:
         name = hashlib.sha256(text.encode()).hexdigest()[:24]
         self.folder = root / "features" / f"{key['architecture']}-{name}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        described = self.folder / "key.json"
-        if not described.is_file():
-            write_atomically(described, text.encode())
+        key_file = self.folder / "key.json"
+        if not key_file.is_file():
+            write_atomically(key_file, text.encode())
         self._shards: list[Path] = []
         self._digests: list[Digests] = []
         self._pixels: list[np.ndarray[Any, Any]] = []
@@ -89,7 +91,7 @@ class FeatureCache:
             with safe_open(path, framework="numpy") as shard:
                 digest, pixels, valid = map(shard.get_tensor, ("digest", "pixels", "valid"))
         except (SafetensorError, OSError) as error:
-            # Full disks and pulled plugs: what a shard holds can be computed again.
+            # A full disk or a power cut can damage a shard. Its features can be computed again.
             logger.warning("removed the damaged shard %s (%s)", path, error)
             path.unlink(missing_ok=True)
             return
@@ -101,7 +103,7 @@ class FeatureCache:
 
     @cached_property
     def _order(self) -> tuple[Digests, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """All digests in order, with their shards and rows."""
+        """All digests in ascending order, with their shards and rows."""
         digests = np.concatenate([np.zeros(0, DIGEST), *self._digests])
         sizes = [len(digest) for digest in self._digests]
         shard = np.repeat(np.arange(len(sizes)), sizes)
@@ -109,24 +111,25 @@ class FeatureCache:
         order = np.argsort(digests, kind="stable")
         return digests[order], shard[order], row[order]
 
-    def find(self, digests: Digests) -> Found:
-        """Look images up."""
+    def find(self, digests: Digests) -> Locations:
+        """Return where the cache has the images with these digests."""
         known, shard, row = self._order
         if not len(known):
-            return Found(np.full(len(digests), -1), np.full(len(digests), -1))
+            return Locations(np.full(len(digests), -1), np.full(len(digests), -1))
         at = np.minimum(np.searchsorted(known, digests), len(known) - 1)
-        here = (known[at] == digests) & (digests != b"")
-        return Found(np.where(here, shard[at], -1), np.where(here, row[at], -1))
+        present = (known[at] == digests) & (digests != b"")
+        return Locations(np.where(present, shard[at], -1), np.where(present, row[at], -1))
 
-    def valid(self, found: Found) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Tell which images could be decoded, ``[N]``. All have to be found."""
-        taken: np.ndarray[Any, np.dtype[np.bool_]] = _take(self._valid, found, np.bool_)
-        return taken
+    def is_valid(self, locations: Locations) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return ``[N]``, True for each decodable image. The cache must have all of them."""
+        valid: np.ndarray[Any, np.dtype[np.bool_]] = _gather(self._valid, locations, np.bool_)
+        return valid
 
-    def pixels(self, found: Found) -> np.ndarray[Any, np.dtype[np.bytes_]]:
-        """Return digests of what the backbone saw, ``[N]``: equal pixels, equal features."""
-        taken: np.ndarray[Any, np.dtype[np.bytes_]] = _take(self._pixels, found, PIXEL_DIGEST)
-        return taken
+    def pixel_digests(self, locations: Locations) -> np.ndarray[Any, np.dtype[np.bytes_]]:
+        """Return digests of what the backbone saw, ``[N]``: equal digests mean equal features."""
+        digests: np.ndarray[Any, np.dtype[np.bytes_]]
+        digests = _gather(self._pixels, locations, PIXEL_DIGEST)
+        return digests
 
     def add(
         self,
@@ -135,88 +138,89 @@ class FeatureCache:
         valid: np.ndarray[Any, Any],
         branches: Sequence[np.ndarray[Any, Any]],
     ) -> None:
-        """Write a shard and have it on the disk before going on."""
+        """Write a shard, and return when the disk has it."""
         tensors = {
-            "digest": _bytes(digests, DIGEST),
-            "pixels": _bytes(pixels, PIXEL_DIGEST),
+            "digest": _as_uint8(digests, DIGEST),
+            "pixels": _as_uint8(pixels, PIXEL_DIGEST),
             "valid": valid.astype(np.uint8),
-            **{_name(number): branch for number, branch in enumerate(branches)},
+            **{_tensor_name(number): branch for number, branch in enumerate(branches)},
         }
         path = self.folder / f"shard-{hashlib.sha256(digests.tobytes()).hexdigest()[:24]}{_SUFFIX}"
         write_atomically(path, safetensors.numpy.save(tensors))
         self._read(path)
 
     def refresh(self) -> None:
-        """Take in the shards that other processes have written."""
+        """Read the shards that other processes have written since."""
         for path in sorted(set(self.folder.glob(f"shard-*{_SUFFIX}")) - set(self._shards)):
             self._read(path)
 
-    def shapes(self, found: Found) -> list[tuple[int, ...]]:
-        """Return the shape of each branch for one image."""
-        with safe_open(self._shards[found.shard[0]], framework="numpy") as shard:
+    def shapes(self, locations: Locations) -> list[tuple[int, ...]]:
+        """Return the shape of one image's features in each branch."""
+        with safe_open(self._shards[locations.shard[0]], framework="numpy") as shard:
             number = sum(name.startswith("features") for name in shard.keys())  # noqa: SIM118
-            slices = [shard.get_slice(_name(branch)) for branch in range(number)]
+            slices = [shard.get_slice(_tensor_name(branch)) for branch in range(number)]
             return [tuple(part.get_shape()[1:]) for part in slices]
 
-    def load(self, found: Found) -> tuple[Tensor, ...]:
-        """Return the features of images, ``[N, …]`` per branch, in memory."""
-        shapes = self.shapes(found)
-        loaded = tuple(torch.empty(len(found), *shape) for shape in shapes)
-        for number in np.unique(found.shard):
-            mask = found.shard == number
+    def load(self, locations: Locations) -> tuple[Tensor, ...]:
+        """Read features into memory: float32 ``[N, …]`` per branch."""
+        shapes = self.shapes(locations)
+        features = tuple(torch.empty(len(locations), *shape) for shape in shapes)
+        for number in np.unique(locations.shard):
+            mask = locations.shard == number
             with safe_open(self._shards[number], framework="pt") as shard:
-                for branch, into in enumerate(loaded):
-                    rows = torch.from_numpy(found.row[mask])
-                    into[torch.from_numpy(mask)] = shard.get_tensor(_name(branch))[rows]
-        return loaded
+                for branch, into in enumerate(features):
+                    rows = torch.from_numpy(locations.row[mask])
+                    into[torch.from_numpy(mask)] = shard.get_tensor(_tensor_name(branch))[rows]
+        return features
 
 
 class CachedRows:
-    """Features of images as a matrix that stays on the disk, read a shard at a time.
+    """A matrix of features that stays on the disk and is read one shard at a time.
 
     Args:
-        parts: caches and where the images lie in them; the same image in several views has a row
-            in each.
+        parts: Caches, each with the locations of images in it. An image that is in several parts,
+            such as in several views, has one row per part.
 
     Attributes:
-        order: ``[N]``, which image of all parts in turn each row is of: shard by shard.
-        shapes: of each branch for one image.
-        shape: number of rows, and of features of all branches together.
+        order: ``[N]``, the image of each row. Images are numbered through all parts; rows are in
+            the order of the shards.
+        shapes: Shape of one image's features in each branch.
+        shape: Number of rows, and number of features in all branches together.
     """
 
-    def __init__(self, parts: Sequence[tuple[FeatureCache, Found]]) -> None:
+    def __init__(self, parts: Sequence[tuple[FeatureCache, Locations]]) -> None:
         self._parts, orders, before = [], [], 0
-        for cache, found in parts:
-            order = np.lexsort((found.row, found.shard))
-            self._parts.append((cache, found[order]))
+        for cache, locations in parts:
+            order = np.lexsort((locations.row, locations.shard))
+            self._parts.append((cache, locations[order]))
             orders.append(before + order)
-            before += len(found)
+            before += len(locations)
         self.order = np.concatenate(orders)
-        cache, found = self._parts[0]
-        self.shapes = cache.shapes(found)
+        cache, locations = self._parts[0]
+        self.shapes = cache.shapes(locations)
         self.shape = (before, sum(int(np.prod(shape)) for shape in self.shapes))
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield float32 ``[n, num_features]``, the same blocks in the same order each time."""
-        for cache, found in self._parts:
-            starts = [*np.unique(found.shard, return_index=True)[1], len(found)]
+        for cache, locations in self._parts:
+            starts = [*np.unique(locations.shard, return_index=True)[1], len(locations)]
             for start, end in pairwise(starts):
-                branches = cache.load(found[start:end])
+                branches = cache.load(locations[start:end])
                 yield torch.cat([branch.flatten(1) for branch in branches], 1)
 
 
-def _take(arrays: Sequence[Any], found: Found, dtype: Any) -> Any:
-    """Gather what the shards hold in memory for each image."""
-    taken = np.zeros(len(found), dtype)
-    for number in np.unique(found.shard):
-        mask = found.shard == number
-        taken[mask] = arrays[number][found.row[mask]]
-    return taken
+def _gather(arrays: Sequence[Any], locations: Locations, dtype: Any) -> Any:
+    """Return the value of each image, ``[N]``, from one array per shard."""
+    values = np.zeros(len(locations), dtype)
+    for number in np.unique(locations.shard):
+        mask = locations.shard == number
+        values[mask] = arrays[number][locations.row[mask]]
+    return values
 
 
-def _name(branch: int) -> str:
+def _tensor_name(branch: int) -> str:
     return f"features_{branch}" if branch else "features"
 
 
-def _bytes(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+def _as_uint8(values: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(values, dtype).view(np.uint8).reshape(len(values), -1)

@@ -1,4 +1,4 @@
-"""Decode images into what the backbone sees, each with its identity."""
+"""Decode images to the pixels that the backbone sees, each with a digest of its content."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.images import open_image
 
 from .cache import PIXEL_DIGEST
-from .file_hashes import DIGEST, Digests, digest_of
+from .file_hashes import DIGEST, Digests, hash_content
 from .runtime import Pixels
 from .transform import Transform
 
@@ -31,7 +31,13 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Batch:
-    """Decoded images: pixels uint8 ``[n, channels, height, width]``, identities, what is valid."""
+    """Decoded images.
+
+    Attributes:
+        pixels: uint8 ``[n, channels, height, width]``.
+        digests: Digest of each image's content, ``[n]``.
+        valid: ``[n]``, True for each image that could be decoded.
+    """
 
     pixels: Pixels
     digests: Digests
@@ -39,16 +45,19 @@ class Batch:
 
     @property
     def pixel_digests(self) -> np.ndarray[Any, np.dtype[np.bytes_]]:
-        """Of what the backbone sees: equal for two files with the same picture in them."""
-        found = [hashlib.blake2b(image, digest_size=16).digest() for image in self.pixels]
-        return np.array(found, PIXEL_DIGEST)
+        """Digests of what the backbone sees, ``[n]``: equal for two files with the same picture."""
+        digests = [hashlib.blake2b(image, digest_size=16).digest() for image in self.pixels]
+        return np.array(digests, PIXEL_DIGEST)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image: uint8 ``[channels, height, width]``, its identity, and its target if it streams.
+    """One image.
 
-    Without pixels it cannot be decoded, without an identity not even read.
+    Attributes:
+        pixels: uint8 ``[channels, height, width]``; None if the image cannot be decoded.
+        digest: Digest of the image's content; empty if the image cannot be read.
+        target: The image's target if it comes from a reader or a stream; else None.
     """
 
     pixels: torch.Tensor | None
@@ -56,8 +65,8 @@ class Sample:
     target: Any = None
 
 
-class Files(Dataset[Sample]):
-    """Image files, decoded where they are asked for: in a worker process."""
+class ImageFiles(Dataset[Sample]):
+    """Image files; the worker process that asks for one decodes it."""
 
     def __init__(self, paths: Sequence[str], transform: Transform) -> None:
         self.paths, self.transform = paths, transform
@@ -70,12 +79,12 @@ class Files(Dataset[Sample]):
             content = Path(self.paths[index]).read_bytes()
         except OSError:
             return Sample(None, b"")
-        # Of the very bytes that are decoded: the file may have changed since it was looked up.
-        digest = digest_of(content)
-        return Sample(_decoded(io.BytesIO(content), self.transform, digest), digest)
+        # Hash the bytes that are decoded: the file may have changed since its last hash.
+        digest = hash_content(content)
+        return Sample(_decode(io.BytesIO(content), self.transform, digest), digest)
 
 
-class _Read(Dataset[Sample]):
+class _ReaderImages(Dataset[Sample]):
     def __init__(self, reader: Any, transform: Transform) -> None:
         self.reader, self.transform = reader, transform
 
@@ -87,19 +96,19 @@ class _Read(Dataset[Sample]):
             image, target = self.reader[index]
         except OSError:
             return Sample(None, b"", -1)
-        return _from_picture(image, target, self.transform)
+        return _sample_from_image(image, target, self.transform)
 
 
-def streamed(
-    source: ImageDataset, transform: Transform, batch_size: int, workers: int
+def decode_stream(
+    dataset: ImageDataset, transform: Transform, batch_size: int, workers: int
 ) -> Iterator[Sample]:
-    """Decode what comes without files: in worker processes where there is random access."""
-    if source.reader is None:
-        for image, target in source.stream:
-            yield _from_picture(image, target, transform)
+    """Decode the images of a reader or a stream. A reader's images are decoded by the workers."""
+    if dataset.reader is None:
+        for image, target in dataset.stream:
+            yield _sample_from_image(image, target, transform)
         return
     loader: DataLoader[Any] = DataLoader(
-        _Read(source.reader, transform),
+        _ReaderImages(dataset.reader, transform),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=list,
@@ -109,18 +118,18 @@ def streamed(
         yield from samples
 
 
-def _from_picture(file: Any, target: Any, transform: Transform) -> Sample:
-    """What comes without a file is known by its pixels before they are resized."""
+def _sample_from_image(file: Any, target: Any, transform: Transform) -> Sample:
+    """Decode an image that has no path. Its digest is of its pixels before they are resized."""
     try:
         image = open_image(file)
     except Exception:
         return Sample(None, b"", target)
-    digest = digest_of(f"{image.width}x{image.height}".encode() + image.tobytes())
-    return Sample(_decoded(image, transform, digest), digest, target)
+    digest = hash_content(f"{image.width}x{image.height}".encode() + image.tobytes())
+    return Sample(_decode(image, transform, digest), digest, target)
 
 
-def _decoded(file: io.BytesIO | Image.Image, transform: Transform, digest: bytes) -> Any:
-    # The caller names and counts what cannot be read.
+def _decode(file: io.BytesIO | Image.Image, transform: Transform, digest: bytes) -> Any:
+    """Return pixels, or None if the image cannot be decoded: the caller counts and reports it."""
     try:
         return transform(open_image(file), digest)
     except Exception:
@@ -128,10 +137,10 @@ def _decoded(file: io.BytesIO | Image.Image, transform: Transform, digest: bytes
 
 
 def end_with_parent(_worker: int) -> None:
-    """Have the system end this worker when the thread that started it is gone, killed or not.
+    """Ask the system to end this worker when the thread that started it ends, even if killed.
 
-    A worker that waits for room in its queue does not look after its parent. Only Linux can do this
-    (prctl(2)); elsewhere, such a worker ends when it next looks.
+    A worker that waits for room in its queue does not check whether its parent still runs. Only
+    Linux can end it at once (prctl(2)). Elsewhere, the worker ends at its next check.
     """
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):  # a C library without prctl
@@ -139,16 +148,16 @@ def end_with_parent(_worker: int) -> None:
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Join samples; what could not be decoded is black and not valid."""
+    """Join samples. An image that could not be decoded is black and not valid."""
     shape = next((s.pixels.shape for s in samples if s.pixels is not None), (3, 1, 1))
     pixels = np.zeros((len(samples), *shape), np.uint8)
     for number, sample in enumerate(samples):
         if sample.pixels is not None:
             pixels[number] = sample.pixels.numpy()
     valid = np.array([sample.pixels is not None for sample in samples])
-    return Batch(pixels, as_digests(samples), valid)
+    return Batch(pixels, stack_digests(samples), valid)
 
 
-def as_digests(samples: Sequence[Sample]) -> Digests:
-    """Return the identities of samples, ``[N]``."""
+def stack_digests(samples: Sequence[Sample]) -> Digests:
+    """Return the digests of samples, ``[N]``."""
     return np.array([sample.digest for sample in samples], DIGEST)

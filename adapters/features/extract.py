@@ -1,4 +1,4 @@
-"""Extract the features of a data set: what the cache lacks is decoded, computed and kept there."""
+"""Extract the features of a data set: compute those that the cache lacks and store them in it."""
 
 from __future__ import annotations
 
@@ -19,47 +19,48 @@ from headkit.adapters.data.dataset import ImageDataset, count
 from headkit.adapters.errors import DataError
 from headkit.adapters.images import UnreadableImage, open_image
 
-from .cache import FeatureCache, Found
-from .decode import Batch, Sample, as_digests, collate, streamed
-from .executors.job import Executor, Job, write_shards
+from .cache import FeatureCache, Locations
+from .decode import Batch, Sample, collate, decode_stream, stack_digests
+from .executors.job import Executor, ExtractionJob, write_shards
 from .executors.local import extract_locally
-from .file_hashes import DIGEST, Digests, digests_of
+from .file_hashes import DIGEST, Digests, hash_files
 from .runtime import Run, Runtime
 from .transform import Transform, View
 
 logger = logging.getLogger("headkit")
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with what is being read, images done, and images in all if that is known."""
+"""A function that is called with the data set's name, the number of images done, and the number of
+all images, or None if it is unknown."""
 
 _ATTEMPTS = 3
-_NAMED = 3
+_LISTED = 3
 
 
 @dataclass(frozen=True)
-class Extracted:
-    """The images of a source that could be read, in its order, and where their features lie.
+class ExtractedFeatures:
+    """The features of a data set's readable images, ``N`` of them, in the data set's order.
 
     Attributes:
-        cache: holds the features.
-        found: where in it, one per image.
+        cache: Cache that has the features.
+        locations: Where in the cache they are, ``[N]``.
         targets: ``[N]`` or ``[N, num_outputs]``, see ``ImageDataset``.
-        names: of the images, for messages.
-        pixels: ``[N]``, digests of what the backbone saw.
-        unreadable: the other images, the first of them with the reason.
+        names: Names of the images for messages.
+        pixel_digests: Digests of what the backbone saw, ``[N]``.
+        unreadable: Names of the images that cannot be read; the first ones have the reason.
     """
 
     cache: FeatureCache
-    found: Found
+    locations: Locations
     targets: np.ndarray[Any, Any]
     names: Sequence[str]
-    pixels: np.ndarray[Any, np.dtype[np.bytes_]]
+    pixel_digests: np.ndarray[Any, np.dtype[np.bytes_]]
     unreadable: tuple[str, ...]
 
 
 def extract(
     model: nn.Module,
-    source: ImageDataset,
+    dataset: ImageDataset,
     runtime: Runtime,
     root: Path,
     *,
@@ -69,106 +70,109 @@ def extract(
     max_unreadable: float = 0.05,
     progress: Progress | None = None,
     executor: Executor = extract_locally,
-) -> Extracted:
-    """Extract the features of all readable images of ``source``, or find them in the cache.
+) -> ExtractedFeatures:
+    """Extract the features of all readable images of ``dataset``, or find them in the cache.
 
-    What was extracted before, by a process that ended or was killed, is not extracted again. The
-    batches are then the ones that would have been without: the numbers are the same, bit for bit.
+    Features that an earlier process stored are not computed again, even if that process was
+    killed. The batches are those of an uninterrupted run, so the features are equal bit for bit.
 
     Args:
-        model: a frozen timm model.
-        source: see ``open_data``.
-        runtime: what runs the backbone.
-        root: folder of all caches.
-        view: which crop of each image; the eval crop without it.
-        batch_size: images per forward pass.
-        workers: processes that decode images; 0 decodes in this one.
-        max_unreadable: share of images that may be unreadable and left out, 0 to 1.
-        progress: told about the images that are done.
-        executor: what extracts missing files; this machine's own processes without it.
+        model: A frozen timm model.
+        dataset: A data set, see ``open_data``.
+        runtime: Runtime of the backbone.
+        root: Folder of all caches.
+        view: The crop of each image. If None, the eval crop.
+        batch_size: Number of images per forward pass.
+        workers: Number of processes that decode images; 0 decodes in this process.
+        max_unreadable: Largest share of images that may be skipped as unreadable, 0 to 1.
+        progress: Called whenever images are done.
+        executor: Executor for files that the cache lacks. Default: the processes of this machine.
 
     Raises:
-        DataError: a larger share than ``max_unreadable`` of the images cannot be read, or all.
-        ExportError: the runtime cannot run this backbone.
+        DataError: More than ``max_unreadable`` of the images, or all of them, cannot be read; a
+            file changes while it is read; or a feature is not finite.
+        ExportError: The runtime cannot run this backbone.
     """
     view = view or View()
     report = progress or (lambda *_: None)
     transform = Transform(preprocessing(model), view)
     cache = _open_cache(model, runtime, root, view)
 
-    def start() -> Run:
+    def start_runtime() -> Run:
         return runtime.start(model, root / "backbones", batch_size)
 
-    job = Job(cache, transform, start, batch_size, workers, runtime.streams)
-    if source.paths is not None and source.targets is not None:
-        names: Sequence[str] = source.paths
-        digests = _extract_files(job, source, root, report, executor)
-        targets = source.targets
+    job = ExtractionJob(cache, transform, start_runtime, batch_size, workers, runtime.streams)
+    if dataset.paths is not None and dataset.targets is not None:
+        names: Sequence[str] = dataset.paths
+        digests = _extract_files(job, dataset, root, report, executor)
+        targets = dataset.targets
     else:
-        names, digests, targets = _extract_stream(job, source, report)
-    found = cache.find(digests)
-    readable = ~found.missing
-    readable[readable] = cache.valid(found[readable])
-    unreadable = _unreadable(source, names, readable, max_unreadable)
+        names, digests, targets = _extract_stream(job, dataset, report)
+    locations = cache.find(digests)
+    readable = ~locations.missing
+    readable[readable] = cache.is_valid(locations[readable])
+    unreadable = _check_unreadable(dataset, names, readable, max_unreadable)
     kept = np.flatnonzero(readable)
-    found = found[kept]
-    return Extracted(
+    locations = locations[kept]
+    return ExtractedFeatures(
         cache=cache,
-        found=found,
+        locations=locations,
         targets=targets[kept],
         names=[names[i] for i in kept.tolist()],
-        pixels=cache.pixels(found),
+        pixel_digests=cache.pixel_digests(locations),
         unreadable=unreadable,
     )
 
 
 def _extract_files(
-    job: Job, source: ImageDataset, root: Path, report: Progress, executor: Executor
+    job: ExtractionJob, dataset: ImageDataset, root: Path, report: Progress, executor: Executor
 ) -> Digests:
-    paths = source.paths or ()
+    paths = dataset.paths or ()
     index = root / "files.sqlite"
-    digests = digests_of(paths, index)
-    report(source.name, 0, len(paths))
+    digests = hash_files(paths, index)
+    report(dataset.name, 0, len(paths))
     for attempt in range(_ATTEMPTS):
-        missing = _missing(job, digests)
+        missing = _find_missing(job, digests)
         if not len(missing):
-            if not attempt:  # else the last image that was done has been reported
-                report(source.name, len(paths), len(paths))
+            if not attempt:  # otherwise the executor has reported all images
+                report(dataset.name, len(paths), len(paths))
             return digests
         _, first = np.unique(digests[missing], return_index=True)
         todo = missing[np.sort(first)]
         cached = len(paths) - len(todo)
 
         def progress(done: int, cached: int = cached) -> None:
-            report(source.name, cached + done, len(paths))
+            report(dataset.name, cached + done, len(paths))
 
         executor(job, [paths[i] for i in todo], progress)
         job.cache.refresh()
-        # A file that changed meanwhile was stored under what it holds now.
-        left = _missing(job, digests)
-        digests[left] = digests_of([paths[i] for i in left], index)
-    raise DataError(f"{paths[missing[0]]} changes while it is read: extract when it is complete")
+        # A file that changed during extraction was stored under the digest of its new content.
+        remaining = _find_missing(job, digests)
+        digests[remaining] = hash_files([paths[i] for i in remaining], index)
+    raise DataError(f"{paths[missing[0]]} changes while it is read: try again when it is complete")
 
 
-def _missing(job: Job, digests: Digests) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the numbers of the images that could be read and that the cache lacks."""
+def _find_missing(job: ExtractionJob, digests: Digests) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the indices of the readable images that the cache lacks."""
     return np.flatnonzero(job.cache.find(digests).missing & np.not_equal(digests, b""))
 
 
 def _extract_stream(
-    job: Job, source: ImageDataset, report: Progress
+    job: ExtractionJob, dataset: ImageDataset, report: Progress
 ) -> tuple[list[str], Digests, np.ndarray[Any, Any]]:
     digests, targets = list[bytes](), list[Any]()
-    total = count(source)
+    total = count(dataset)
     scheduled: set[bytes] = set()
 
-    def missing() -> Iterator[Batch]:
+    def batch_missing() -> Iterator[Batch]:
         waiting: list[Sample] = []
-        for sample in streamed(source, job.transform, job.batch_size, job.workers):
+        for sample in decode_stream(dataset, job.transform, job.batch_size, job.workers):
             digests.append(sample.digest)
             targets.append(sample.target)
-            report(source.name, len(digests), total)
-            known = sample.digest in scheduled or not job.cache.find(as_digests([sample])).missing
+            report(dataset.name, len(digests), total)
+            known = (
+                sample.digest in scheduled or not job.cache.find(stack_digests([sample])).missing
+            )
             if not sample.digest or known:
                 continue
             scheduled.add(sample.digest)
@@ -179,40 +183,41 @@ def _extract_stream(
         if waiting:
             yield collate(waiting)
 
-    report(source.name, 0, total)
-    write_shards(job, missing(), lambda _: None)
+    report(dataset.name, 0, total)
+    write_shards(job, batch_missing(), lambda _: None)
     names = [f"image {number}" for number in range(len(digests))]
     return names, np.array(digests, DIGEST), np.array(targets)
 
 
-def _unreadable(
-    source: ImageDataset,
+def _check_unreadable(
+    dataset: ImageDataset,
     names: Sequence[str],
     readable: np.ndarray[Any, np.dtype[np.bool_]],
     max_unreadable: float,
 ) -> tuple[str, ...]:
+    """Return the names of unreadable images; raise ``DataError`` if there are too many of them."""
     if not len(readable):
-        raise DataError(f"no images in {source.name}")
+        raise DataError(f"no images in {dataset.name}")
     numbers = np.flatnonzero(~readable)
     if not len(numbers):
         return ()
     unreadable = tuple(
-        _reason(names[number]) if source.paths and rank < _NAMED else names[number]
+        _add_reason(names[number]) if dataset.paths and rank < _LISTED else names[number]
         for rank, number in enumerate(numbers.tolist())
     )
-    named = "; ".join(unreadable[:_NAMED]) + ("; …" if len(numbers) > _NAMED else "")
+    examples = "; ".join(unreadable[:_LISTED]) + ("; …" if len(numbers) > _LISTED else "")
     if len(numbers) > max_unreadable * len(readable) or len(numbers) == len(readable):
         raise DataError(
-            f"{len(numbers)} of {len(readable)} images of {source.name} cannot be read, "
-            f"allowed are {max_unreadable:.0%} (max_unreadable): {named}"
+            f"{len(numbers)} of {len(readable)} images of {dataset.name} cannot be read, "
+            f"expected at most {max_unreadable:.0%} (max_unreadable): {examples}"
         )
     logger.warning(
-        "skipped %d of %d images that cannot be read: %s", len(numbers), len(readable), named
+        "skipped %d of %d images that cannot be read: %s", len(numbers), len(readable), examples
     )
     return unreadable
 
 
-def _reason(path: str) -> str:
+def _add_reason(path: str) -> str:
     try:
         open_image(path)
     except UnreadableImage as error:
@@ -223,7 +228,7 @@ def _reason(path: str) -> str:
 
 
 def _open_cache(model: nn.Module, runtime: Runtime, root: Path, view: View) -> FeatureCache:
-    """Open the cache of what ``model`` gives, under all that its features depend on."""
+    """Open the cache whose key is everything that the features of ``model`` depend on."""
     args = {key: value for key, value in get_model_args(model).items() if key != "num_classes"}
     return FeatureCache(
         root,

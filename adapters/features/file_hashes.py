@@ -1,4 +1,4 @@
-"""Which image is which: by the SHA-256 of its bytes, read again only when a file has changed."""
+"""Hash image files with SHA-256, and read a file again only if it has changed."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from typing import Any
 import numpy as np
 
 Digests = np.ndarray[Any, np.dtype[np.bytes_]]
-"""``[N]`` of dtype ``S32``: 32 bytes each."""
+"""``[N]`` of dtype ``S32``: 32 bytes each; empty for a file that cannot be read."""
 
 DIGEST = np.dtype("S32")
 SETTLED_NS = 2_000_000_000
-"""A file that changed less than this before it was read may change again in the same tick of its
-file system's clock; as in git's index, such a file is read again the next time."""
+"""Nanoseconds after a change in which a file may change again within the same tick of its file
+system's clock. As in git's index, a file that was read so soon is read again the next time."""
 _QUERY = 500
 _THREADS = 4
 
 
-def digest_of(content: bytes) -> bytes:
-    """Return the identity of an image file with this content."""
+def hash_content(content: bytes) -> bytes:
+    """Return the digest of an image file with this content: its SHA-256, 32 bytes."""
     return hashlib.sha256(content).digest()
 
 
-def digests_of(paths: Sequence[str], index: Path) -> Digests:
-    """Return the identities of files; an unreadable one has an empty digest.
+def hash_files(paths: Sequence[str], index: Path) -> Digests:
+    """Return the digests of files, ``[N]``; the digest of an unreadable file is empty.
 
-    A file is read only if its size, its times of change or its inode differ from what ``index``
-    remembers. The time of the inode's change is among them, which no program can set, so that a
-    file with other content and the old date is noticed.
+    A file is read only if its size, its times of change or its inode differ from those in
+    ``index``. No program can set the time of the inode's change, so a file with new content and
+    its old date is read again.
 
     Args:
-        paths: of the files.
-        index: SQLite file, made if it is not there. It can be deleted at any time.
+        paths: Paths of the files.
+        index: SQLite file; created if it does not exist. It can be deleted at any time.
     """
     absolute = [os.path.abspath(path) for path in paths]  # noqa: PTH100 (a Path each is slow)
-    found = np.zeros(len(paths), DIGEST)
-    with _opened(index) as table:
-        known = _known(table, absolute)
+    digests = np.zeros(len(paths), DIGEST)
+    with _open_index(index) as table:
+        known = _read_rows(table, absolute)
         stats = [_stat(path) for path in absolute]
         stale = []
         for number, (path, stat) in enumerate(zip(absolute, stats, strict=True)):
             row = known.get(path)
             if stat is not None and row is not None and row[:4] == stat:
-                found[number] = row[4]
+                digests[number] = row[4]
             elif stat is not None:
                 stale.append(number)
         now = time.time_ns()
         with ThreadPoolExecutor(_THREADS) as pool:
-            read = pool.map(_digest_of_file, (absolute[number] for number in stale))
+            hashes = pool.map(_hash_file, (absolute[number] for number in stale))
             rows = []
-            for number, digest in zip(stale, read, strict=True):
-                found[number] = digest
+            for number, digest in zip(stale, hashes, strict=True):
+                digests[number] = digest
                 stat = stats[number] or (0, now, now, 0)
                 # Only a POSIX system has the time of the inode's change.
                 settled = now - max(stat[1], stat[2]) > SETTLED_NS
@@ -66,10 +66,10 @@ def digests_of(paths: Sequence[str], index: Path) -> Digests:
                     rows.append((absolute[number], *stat, digest))
         table.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
         table.commit()
-    return found
+    return digests
 
 
-def _digest_of_file(path: str) -> bytes:
+def _hash_file(path: str) -> bytes:
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             return hashlib.file_digest(file, "sha256").digest()
@@ -85,22 +85,22 @@ def _stat(path: str) -> tuple[int, int, int, int] | None:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def _known(table: sqlite3.Connection, paths: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    known = {}
+def _read_rows(table: sqlite3.Connection, paths: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    rows = {}
     for start in range(0, len(paths), _QUERY):
-        some = paths[start : start + _QUERY]
-        marks = ", ".join("?" * len(some))
-        query = f"SELECT * FROM files WHERE path IN ({marks})"  # noqa: S608 (marks alone)
-        known.update({path: tuple(row) for path, *row in table.execute(query, some)})
-    return known
+        some_paths = paths[start : start + _QUERY]
+        marks = ", ".join("?" * len(some_paths))
+        query = f"SELECT * FROM files WHERE path IN ({marks})"  # noqa: S608 (only question marks)
+        rows.update({path: tuple(row) for path, *row in table.execute(query, some_paths)})
+    return rows
 
 
 @contextmanager
-def _opened(index: Path) -> Iterator[sqlite3.Connection]:
+def _open_index(index: Path) -> Iterator[sqlite3.Connection]:
     index.parent.mkdir(parents=True, exist_ok=True)
     try:
         table = _connect(index)
-    except sqlite3.DatabaseError:  # damaged: it is a memory of what can be read again
+    except sqlite3.DatabaseError:  # damaged: the files can be hashed again
         index.unlink(missing_ok=True)
         table = _connect(index)
     with closing(table):

@@ -1,4 +1,4 @@
-"""What the extraction of features needs of a runtime: the protocol that each runtime answers."""
+"""The protocol of a runtime: what extraction needs to run a backbone."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Branches = tuple[np.ndarray[Any, np.dtype[np.float32]], ...]
 
 Run = Callable[[Pixels], Branches]
-"""From uint8 ``[batch, channels, height, width]``, resized and cropped, to float32 features, a
-tensor ``[batch, …]`` per branch. The batch has the size that the runtime was started with."""
+"""A function that runs the backbone. It takes pixels, uint8 ``[batch, channels, height, width]``,
+resized and cropped, and returns float32 features, one array ``[batch, …]`` per branch. The batch
+always has the size that the runtime was started with."""
 
 
 class Runtime(Protocol):
-    """A way to run a backbone. Cheap to make and to pickle; the work begins with ``start``.
+    """A way to run a backbone. It is cheap to create and to pickle; ``start`` does the work.
 
     Attributes:
-        name: name of the runtime, as ``--runtime`` takes it.
-        precision: precision of its arithmetic; features come out as float32.
-        threads: number of threads on the CPU; one per core without it.
-        streams: number of batches that ``Run`` may be called with at once, from as many threads.
-        versions: versions of what computes: features of other versions may differ in the last bits.
+        name: Name of the runtime, as ``--runtime`` takes it.
+        precision: Precision of the arithmetic. Features are float32 in any case.
+        threads: Number of threads on the CPU. If None, one per core.
+        streams: Number of threads that may call ``Run`` at once, each with a batch of its own.
+        versions: Versions of the software that computes features. Features of another version may
+            differ in the last bits.
     """
 
     @property
@@ -48,14 +50,14 @@ class Runtime(Protocol):
     def versions(self) -> dict[str, str]: ...  # noqa: D102
 
     def start(self, model: nn.Module, folder: Path, batch_size: int, /) -> Run:
-        """Make the runtime ready.
+        """Prepare the backbone and return the function that runs it.
 
         Args:
-            model: a frozen timm model; stays as it is.
-            folder: where a converted backbone may be kept for the next time.
-            batch_size: number of images per call.
+            model: A frozen timm model. It is not changed.
+            folder: Folder in which the runtime may keep a converted backbone for the next time.
+            batch_size: Number of images per call.
 
         Raises:
-            ExportError: the runtime cannot run this backbone.
+            ExportError: The runtime cannot run this backbone.
         """
         ...

@@ -1,4 +1,4 @@
-"""From an image file to the pixels that a backbone sees: uint8, the eval crop or a random one."""
+"""Turn an image into the uint8 pixels that a backbone sees, with the eval crop or a random one."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from PIL import Image
 from torch import Tensor
 
 SCALE = (0.5, 1.0)
-"""Share of the image's area that a random crop keeps, from and to."""
+"""Smallest and largest share of the image's area that a random crop keeps."""
 
 
 @dataclass(frozen=True)
 class View:
-    """Which crop of an image.
+    """A choice of crop, the same for all images.
 
     Attributes:
-        number: 0 for the eval crop; others for random crops, flipped or not.
-        seed: of the random crops. The same seed gives an image the same crop wherever it lies.
+        number: 0 for the eval crop; 1, 2, … for random crops, some of them flipped.
+        seed: Seed of the random crops. With the same seed, an image gets the same crop wherever it
+            is stored.
     """
 
     number: int = 0
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return all that decides on the crop, as JSON values."""
+        """Return everything that determines the crop, as JSON values."""
         return {"number": 0} if not self.number else {**asdict(self), "scale": SCALE}
 
 
 class Transform:
-    """timm's own transform up to the pixels; normalization is left to the runtime.
+    """timm's own transform without its normalization, which the runtime does.
 
     Args:
-        cfg: preprocessing in timm's words, as ``adapt.preprocessing`` gives it.
-        view: which crop.
+        cfg: timm's preprocessing, as ``headkit.preprocessing`` returns it.
+        view: The crop.
     """
 
     def __init__(self, cfg: Mapping[str, Any], view: View) -> None:
@@ -51,7 +52,7 @@ class Transform:
                 scale=SCALE,
                 color_jitter=None,
                 auto_augment=None,
-                use_prefetcher=True,  # uint8, as for timm's GPU prefetcher
+                use_prefetcher=True,  # returns uint8, as for timm's GPU prefetcher
             )
         else:
             self._transform = timm.data.create_transform(
@@ -59,13 +60,16 @@ class Transform:
             )
 
     def __call__(self, image: Image.Image, digest: bytes) -> Tensor:
-        """Return uint8 ``[3, height, width]`` of an RGB image whose identity is ``digest``."""
+        """Return the pixels of an RGB image, uint8 ``[3, height, width]``.
+
+        ``digest`` is the digest of the image's content: it seeds a random crop.
+        """
         if not self.view.number:
             return self._transform(image)  # type: ignore[no-any-return]
         seed = f"{self.view.seed}/{self.view.number}/{digest.hex()}"
         state = random.getstate()
         try:
-            with torch.random.fork_rng(devices=[]):  # timm draws from both generators
+            with torch.random.fork_rng(devices=[]):  # timm uses both generators
                 random.seed(seed)
                 torch.manual_seed(random.getrandbits(63))
                 return self._transform(image)  # type: ignore[no-any-return]

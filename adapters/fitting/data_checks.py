@@ -9,11 +9,11 @@ import numpy as np
 
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.errors import DataError
-from headkit.adapters.features.extract import Extracted
+from headkit.adapters.features.extract import ExtractedFeatures
 from headkit.adapters.heads.tasks import get_task
 
 
-def check_crops(whole: Extracted, crops: Sequence[Extracted]) -> None:
+def check_crops(whole: ExtractedFeatures, crops: Sequence[ExtractedFeatures]) -> None:
     """Raise ``DataError`` if an image that was there for one crop was gone at the next."""
     for crop in crops:
         changed = sorted(set(whole.names) ^ set(crop.names))

@@ -303,7 +303,7 @@ def _extract_features(
 ) -> Tensor:
     (root / "backbones").symlink_to(root.parent / "backbones")
     extraction = extract(model, source, runtime, root, batch_size=BATCH, workers=WORKERS)
-    (features,) = extraction.cache.load(extraction.found)
+    (features,) = extraction.cache.load(extraction.locations)
     return features.flatten(1)
 
 

@@ -96,7 +96,9 @@ def test_too_many_unreadable_images_are_an_error(folder: Path) -> None:
     for index in range(2):
         path = folder / "dark" / f"{index}.png"
         path.write_bytes(path.read_bytes()[:200])  # truncated
-    with pytest.raises(headkit.DataError, match=r"2 of 24 images .* allowed are 5% .*dark/0\.png"):
+    with pytest.raises(
+        headkit.DataError, match=r"2 of 24 images .* expected at most 5% .*dark/0\.png"
+    ):
         headkit.fit(random_backbone(), folder, workers=0)
     assert headkit.fit(random_backbone(), folder, workers=0, max_unreadable=0.1)
 

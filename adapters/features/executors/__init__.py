@@ -1,1 +1,1 @@
-"""Where extraction runs: one module per executor, each with one function that extracts files."""
+"""Executors of extraction: one module each, with one function that extracts files."""

@@ -10,11 +10,11 @@ EXECUTORS = ("local", "ray")
 
 
 def choose_executor(name: str) -> Executor:
-    """Return the executor of that name.
+    """Return the executor called ``name``.
 
     Raises:
-        HeadkitError: there is no such executor.
-        DependencyMissing: the executor needs a package that is not installed.
+        HeadkitError: There is no such executor.
+        DependencyMissing: The executor needs a package that is not installed.
     """
     if name == "local":
         from .local import extract_locally

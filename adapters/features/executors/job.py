@@ -1,4 +1,4 @@
-"""The work of an executor: run the backbone on decoded images, write shards of the cache."""
+"""The work of every executor: run the backbone on decoded images and write shards of the cache."""
 
 from __future__ import annotations
 
@@ -16,37 +16,43 @@ from headkit.adapters.features.runtime import Branches, Run
 from headkit.adapters.features.transform import Transform
 
 SHARD_BATCHES = 32
-"""Number of batches per shard: what a killed process loses at most."""
+"""Number of batches per shard, which is the most that a killed process loses."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """How missing features are made and where they go.
+class ExtractionJob:
+    """How to compute the features that a cache lacks.
 
     Attributes:
-        cache: takes the features.
-        transform: from an image to pixels.
-        start: starts the runtime; called when the first batch is there, so that decoding begins
-            while a backbone is still being converted.
-        batch_size: number of images per forward pass.
-        workers: number of processes that decode.
-        streams: number of batches that the runtime runs at once.
+        cache: Cache that receives the features.
+        transform: Transform from an image to pixels.
+        start_runtime: Starts the runtime. It is called when the first batch is ready, so decoding
+            begins while the runtime still converts the backbone.
+        batch_size: Number of images per forward pass.
+        workers: Number of processes that decode images; 0 decodes in this process.
+        streams: Number of batches that the runtime runs at once.
     """
 
     cache: FeatureCache
     transform: Transform
-    start: Callable[[], Run]
+    start_runtime: Callable[[], Run]
     batch_size: int
     workers: int
     streams: int = 1
 
 
-Executor = Callable[[Job, Sequence[str], Callable[[int], None]], None]
-"""Extracts the files at these paths, and calls back with the number of images done."""
+Executor = Callable[[ExtractionJob, Sequence[str], Callable[[int], None]], None]
+"""A function that extracts the files at these paths and reports the number of finished images."""
 
 
-def write_shards(job: Job, batches: Iterable[Batch], progress: Callable[[int], None]) -> None:
-    """Run the backbone on batches and write a shard for every ``SHARD_BATCHES`` of them."""
+def write_shards(
+    job: ExtractionJob, batches: Iterable[Batch], progress: Callable[[int], None]
+) -> None:
+    """Run the backbone on batches, and write a shard for every ``SHARD_BATCHES`` of them.
+
+    Raises:
+        DataError: A feature is not finite.
+    """
     computed: list[tuple[Batch, Branches]] = []
     done = 0
 
@@ -60,7 +66,7 @@ def write_shards(job: Job, batches: Iterable[Batch], progress: Callable[[int], N
         )
         computed.clear()
 
-    for batch, branches in _computed(job, batches):
+    for batch, branches in _run_batches(job, batches):
         computed.append((batch, branches))
         if len(computed) == SHARD_BATCHES:
             write()
@@ -70,14 +76,14 @@ def write_shards(job: Job, batches: Iterable[Batch], progress: Callable[[int], N
         write()
 
 
-def _computed(job: Job, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Branches]]:
-    """Run the backbone on batches, several at once; what it gives comes in their order."""
+def _run_batches(job: ExtractionJob, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Branches]]:
+    """Run the backbone on batches, several at once, and yield the features in order."""
     run: Run | None = None
     running: deque[tuple[Batch, Future[Branches]]] = deque()
     with ThreadPoolExecutor(job.streams, "runtime") as pool:
         for batch in batches:
-            run = run or job.start()
-            running.append((batch, pool.submit(_run_whole, run, batch, job.batch_size)))
+            run = run or job.start_runtime()
+            running.append((batch, pool.submit(_run_padded, run, batch, job.batch_size)))
             if len(running) > job.streams:
                 first, future = running.popleft()
                 yield first, future.result()
@@ -85,15 +91,15 @@ def _computed(job: Job, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Branc
             yield first, future.result()
 
 
-def _run_whole(run: Run, batch: Batch, size: int) -> Branches:
-    """Fill the last batch up: all have one size, and no image's numbers depend on how many came."""
+def _run_padded(run: Run, batch: Batch, size: int) -> Branches:
+    """Run a batch that is padded to ``size``, so its features do not depend on how full it is."""
     missing = size - len(batch.pixels)
     pixels = np.pad(batch.pixels, ((0, missing), (0, 0), (0, 0), (0, 0)))
     branches = tuple(branch[: len(batch.pixels)] for branch in run(pixels))
     for branch in branches:
         if not np.isfinite(branch[batch.valid]).all():
             raise DataError(
-                "the backbone gives features that are not finite: its weights or its precision "
-                "do not fit these images"
+                "the backbone computes features that are not finite, expected finite numbers: its "
+                "weights or its precision do not fit these images"
             )
     return branches

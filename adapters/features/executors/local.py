@@ -7,15 +7,17 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from headkit.adapters.features.decode import Files, collate, end_with_parent
+from headkit.adapters.features.decode import ImageFiles, collate, end_with_parent
 
-from .job import Job, write_shards
+from .job import ExtractionJob, write_shards
 
 
-def extract_locally(job: Job, paths: Sequence[str], progress: Callable[[int], None]) -> None:
-    """Extract files with the processes of this machine."""
+def extract_locally(
+    job: ExtractionJob, paths: Sequence[str], progress: Callable[[int], None]
+) -> None:
+    """Extract files with the processes of this machine; an ``Executor``."""
     loader: DataLoader[Any] = DataLoader(
-        Files(paths, job.transform),
+        ImageFiles(paths, job.transform),
         batch_size=job.batch_size,
         num_workers=min(job.workers, -(-len(paths) // job.batch_size)),
         collate_fn=collate,

@@ -18,7 +18,7 @@ from headkit.adapters.backbone.preprocessing import preprocessing
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.folder import open_folder
 from headkit.adapters.features.cache import CachedRows
-from headkit.adapters.features.extract import Extracted, extract
+from headkit.adapters.features.extract import ExtractedFeatures, extract
 from headkit.adapters.features.runtime import Branches, Pixels, Run
 from headkit.adapters.features.transform import Transform, View
 from headkit.export.runtimes.choose import choose_runtime
@@ -34,11 +34,11 @@ class Counting(TorchRuntime):
     def start(self, model: Any, folder: Path, batch_size: int) -> Run:
         run = super().start(model, folder, batch_size)
 
-        def counted(pixels: Pixels) -> Branches:
+        def run_and_count(pixels: Pixels) -> Branches:
             Counting.images += len(pixels)
             return run(pixels)
 
-        return counted
+        return run_and_count
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def counting() -> Counting:
 
 @pytest.fixture
 def many(tmp_path: Path) -> ImageDataset:
-    """Images of two classes, more than a shard of batches of two holds."""
+    """Images of two classes, more than fit into one shard when a batch has two images."""
     generator = np.random.default_rng(0)
     for number in range(90):
         folder = tmp_path / "many" / f"class{number % 2}"
@@ -59,33 +59,34 @@ def many(tmp_path: Path) -> ImageDataset:
     return open_folder(tmp_path / "many")
 
 
-def _features(extracted: Extracted) -> torch.Tensor:
-    (found,) = extracted.cache.load(extracted.found)
-    return found
+def _features(extracted: ExtractedFeatures) -> torch.Tensor:
+    (features,) = extracted.cache.load(extracted.locations)
+    return features
 
 
-def _extract(model: Any, source: ImageDataset, root: Path, **options: Any) -> Extracted:
+def _extract(model: Any, dataset: ImageDataset, root: Path, **options: Any) -> ExtractedFeatures:
     options = {"runtime": TorchRuntime(), "workers": 0, "batch_size": 2, **options}
-    return extract(model, source, root=root, **options)
+    return extract(model, dataset, root=root, **options)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("architecture", ["test_resnet", "crossvit_9_240"])
-def test_features_are_those_of_timms_own_transform(
+def test_features_equal_those_of_timms_own_transform(
     architecture: str, workers: int, shapes: Path, tmp_path: Path
 ) -> None:
     model = active_backbone(architecture)
-    source = open_folder(shapes)
-    found = _extract(model, source, tmp_path, workers=workers, batch_size=8)
+    dataset = open_folder(shapes)
+    extracted = _extract(model, dataset, tmp_path, workers=workers, batch_size=8)
     transform = create_transform(**preprocessing(model), is_training=False)
-    assert source.paths is not None
-    pixels = torch.stack([transform(Image.open(p).convert("RGB")) for p in source.paths])
+    assert dataset.paths is not None
+    pixels = torch.stack([transform(Image.open(p).convert("RGB")) for p in dataset.paths])
     with torch.no_grad():
         entered = headkit.features(model, pixels)
     expected = (entered,) if isinstance(entered, torch.Tensor) else entered
-    for branch, like in zip(found.cache.load(found.found), expected, strict=True):
-        assert (branch - like).abs().max() <= 1e-5 * like.abs().max()
-    assert found.targets.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    branches = extracted.cache.load(extracted.locations)
+    for branch, reference in zip(branches, expected, strict=True):
+        assert (branch - reference).abs().max() <= 1e-5 * reference.abs().max()
+    assert extracted.targets.tolist() == [0] * 8 + [1] * 8 + [2] * 8
 
 
 def test_images_are_computed_once_for_all_heads(
@@ -116,7 +117,7 @@ def test_other_weights_preprocessing_view_and_precision_share_nothing(
         assert Counting.images == 90 * (number + 2)
 
 
-def test_changed_file_is_computed_again_and_a_moved_one_is_not(
+def test_changed_file_is_extracted_again_and_a_moved_one_is_not(
     many: ImageDataset, tmp_path: Path, counting: Counting
 ) -> None:
     model = random_backbone()
@@ -127,9 +128,9 @@ def test_changed_file_is_computed_again_and_a_moved_one_is_not(
     Image.new("RGB", (24, 24), (200, 10, 90)).save(changed)
     os.utime(changed, ns=(date.st_atime_ns, date.st_mtime_ns))
     moved.rename(moved.with_name("5_moved.png"))
-    source = open_folder(tmp_path / "many")
-    after = _extract(model, source, tmp_path, runtime=counting)
-    assert Counting.images == 90 + 2  # one image, in a batch that is filled up to two
+    dataset = open_folder(tmp_path / "many")
+    after = _extract(model, dataset, tmp_path, runtime=counting)
+    assert Counting.images == 90 + 2  # one image, in a batch that is padded to two
     rows = dict(zip(after.names, _features(after), strict=True))
     old = dict(zip(many.paths, before, strict=True))
     assert not torch.equal(rows[str(changed)], old[str(changed)])
@@ -151,11 +152,11 @@ def test_damaged_shard_is_computed_again(
     assert torch.equal(_features(first), _features(again))
 
 
-def test_rows_on_the_disk_are_those_in_memory(many: ImageDataset, tmp_path: Path) -> None:
+def test_rows_on_the_disk_equal_those_in_memory(many: ImageDataset, tmp_path: Path) -> None:
     model = random_backbone()
     parts = [_extract(model, many, tmp_path, view=View(number)) for number in (0, 1)]
     chosen = np.arange(90) % 3 > 0
-    rows = CachedRows([(part.cache, part.found[chosen]) for part in parts])
+    rows = CachedRows([(part.cache, part.locations[chosen]) for part in parts])
     expected = torch.cat([_features(part)[torch.from_numpy(chosen)] for part in parts])
     assert rows.shape == tuple(expected.shape) == (120, 96)
     assert torch.equal(torch.cat(list(rows.blocks())), expected[torch.from_numpy(rows.order)])
@@ -175,7 +176,7 @@ def test_random_view_depends_on_seed_and_content_alone(small: Any) -> None:
         assert not torch.equal(first, Transform(cfg, view)(image, digest))
 
 
-def test_precision_and_runtime_that_are_not_there_are_refused(small: Any) -> None:
+def test_unknown_precision_and_runtime_are_refused(small: Any) -> None:
     with pytest.raises(headkit.HeadkitError, match="precision is 'int4', expected one of fp32"):
         choose_runtime("torch", "int4", small)
     with pytest.raises(headkit.HeadkitError, match="runtime is 'tpu', expected one of auto, torch"):
@@ -202,7 +203,7 @@ def add_and_wait(*arguments, **options):
 FeatureCache.add = add_and_wait
 """
 GENEROUS = 600
-"""Seconds that no step takes, however busy the machine is: it only ends a test that hangs."""
+"""Seconds; no step takes so long even on a busy machine. It only ends a test that hangs."""
 
 
 def _children(pid: int) -> list[str]:
@@ -229,7 +230,7 @@ def test_killed_extraction_resumes_and_gives_the_same_head_bit_for_bit(
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     while sys.platform == "linux" and any(Path(f"/proc/{worker}").exists() for worker in workers):
-        assert time.monotonic() < until, "a worker outlives what started it"
+        assert time.monotonic() < until, "a worker outlives the process that started it"
         time.sleep(0.01)
     assert not (tmp_path / "killed.safetensors").exists()
     assert len(list((tmp_path / "killed").glob("features/*/shard-*"))) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headkit.adapters.features import file_hashes
-from headkit.adapters.features.file_hashes import digests_of
+from headkit.adapters.features.file_hashes import hash_files
 
 
 @pytest.fixture
@@ -21,23 +21,23 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _digest(path: Path, index: Path) -> bytes:
-    return bytes(digests_of([str(path)], index)[0])
+    return bytes(hash_files([str(path)], index)[0])
 
 
 def test_digest_is_the_sha256_of_the_bytes(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.png" for number in range(20)]
     for number, path in enumerate(paths):
         path.write_bytes(bytes([number]) * number * 1000)
-    found = digests_of([str(path) for path in paths], tmp_path / "index")
+    digests = hash_files([str(path) for path in paths], tmp_path / "index")
     expected = [hashlib.sha256(path.read_bytes()).digest() for path in paths]
-    assert [digest.tobytes().ljust(32, b"\0") for digest in found] == expected
+    assert [digest.tobytes().ljust(32, b"\0") for digest in digests] == expected
 
 
 def test_unchanged_file_is_not_read_again(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _digest(file, tmp_path / "index")
-    monkeypatch.setattr(file_hashes, "_digest_of_file", lambda path: pytest.fail(f"read {path}"))
+    monkeypatch.setattr(file_hashes, "_hash_file", lambda path: pytest.fail(f"read {path}"))
     assert _digest(file, tmp_path / "index") == first
 
 

@@ -13,7 +13,7 @@ from headkit.export.runtimes.torch import TorchRuntime
 from tests.backbones import random_backbone
 
 
-def test_ray_that_is_not_installed_is_named(
+def test_missing_ray_is_reported_with_the_line_that_installs_it(
     shapes: Path, small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray.data", None)
@@ -35,14 +35,14 @@ def cluster() -> Iterator[None]:
 def test_ray_writes_the_same_cache(shapes: Path, tmp_path: Path) -> None:
     from headkit.adapters.features.executors.ray import extract_with_ray
 
-    source = open_folder(shapes)
+    dataset = open_folder(shapes)
     options: dict[str, Any] = {"batch_size": 1, "workers": 0}
     runtime = TorchRuntime(threads=1)
     done: list[int] = []
-    spread, local = (
+    with_ray, local = (
         extract(
             random_backbone(),
-            source,
+            dataset,
             runtime,
             tmp_path / name,
             executor=executor,
@@ -52,11 +52,12 @@ def test_ray_writes_the_same_cache(shapes: Path, tmp_path: Path) -> None:
         for name, executor in (("ray", extract_with_ray), ("local", extract_locally))
     )
     names = [
-        sorted(path.name for path in found.cache.folder.glob("shard-*"))
-        for found in (spread, local)
+        sorted(path.name for path in extracted.cache.folder.glob("shard-*"))
+        for extracted in (with_ray, local)
     ]
     assert names[0] == names[1]
-    for a, b in zip(spread.cache.load(spread.found), local.cache.load(local.found), strict=True):
+    branches = (extracted.cache.load(extracted.locations) for extracted in (with_ray, local))
+    for a, b in zip(*branches, strict=True):
         assert torch.equal(a, b)
     assert max(done) == 24
 
@@ -67,7 +68,7 @@ def test_head_is_fitted_with_ray(shapes: Path, tmp_path: Path) -> None:
     assert head.metrics["accuracy"] == 1
 
 
-def test_executor_that_is_not_there_is_refused(shapes: Path, small: Any) -> None:
+def test_unknown_executor_is_refused(shapes: Path, small: Any) -> None:
     with pytest.raises(
         headkit.HeadkitError, match="executor is 'dask', expected one of local, ray"
     ):
