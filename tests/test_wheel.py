@@ -157,7 +157,7 @@ def test_wheel_works_outside_the_checkout(installed: Installed, metadata: Any) -
         *("compare", "--data", made["data"], "--backbones", backbone, "--out", "compared")
     )
     assert compared["rows"][0]["score"] > 0.5
-    short = ("--sittings", 1, "--rounds", 1, "--cold-starts", 1, "--batches", "1")
+    short = ("--repeats", 1, "--rounds", 1, "--cold-starts", 1, "--batches", "1")
     measured = headkit("bench", "model.onnx", *short, "--runtimes", "onnxruntime", "--out", "bench")
     assert measured["rows"]
     assert {row["name"] for row in headkit("models", "resnet18")} >= {"resnet18"}

@@ -30,7 +30,7 @@ from .plots import check_plots, draw
 from .run_configs import absent, cores, missing_configs, run_configs
 from .timing import Call, Race, race
 
-SITTINGS, ROUNDS, COLD_STARTS = 8, 3, 3
+REPEATS, ROUNDS, COLD_STARTS = 8, 3, 3
 
 TIMM_COLUMNS = (
     "model",
@@ -75,7 +75,7 @@ def bench(
     weights: str | Path | None = None,
     images: str | Path | None = None,
     out: str | Path | None = None,
-    sittings: int = SITTINGS,
+    repeats: int = REPEATS,
     rounds: int = ROUNDS,
     cold_starts: int = COLD_STARTS,
     progress: Progress | None = None,
@@ -94,7 +94,7 @@ def bench(
         images: Folder of images to calibrate int8 and fp16, and to compare the predictions of the
             runtimes. Default: random images.
         out: Folder for ``bench.json``, ``bench.csv``, ``latency.png`` and ``throughput.png``.
-        sittings: Number of repeats, see ``race``.
+        repeats: Number of repeats, see ``race``.
         rounds: Number of rounds in each repeat, see ``race``.
         cold_starts: Number of processes to start for each way to run a model; 0 skips cold starts.
         progress: Called after each model with ``"models"``, the number of models done, and their
@@ -128,9 +128,9 @@ def bench(
     for name, number in (("batches", min(batches, default=0)), ("rounds", rounds)):
         if number < 1:
             raise ValueError(f"{name} is {number}, expected at least 1")
-    if sittings < 1 or cold_starts < 0 or (threads is not None and threads < 1):
+    if repeats < 1 or cold_starts < 0 or (threads is not None and threads < 1):
         raise ValueError(
-            f"sittings is {sittings}, threads {threads} and cold_starts {cold_starts}: expected at "
+            f"repeats is {repeats}, threads {threads} and cold_starts {cold_starts}: expected at "
             "least 1, 1 and 0"
         )
     if out is not None:
@@ -150,7 +150,7 @@ def bench(
         peaks = _peaks(asked)
         report("models", 0, len(found))
         for number, model in enumerate(found):
-            bench_one = _Bench(model, sittings, rounds, cold_starts, peaks)
+            bench_one = _Bench(model, repeats, rounds, cold_starts, peaks)
             rows += bench_one.measure(asked, batches)
             missing += bench_one.absent
             missing += [
@@ -176,13 +176,13 @@ class _Bench:
     def __init__(
         self,
         model: ModelUnderTest,
-        sittings: int,
+        repeats: int,
         rounds: int,
         cold_starts: int,
         peaks: dict[str, float | None],
     ) -> None:
         self.model, self.peaks = model, peaks
-        self.sittings, self.rounds, self.cold_starts = sittings, rounds, cold_starts
+        self.repeats, self.rounds, self.cold_starts = repeats, rounds, cold_starts
         self.absent = list[dict[str, Any]]()
         self._compiled = dict[tuple[RunConfig, int], LoadedModel]()
 
@@ -199,7 +199,7 @@ class _Bench:
             x = self.model.images(batch)
             run = race(
                 {str(one): partial(self._ready, one, x) for one in agreements},
-                repeats=self.sittings,
+                repeats=self.repeats,
                 rounds=self.rounds,
             )
             reference = str(next(iter(agreements)))

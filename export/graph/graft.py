@@ -55,8 +55,10 @@ def graft(
         name: Name of the head in a multi model. If None, the stem of the head's file or its
             published name.
         add: Add the head to a multi model instead of replacing the head of that name.
-        force: Also graft onto another backbone of the same architecture. Logits will differ.
-        overwrite: Allow ``out`` to be ``onnx_path``: the new model replaces the old one.
+        force: Also graft onto another backbone of the same architecture. Logits will differ. This
+            also allows ``out`` to be ``onnx_path``, as ``overwrite`` does.
+        overwrite: Allow ``out`` to be ``onnx_path``: the new model replaces the old one. The
+            backbone is checked as usual.
 
     Returns:
         The description of the new model.
@@ -65,7 +67,7 @@ def graft(
         BackboneMismatch: The head was trained on another backbone.
         ExportError: The model is damaged, or the head does not fit it.
         OutputError: ``out`` cannot be written, has another suffix, is the head file, or is
-            ``onnx_path`` without ``overwrite``.
+            ``onnx_path`` without ``overwrite`` or ``force``.
         HeadFormatError: ``head`` cannot be read.
         RegistryError: The store has no such head.
     """
@@ -75,10 +77,11 @@ def graft(
     out = check_output(out, MODEL, ADAPTER)
     if path is not None and _same_file(path, out):
         raise OutputError(f"cannot write {out}: it is the head file; name another file")
-    if _same_file(Path(onnx_path), out) and not overwrite:
+    if _same_file(Path(onnx_path), out) and not (overwrite or force):
         raise OutputError(
-            f"cannot write {out}: it is the model that the head goes into; name another file, or "
-            "pass overwrite=True (--overwrite) to replace it"
+            f"cannot write {out}: it is the model itself; name another file, or pass "
+            "overwrite=True (--overwrite) to replace it, or force=True (--force), which also skips "
+            "the check of the backbone's weights"
         )
     head = load_head(head)
     with open_model(onnx_path) as source:

@@ -1,4 +1,4 @@
-"""The command line: its flags are the keyword arguments of the functions that it calls."""
+"""The command line. Its flags are the keyword arguments of the functions that it calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from . import (
 from . import (
     serve as cli_serve,
 )
-from .terminal import Json, lines_of, number, progress_bar, show
+from .terminal import Json, format_lines, parse_count, progress_bar, show
 
 app = typer.Typer(
     help="Swappable classifier heads for every timm image model.",
@@ -37,8 +37,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         import headkit
 
         print(f"headkit {headkit.__version__}")
@@ -47,9 +47,12 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _common(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: ARG001
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
     version: Annotated[  # noqa: ARG001
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     handler = logging.StreamHandler()
@@ -74,15 +77,13 @@ app.add_typer(cli_heads.app, name="heads")
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the files that the demo makes.")] = Path(
-        "demo"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("demo"),
     images_per_class: Annotated[
-        int | None, typer.Option(help="Number of images of each digit; without it about 180.")
+        int | None, typer.Option(help="Number of images of each digit. Default: all, about 180.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train, ship, export and run a head for scikit-learn's digits, and measure it."""
+    """Train a head on scikit-learn's digits, export it, run it and measure it."""
     from headkit.demo import run, table
 
     with progress_bar() as progress:
@@ -97,37 +98,52 @@ def demo(
 @app.command()
 def coverage(
     structure: Annotated[
-        bool, typer.Option("--structure", help="Check without weights, on the meta device.")
+        bool,
+        typer.Option("--structure", help="Check the contract on the meta device, without weights."),
     ] = False,
-    numeric: Annotated[bool, typer.Option("--numeric", help="Check with real tensors.")] = False,
-    macs: Annotated[bool, typer.Option("--macs", help="Count multiply-adds.")] = False,
+    numeric: Annotated[
+        bool, typer.Option("--numeric", help="Check the contract with real tensors.")
+    ] = False,
+    macs: Annotated[bool, typer.Option("--macs", help="Count the multiply-adds.")] = False,
     export: Annotated[
         bool, typer.Option("--export", help="Export to ONNX, run it and compare with torch.")
     ] = False,
-    only: Annotated[str, typer.Option(help="Glob of architectures, or several, by comma.")] = "*",
+    only: Annotated[str, typer.Option(help="Globs of architectures, separated by commas.")] = "*",
     smallest: Annotated[
-        bool, typer.Option("--smallest", help="Only the smallest architecture of each family.")
+        bool,
+        typer.Option("--smallest", help="Check only the smallest architecture of each family."),
     ] = False,
     max_params: Annotated[
-        str | None, typer.Option(help="Leave larger ones out of all but --structure: 100M.")
+        str | None,
+        typer.Option(
+            help="Maximum number of parameters, such as 100M. Larger architectures run only "
+            "--structure."
+        ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes, each with one thread.")] = 2,
-    timeout: Annotated[float, typer.Option(help="Seconds for one architecture.")] = 600,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Check again what is recorded.")] = False,
+    workers: Annotated[int, typer.Option(help="Number of processes, each with one thread.")] = 2,
+    timeout: Annotated[
+        float, typer.Option(help="Maximum seconds per architecture and check.")
+    ] = 600,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Run checks again that have already passed.")
+    ] = False,
     out: Annotated[
-        Path, typer.Option(help="Record, JSON lines; a stopped run goes on where it was.")
+        Path,
+        typer.Option(help="File of JSON lines for the results. A stopped run resumes from it."),
     ] = Path("coverage.jsonl"),
     as_json: Json = False,
 ) -> None:
-    """Check the adapter layer's contract on timm's architectures and record the outcome."""
+    """Check on timm's architectures that headkit works, and record the results."""
     from headkit.adapters.files import check_writable
 
-    asked = {"structure": structure, "numeric": numeric, "macs": macs, "export": export}
-    checks = [name for name, wanted in asked.items() if wanted]
+    flags = {"structure": structure, "numeric": numeric, "macs": macs, "export": export}
+    checks = [name for name, is_set in flags.items() if is_set]
     if not checks:
-        raise ValueError("nothing to check: name --structure, --numeric, --macs or --export")
+        raise ValueError(
+            "no check is selected: pass --structure, --numeric, --macs or --export, or several"
+        )
     check_writable(out)
-    limit = None if max_params is None else number(max_params)
+    limit = None if max_params is None else parse_count(max_params)
     from headkit.benchmarks.coverage import record
 
     names = record.match_architectures(only, record.load(out) if smallest else None)
@@ -162,7 +178,7 @@ def coverage(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Show what is installed, and what that is enough for."""
+    """Show what is installed, and what each task still needs."""
     from headkit.benchmarks.bench.machine import machine, package_version
 
     needed = {
@@ -177,10 +193,9 @@ def doctor(as_json: Json = False) -> None:
         job: [name for name in names if package_version(name) is None]
         for job, names in needed.items()
     }
-    found = machine()
-    described = {**found, "missing": missing}
-    lines = lines_of(found) + [
+    description = machine()
+    lines = format_lines(description) + [
         f"{job}: {'pip install ' + ' '.join(names) if names else 'ready'}"
         for job, names in missing.items()
     ]
-    show(described, as_json, "\n".join(lines))
+    show({**description, "missing": missing}, as_json, "\n".join(lines))

@@ -1,4 +1,4 @@
-"""``headkit bench``."""
+"""The command ``bench``."""
 
 from __future__ import annotations
 
@@ -13,52 +13,74 @@ from .terminal import Json, Weights, progress_bar, show
 def bench(
     targets: Annotated[
         list[str],
-        typer.Argument(help="Architectures (with random weights), head files or ONNX files."),
+        typer.Argument(help="Architectures (which get random weights), head files, or ONNX files."),
     ],
     runtimes: Annotated[
         str | None,
-        typer.Option(help="By comma: torch, torch.compile, onnxruntime, tensorrt, openvino."),
+        typer.Option(
+            help="Runtimes, separated by commas: torch, torch.compile, onnxruntime, tensorrt, "
+            "openvino. Default: all."
+        ),
     ] = None,
     precisions: Annotated[
-        str | None, typer.Option(help="By comma: fp32, fp16, bf16, int8.")
+        str | None,
+        typer.Option(help="Precisions, separated by commas: fp32, fp16, bf16, int8. Default: all."),
     ] = None,
-    devices: Annotated[str | None, typer.Option(help="By comma: cpu, cuda.")] = None,
-    batches: Annotated[str, typer.Option(help="Images per call, several by comma.")] = "1,16",
-    threads: Annotated[int | None, typer.Option(help="Of the CPU; without it all cores.")] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="Devices, separated by commas: cpu, cuda. Default: both.")
+    ] = None,
+    batches: Annotated[
+        str, typer.Option(help="Numbers of images per call, separated by commas.")
+    ] = "1,16",
+    threads: Annotated[
+        int | None, typer.Option(help="Number of CPU threads. Default: one per core.")
+    ] = None,
     weights: Weights = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of images to calibrate on, and to compare predictions on."),
+        typer.Option(
+            help="Folder of images for the calibration of int8 and the comparison of predictions. "
+            "Default: random images."
+        ),
     ] = None,
-    sittings: Annotated[
+    repeats: Annotated[
         int,
-        typer.Option(help="How often all are loaded anew; with fewer, intervals are too narrow."),
+        typer.Option(
+            help="Number of times that each model is loaded again and measured. With fewer than 8, "
+            "the intervals of the time ratios are too narrow."
+        ),
     ] = 8,
-    rounds: Annotated[int, typer.Option(help="Turns of each in a sitting.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(help="Number of turns that each runtime gets per repeat.")
+    ] = 3,
     cold_starts: Annotated[
-        int, typer.Option(help="Processes started for each; 0 leaves cold starts out.")
+        int,
+        typer.Option(
+            help="Number of processes that measure the first prediction of each runtime. 0 skips "
+            "this."
+        ),
     ] = 3,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for bench.json, bench.csv and plots.")
+        Path | None, typer.Option(help="Folder for bench.json, bench.csv and the plots.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure latency, throughput, memory and size on the runtimes that are present."""
-    sizes = [_number(size) for size in batches.split(",")]
+    """Measure latency, throughput, memory and file size of models on each runtime."""
+    sizes = [_parse_batch(size) for size in batches.split(",")]
     from headkit.benchmarks.bench.bench import bench as measure
 
     with progress_bar("models") as progress:
         result = measure(
             targets,
-            runtimes=_listed(runtimes),
-            precisions=_listed(precisions),
-            devices=_listed(devices),
+            runtimes=_split(runtimes),
+            precisions=_split(precisions),
+            devices=_split(devices),
             batches=sizes,
             threads=threads,
             weights=weights,
             images=images,
             out=out,
-            sittings=sittings,
+            repeats=repeats,
             rounds=rounds,
             cold_starts=cold_starts,
             progress=progress,
@@ -69,7 +91,7 @@ def bench(
 
 
 def print_bench(result: dict[str, Any]) -> None:
-    """Print a table of what was measured, and a line for each thing that could not run."""
+    """Print a table of the measurements, and a line for each reason why a runtime did not run."""
     from rich.console import Console
     from rich.table import Table
 
@@ -90,8 +112,10 @@ def print_bench(result: dict[str, Any]) -> None:
         print(line)
     compared = result["images"]
     print(
-        f"time ratio: to the first line of the model and batch size, with the interval it lies in; "
-        f"same class: on {compared['number']} {'random' if compared['random'] else 'given'} images"
+        "time ratio: time divided by that of the first line with the same model and batch size, "
+        "and its interval\n"
+        f"same class: share of {compared['number']} {'random' if compared['random'] else 'given'} "
+        "images on which the first line predicts the same class"
     )
 
 
@@ -117,12 +141,14 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _listed(given: str | None) -> list[str] | None:
-    return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
+def _split(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _number(text: str) -> int:
+def _parse_batch(text: str) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise ValueError(f"batches has {text!r}, expected numbers by comma: 1,16") from error
+        raise ValueError(
+            f"batches contains {text!r}, expected numbers separated by commas, such as 1,16"
+        ) from error

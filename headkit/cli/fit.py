@@ -11,41 +11,85 @@ from .terminal import Json, Remap, Weights, progress_bar, show
 
 Data = Annotated[
     str,
-    typer.Option(help="Folder with a folder per class, CSV of path,label, or hfds/NAME, wds/…"),
+    typer.Option(
+        help="Images with labels: a folder with one folder per class, a CSV file with the columns "
+        "path and label, or a data set that timm reads, such as hfds/NAME or wds/FOLDER."
+    ),
 ]
-Val = Annotated[str | None, typer.Option(help="Validation data, in the same form.")]
+Val = Annotated[
+    str | None,
+    typer.Option(
+        help="Validation images, in any form of --data. Default: the validation split of --data, "
+        "else a share of it (--holdout)."
+    ),
+]
 Task = Annotated[
-    str | None, typer.Option(help="multiclass, multilabel or regression; else what the data are.")
+    str | None,
+    typer.Option(
+        help="Kind of targets: multiclass, multilabel or regression. Default: read from the data."
+    ),
 ]
-Kind = Annotated[str | None, typer.Option(help="Of head: own, linear, mlp or cosine.")]
-Holdout = Annotated[float, typer.Option(help="Share of each class kept for validation.")]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        help="Kind of head: own (the architecture's classifier), linear, mlp or cosine. Default: "
+        "own or linear, depending on the architecture."
+    ),
+]
+Holdout = Annotated[
+    float, typer.Option(help="Share of each class that is held out for validation.")
+]
 L2 = Annotated[
     str | None,
-    typer.Option(help="Strength of the L2 penalty, or several by comma; else a path of them."),
+    typer.Option(
+        help="Strength of the L2 penalty of a linear head. Of several, separated by commas, "
+        "the one with the lowest validation loss is used. Default: chosen from a wide range."
+    ),
 ]
 ClassWeights = Annotated[
-    str | None, typer.Option(help="'balanced', or LABEL=WEIGHT by comma; others weigh 1.")
+    str | None,
+    typer.Option(
+        help="'balanced' (rare classes weigh more), or LABEL=WEIGHT pairs, separated by commas. "
+        "Default: 1 for each class."
+    ),
 ]
-Views = Annotated[int, typer.Option(help="Crops of each training image, random but the first.")]
+Views = Annotated[
+    int,
+    typer.Option(
+        help="Number of crops of each training image: the evaluation crop, then random crops."
+    ),
+]
 Runtime = Annotated[
     str, typer.Option(help="Runtime of the backbone: auto, onnxruntime, openvino or torch.")
 ]
-Precision = Annotated[str, typer.Option(help="Precision of the runtime: fp32 or bf16.")]
+Precision = Annotated[str, typer.Option(help="Precision of the backbone: fp32 or bf16.")]
 Executor = Annotated[
-    str, typer.Option(help="Where features are extracted: local, or ray for a Ray cluster.")
+    str, typer.Option(help="Where features are extracted: local (this machine) or ray (a cluster).")
 ]
-Cache = Annotated[Path | None, typer.Option(help="Folder for features; else the user's own cache.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no features.")]
-Seed = Annotated[int, typer.Option(help="Of held-out images, random crops and training.")]
-BatchSize = Annotated[int, typer.Option(help="Images per forward pass.")]
-Workers = Annotated[int | None, typer.Option(help="Processes that decode; one per core without.")]
-MaxUnreadable = Annotated[float, typer.Option(help="Share of images that may be bad.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder in which features are kept. Default: the user's cache folder."),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not keep features.")]
+Seed = Annotated[
+    int, typer.Option(help="Random seed of the held-out images, the crops and the training.")
+]
+BatchSize = Annotated[int, typer.Option(help="Number of images per forward pass.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Number of processes that decode images. Default: one per core."),
+]
+MaxUnreadable = Annotated[
+    float, typer.Option(help="Largest accepted share of images that cannot be read.")
+]
 
 
 def fit(
     backbone: Annotated[str, typer.Option(help="timm architecture, such as resnet50.a1_in1k.")],
     data: Data,
-    out: Annotated[Path, typer.Option(help="Where to write the head file.")],
+    out: Annotated[
+        Path, typer.Option(help="Path of the new head file, with the suffix .safetensors.")
+    ],
     val: Val = None,
     task: Task = None,
     kind: Kind = None,
@@ -65,12 +109,12 @@ def fit(
     workers: Workers = None,
     max_unreadable: MaxUnreadable = 0.05,
     report: Annotated[
-        Path | None, typer.Option(help="Folder for confusion matrix and reliability diagram.")
+        Path | None, typer.Option(help="Folder for a confusion matrix and a reliability diagram.")
     ] = None,
-    notes: Annotated[str, typer.Option(help="Free text, kept in the head file.")] = "",
+    notes: Annotated[str, typer.Option(help="Free text that is stored in the head file.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Train a head on the frozen features of a backbone and save it."""
+    """Train a head on the features of a frozen backbone, and save it."""
     from headkit.adapters.file_kinds import HEAD, check_output
     from headkit.adapters.heads.tasks import get_task
 
@@ -87,8 +131,8 @@ def fit(
             weights=weights,
             remap=remap,
             holdout=holdout,
-            l2=_strengths(l2),
-            class_weights=_weights(class_weights),
+            l2=_parse_strengths(l2),
+            class_weights=_parse_weights(class_weights),
             views=views,
             runtime=runtime,
             precision=precision,
@@ -122,11 +166,18 @@ def fit(
 def compare(
     data: Data,
     backbones: Annotated[
-        str, typer.Option(help="By comma: architectures, globs, or ARCHITECTURE=WEIGHTS_FILE.")
+        str,
+        typer.Option(
+            help="Architectures, globs, or ARCHITECTURE=WEIGHTS_FILE pairs, separated by commas."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for compare.json, plot, heads and models.")],
-    batch: Annotated[int, typer.Option(help="Images per measured call.")] = 1,
-    threads: Annotated[int | None, typer.Option(help="Of ONNX Runtime when measuring.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for compare.json, the plot, the heads and the models.")
+    ],
+    batch: Annotated[int, typer.Option(help="Number of images per measured call.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Number of threads of ONNX Runtime. Default: one per core.")
+    ] = None,
     val: Val = None,
     task: Task = None,
     kind: Kind = None,
@@ -145,13 +196,13 @@ def compare(
     max_unreadable: MaxUnreadable = 0.05,
     as_json: Json = False,
 ) -> None:
-    """Fit a head on each of several backbones; print accuracy against measured latency."""
+    """Fit a head on each of several backbones, and compare accuracy and latency."""
     from headkit.benchmarks.compare.compare import compare as compare_backbones
 
     with progress_bar("backbones") as progress:
         result = compare_backbones(
             data,
-            _backbones(backbones),
+            _parse_backbones(backbones),
             out,
             batch=batch,
             threads=threads,
@@ -160,8 +211,8 @@ def compare(
             task=task,
             kind=kind,
             holdout=holdout,
-            l2=_strengths(l2),
-            class_weights=_weights(class_weights),
+            l2=_parse_strengths(l2),
+            class_weights=_parse_weights(class_weights),
             views=views,
             runtime=runtime,
             precision=precision,
@@ -178,16 +229,18 @@ def compare(
 
         from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else 120).print(_table(result))
-        print(f"in {out}: compare.json, pareto.png, heads, onnx")
+        Console(width=None if sys.stdout.isatty() else 120).print(_build_table(result))
+        print(f"wrote {out}/ with compare.json, pareto.png, heads/ and onnx/")
     if all("error" in row for row in result["rows"]):
         raise typer.Exit(1)
 
 
-def _table(result: dict[str, Any]) -> Any:
+def _build_table(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"* no other is faster and better; batch {result['batch']}, CPU")
+    table = Table(
+        title=f"* no other backbone is both faster and better; batch {result['batch']}, CPU"
+    )
     table.add_column("backbone", no_wrap=True)
     score = result["score"].replace("_", " ")
     for column in (score, "latency, ms", "parameters", "head, bytes", "fit, s"):
@@ -207,7 +260,7 @@ def _table(result: dict[str, Any]) -> Any:
     return table
 
 
-def _backbones(text: str) -> list[str] | dict[str, str | Path | None]:
+def _parse_backbones(text: str) -> list[str] | dict[str, str | Path | None]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not any("=" in part for part in parts):
         return parts
@@ -215,17 +268,19 @@ def _backbones(text: str) -> list[str] | dict[str, str | Path | None]:
     return {name: weights or None for name, _, weights in pairs}
 
 
-def _strengths(text: str | None) -> float | list[float] | None:
+def _parse_strengths(text: str | None) -> float | list[float] | None:
     if text is None:
         return None
     try:
-        found = [float(part) for part in text.split(",")]
+        strengths = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise ValueError(f"l2 is {text!r}, expected a number, or several by comma") from error
-    return found[0] if len(found) == 1 else found
+        raise ValueError(
+            f"l2 is {text!r}, expected a number, or several separated by commas"
+        ) from error
+    return strengths[0] if len(strengths) == 1 else strengths
 
 
-def _weights(text: str | None) -> Any:
+def _parse_weights(text: str | None) -> Any:
     if text is None or text == "balanced":
         return text
     pairs = [part.rpartition("=") for part in text.split(",")]
@@ -233,7 +288,8 @@ def _weights(text: str | None) -> Any:
         return {label: float(weight) for label, _, weight in pairs}
     except ValueError as error:
         raise ValueError(
-            f"class-weights is {text!r}, expected 'balanced' or LABEL=WEIGHT by comma"
+            f"class-weights is {text!r}, expected 'balanced', or LABEL=WEIGHT pairs separated by "
+            "commas"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Commands of ``headkit heads``: publish, find, fetch and roll back heads in a store."""
+"""The commands ``heads …``: publish, find, fetch and roll back heads in a store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .terminal import Json, lines_of, show, table_of
+from .terminal import Json, format_lines, format_table, show
 
 if TYPE_CHECKING:
     from headkit.registry.store.store import HeadStore
@@ -22,13 +22,19 @@ app = typer.Typer(
 Store = Annotated[
     str | None,
     typer.Option(
-        help="Directory or URL (s3://, gs://, az://, …); else $HEADKIT_STORE or the user's own."
+        help="Store: a directory or a URL (s3://, gs://, az://, …). Default: $HEADKIT_STORE, or "
+        "headkit/heads in the user's data folder."
     ),
 ]
-Ref = Annotated[str, typer.Argument(help="flowers, flowers@3, flowers@prod or sha256:…")]
+Ref = Annotated[
+    str,
+    typer.Argument(
+        help="Reference to a version: flowers (the newest), flowers@3, flowers@prod or sha256:…"
+    ),
+]
 
 
-def _store(url: str | None) -> HeadStore:
+def _open_store(url: str | None) -> HeadStore:
     from headkit.registry.store.store import HeadStore
 
     return HeadStore(url)
@@ -37,20 +43,31 @@ def _store(url: str | None) -> HeadStore:
 @app.command()
 def publish(
     path: Annotated[Path, typer.Argument(help="Head file.")],
-    name: Annotated[str, typer.Option(help="Name to publish it under.")],
-    tag: Annotated[list[str] | None, typer.Option(help="Set on the new version.")] = None,
+    name: Annotated[
+        str, typer.Option(help="Name under which the head is published, such as flowers.")
+    ],
+    tag: Annotated[
+        list[str] | None, typer.Option(help="Tag for the new version, such as prod; repeatable.")
+    ] = None,
     parent: Annotated[
-        str | None, typer.Option(help="Head that it came from; the newest version without it.")
+        str | None,
+        typer.Option(
+            help="Reference to the head that this one was made from. Default: the newest version "
+            "of the name."
+        ),
     ] = None,
     publisher: Annotated[
-        str | None, typer.Option(help="$HEADKIT_PUBLISHER or the user's name without it.")
+        str | None,
+        typer.Option(
+            help="Name of the publisher. Default: $HEADKIT_PUBLISHER, or the user's login name."
+        ),
     ] = None,
-    notes: Annotated[str, typer.Option(help="Free text.")] = "",
+    notes: Annotated[str, typer.Option(help="Free text that is stored with the version.")] = "",
     store: Store = None,
     as_json: Json = False,
 ) -> None:
     """Publish a head file as the next version of a name."""
-    version = _store(store).publish(
+    version = _open_store(store).publish(
         path, name, tags=tag or (), publisher=publisher, parent=parent, notes=notes
     )
     show(asdict(version), as_json, f"{version} sha256:{version.digest}")
@@ -58,25 +75,25 @@ def publish(
 
 @app.command("list")
 def list_heads(
-    pattern: Annotated[str, typer.Argument(help="Glob of names.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Glob of names, such as flowers*.")] = "*",
     store: Store = None,
     as_json: Json = False,
 ) -> None:
     """List the names in a store."""
-    rows = _store(store).list(pattern)
+    rows = _open_store(store).list(pattern)
     header = ("head", "latest", "versions", "yanked", "tags")
     cells = [(r.name, r.latest, len(r.versions), len(r.yanked), ", ".join(r.tags)) for r in rows]
-    show([asdict(row) for row in rows], as_json, table_of(header, cells))
+    show([asdict(row) for row in rows], as_json, format_table(header, cells))
 
 
 @app.command("show")
 def show_head(ref: Ref, store: Store = None, as_json: Json = False) -> None:
-    """Show what a version is and who made it from what, and the other versions of its name."""
-    heads = _store(store)
+    """Show a version, its publisher and its parent, and the history of its name."""
+    heads = _open_store(store)
     version = heads.resolve(ref)
     tags = heads.tags(version.name)
     (entry,) = heads.list(version.name)
-    described: dict[str, Any] = {
+    description: dict[str, Any] = {
         **asdict(version),
         "tags": [tag for tag, number in tags.items() if number == version.version],
         "yanked": version.version in entry.yanked,
@@ -96,42 +113,61 @@ def show_head(ref: Ref, store: Store = None, as_json: Json = False) -> None:
                 "yanked": one.version in entry.yanked,
             }
         )
-    described["history"] = rows
+    description["history"] = rows
     cells = [[*list(row.values())[:-1], "yanked" if row["yanked"] else ""] for row in rows]
-    table = table_of((*list(rows[0])[:-1], ""), cells)
-    described_alone = {k: v for k, v in described.items() if k != "history"}
-    show(described, as_json, "\n".join([*lines_of(described_alone), "", table]))
+    table = format_table((*list(rows[0])[:-1], ""), cells)
+    lines = format_lines({k: v for k, v in description.items() if k != "history"})
+    show(description, as_json, "\n".join([*lines, "", table]))
 
 
 @app.command()
 def pull(
-    ref: Annotated[str, typer.Argument(help="Reference to the store, or hf://user/repo[/name].")],
-    out: Annotated[Path | None, typer.Option(help="File to write; else one in the cache.")] = None,
+    ref: Annotated[
+        str,
+        typer.Argument(
+            help="Reference to a head in the store, such as flowers@prod, or the URL of a head on "
+            "the Hub: hf://user/repo[/name]."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Path of the new head file. Default: a file in the user's cache folder."),
+    ] = None,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch a head file from the store, checked against its hash, or from the Hub."""
+    """Fetch a head file from a store or from the Hugging Face Hub."""
     if ref.startswith("hf://"):
         from headkit.registry.hub.hub import pull as pull_from_hub
 
         path = pull_from_hub(ref, out)
     else:
-        path = _store(store).pull(ref, out)
+        path = _open_store(store).pull(ref, out)
     show({"path": str(path)}, as_json, str(path))
 
 
 @app.command()
 def push(
-    head: Annotated[str, typer.Argument(help="Head file, or reference to the store.")],
-    url: Annotated[str, typer.Argument(help="hf://user/repo, or hf://user/repo/name.")],
+    head: Annotated[str, typer.Argument(help="Head file, or reference to a head in the store.")],
+    url: Annotated[
+        str, typer.Argument(help="Place on the Hub: hf://user/repo, or hf://user/repo/name.")
+    ],
     private: Annotated[
-        bool | None, typer.Option(help="Of a new repository; the account's default without it.")
+        bool | None,
+        typer.Option(
+            help="Make a new repository private or public. Default: the account's setting."
+        ),
     ] = None,
-    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    message: Annotated[
+        str | None,
+        typer.Option(
+            help="Message of the commit. Default: the head's architecture and number of classes."
+        ),
+    ] = None,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Put a head into a repository of the Hugging Face Hub, with a model card."""
+    """Push a head to a repository on the Hugging Face Hub, with a model card."""
     from headkit.registry.hub.hub import push as push_to_hub
     from headkit.registry.resolve import head_file
 
@@ -142,42 +178,42 @@ def push(
 @app.command("tag")
 def set_tag(
     ref: Ref,
-    tag: Annotated[str, typer.Argument(help="Such as prod.")],
+    tag: Annotated[str, typer.Argument(help="Tag, such as prod.")],
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Have a tag point to a version, forward or back."""
-    version = _store(store).tag(ref, tag)
+    """Point a tag to a version; an existing tag moves."""
+    version = _open_store(store).tag(ref, tag)
     show(asdict(version), as_json, f"{version.name}@{tag} is {version}")
 
 
 @app.command()
 def untag(
-    ref: Annotated[str, typer.Argument(help="Such as flowers@prod.")],
+    ref: Annotated[str, typer.Argument(help="Name and tag, such as flowers@prod.")],
     store: Store = None,
 ) -> None:
     """Remove a tag; the version stays."""
     name, _, tag = ref.partition("@")
-    _store(store).untag(name, tag)
-    print(f"{ref} is gone")
+    _open_store(store).untag(name, tag)
+    print(f"removed the tag {ref}")
 
 
 @app.command()
 def yank(
     ref: Ref,
-    undo: Annotated[bool, typer.Option("--undo", help="Have it be found again.")] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Undo an earlier yank.")] = False,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Have a version no longer be the newest; named by number or tag it is still found."""
-    version = _store(store).yank(ref, undo=undo)
-    show(asdict(version), as_json, f"{version} is {'found again' if undo else 'yanked'}")
+    """Yank a version: `latest` skips it. Its number and its tags still work."""
+    version = _open_store(store).yank(ref, undo=undo)
+    show(asdict(version), as_json, f"{version} is {'no longer ' if undo else ''}yanked")
 
 
 @app.command()
 def verify(store: Store = None, as_json: Json = False) -> None:
-    """Check every object of a store; status 1 if something is wrong."""
-    problems = _store(store).verify()
+    """Check every object of a store. Exit with status 1 if something is wrong."""
+    problems = _open_store(store).verify()
     show({"problems": problems}, as_json, "\n".join(problems) or "nothing is wrong")
     if problems:
         raise typer.Exit(1)
@@ -185,14 +221,18 @@ def verify(store: Store = None, as_json: Json = False) -> None:
 
 @app.command()
 def gc(
-    grace_hours: Annotated[float, typer.Option(help="Younger objects stay.")] = 24,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing.")] = False,
+    grace_hours: Annotated[
+        float, typer.Option(help="Age in hours below which an object is kept.")
+    ] = 24,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be deleted; delete nothing.")
+    ] = False,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Delete head files that no version names, and what interrupted publishers left."""
+    """Delete head files that no version names, and files that interrupted publishers left."""
     if grace_hours < 0:
         raise ValueError(f"grace-hours is {grace_hours}, expected 0 or more")
-    deleted = _store(store).gc(grace_seconds=grace_hours * 3600, dry_run=dry_run)
+    deleted = _open_store(store).gc(grace_seconds=grace_hours * 3600, dry_run=dry_run)
     word = "would be deleted" if dry_run else "deleted"
     show({"deleted": deleted}, as_json, "\n".join([*deleted, f"{len(deleted)} {word}"]))

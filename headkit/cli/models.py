@@ -1,4 +1,4 @@
-"""Commands that show what there is: the catalogue of architectures."""
+"""The commands that search and describe: ``models`` and ``info``."""
 
 from __future__ import annotations
 
@@ -6,41 +6,57 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .terminal import Json, lines_of, number, show, table_of
+from .terminal import Json, format_lines, format_table, parse_count, show
 
 if TYPE_CHECKING:
     from headkit.registry.catalogue import Architecture
 
 
 def models(
-    pattern: Annotated[str, typer.Argument(help="Substring or glob of name or name.tag.")] = "",
-    family: Annotated[str | None, typer.Option(help="timm module, such as resnet.")] = None,
-    max_params: Annotated[
-        str | None, typer.Option(help="Parameters of the backbone, at most: 30M.")
+    pattern: Annotated[
+        str,
+        typer.Argument(
+            help="Part of a name such as resnet50 or resnet50.a1_in1k, or a glob. Default: all.",
+            show_default=False,
+        ),
+    ] = "",
+    family: Annotated[
+        str | None, typer.Option(help="timm module, such as resnet, or a glob.")
     ] = None,
-    input_size: Annotated[int | None, typer.Option(help="Height and width in pixels.")] = None,
-    features: Annotated[int | None, typer.Option(help="Width of the features.")] = None,
+    max_params: Annotated[
+        str | None, typer.Option(help="Maximum number of parameters of the backbone, such as 30M.")
+    ] = None,
+    input_size: Annotated[
+        int | None, typer.Option(help="Height and width of the input, in pixels.")
+    ] = None,
+    features: Annotated[int | None, typer.Option(help="Number of features.")] = None,
     license: Annotated[  # noqa: A002 - the word that users look for
-        str | None, typer.Option(help="Of the weights, such as apache-2.0, or a glob.")
+        str | None, typer.Option(help="License of the weights, such as apache-2.0, or a glob.")
     ] = None,
     exportable: Annotated[
-        bool, typer.Option("--exportable", help="Only those whose export was tried and agrees.")
+        bool,
+        typer.Option(
+            "--exportable", help="List only architectures whose ONNX export agreed with torch."
+        ),
     ] = False,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Only those with pretrained weights.")
+        bool,
+        typer.Option("--pretrained", help="List only architectures with pretrained weights."),
     ] = False,
-    sort: Annotated[str, typer.Option(help="name, latency, params, gmacs or accuracy.")] = "name",
-    names: Annotated[bool, typer.Option("--names", help="Print the names alone.")] = False,
+    sort: Annotated[
+        str, typer.Option(help="Order of the rows: name, latency, params, gmacs or accuracy.")
+    ] = "name",
+    names: Annotated[bool, typer.Option("--names", help="Print only the names.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Search the architectures that timm has."""
+    """Search timm's architectures."""
     from headkit.registry.catalogue import models as search
     from headkit.registry.catalogue import nearest
 
     rows = search(
         pattern,
         family=family,
-        max_params=None if max_params is None else number(max_params),
+        max_params=None if max_params is None else parse_count(max_params),
         input_size=input_size,
         features=features,
         license=license,
@@ -59,7 +75,7 @@ def models(
         print("\n".join(row.name for row in rows))
     else:
         header = ("architecture", "M params", "GMAC", "features", "input", "top-1 %", "ms")
-        print(table_of((*header, "export", "tags"), map(_cells, rows)))
+        print(format_table((*header, "export", "tags"), map(_cells, rows)))
 
 
 def _cells(row: Architecture) -> list[object]:
@@ -71,11 +87,16 @@ def _cells(row: Architecture) -> list[object]:
 
 
 def info(
-    name: Annotated[str, typer.Argument(help="Architecture, head file or ONNX file.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Architecture, head file, reference to a head in the store, or ONNX file."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Show what is known of an architecture, a head file or an exported model."""
+    """Describe an architecture, a head or an exported model."""
     from headkit.info import info as describe
 
-    described = describe(name)
-    show(described, as_json, "\n".join(lines_of(described)))
+    description = describe(name)
+    show(description, as_json, "\n".join(format_lines(description)))

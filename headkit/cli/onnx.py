@@ -1,4 +1,4 @@
-"""Commands for ONNX: export, graft, predict. The last two run without torch."""
+"""The commands for ONNX: ``export``, ``graft`` and ``predict``. The last two run without torch."""
 
 from __future__ import annotations
 
@@ -11,39 +11,68 @@ from .terminal import Json, Remap, Weights, show
 
 
 def export(
-    heads: Annotated[list[Path], typer.Argument(help="Head file; several for the form multi.")],
-    out: Annotated[Path, typer.Option(help="Where to write the ONNX file.")],
+    heads: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Head file, or reference to a head in the store; several for the form multi."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Path of the new ONNX file, with the suffix .onnx.")],
     form: Annotated[
         str,
         typer.Option(
-            help="merged: the head as constants; swappable: another one per call; multi: many "
-            "heads at once; backbone: features and no head."
+            help="Form of the model. merged: one fixed head; swappable: one head, which each call "
+            "can replace; multi: several heads at once; backbone: features and no head."
         ),
     ] = "merged",
     weights: Weights = None,
     remap: Remap = False,
     preprocess: Annotated[
-        bool, typer.Option("--preprocess", help="Take raw images: resize and crop in the graph.")
+        bool,
+        typer.Option(
+            "--preprocess",
+            help="Include preprocessing in the model: it then takes raw images of any size.",
+        ),
     ] = False,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Add softmax or sigmoid of the logits.")
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Add the output probabilities: softmax or sigmoid of the logits.",
+        ),
     ] = False,
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8, of the backbone.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="Precision of the backbone: fp32, fp16 or int8.")
+    ] = "fp32",
     images: Annotated[
-        Path | None, typer.Option(help="Folder of images to calibrate and measure precision with.")
+        Path | None,
+        typer.Option(
+            help="Folder of images for fp16 and int8. One half calibrates; the other half measures "
+            "the cost of the precision."
+        ),
     ] = None,
     max_cost: Annotated[
-        float, typer.Option(help="Share of images whose class may change by the precision.")
+        float,
+        typer.Option(
+            help="Largest accepted cost of the precision: share of --images whose class changes, "
+            "or loss of accuracy if --images has a folder per class."
+        ),
     ] = 0.02,
     optimize: Annotated[
-        bool, typer.Option(help="Rewrite the graph for speed; it then needs ONNX Runtime.")
+        bool,
+        typer.Option(
+            help="Rewrite the graph for speed with operators that only ONNX Runtime supports."
+        ),
     ] = True,
     config: Annotated[
-        bool, typer.Option("--config", help="Write config.json beside it, for Optimum.")
+        bool,
+        typer.Option(
+            "--config", help="Write config.json next to the model, for Hugging Face Optimum."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Export a head with its backbone to verified ONNX."""
+    """Export a head with its backbone to ONNX, and verify the result against torch."""
     from headkit.adapters.file_kinds import MODEL, check_output
     from headkit.registry.resolve import load_head
 
@@ -76,10 +105,10 @@ def export(
         "pixel_difference": done.pixel_difference,
         "precision_cost": dict(done.info.cost),
     }
-    show(result, as_json, "\n".join(_exported(result)))
+    show(result, as_json, "\n".join(_format_exported(result)))
 
 
-def _exported(result: dict[str, Any]) -> list[str]:
+def _format_exported(result: dict[str, Any]) -> list[str]:
     worst, batches = max(result["difference"].values()), ", ".join(map(str, result["difference"]))
     lines = [
         f"{result['model']}: {result['bytes']:,} bytes, opset {result['opset']}; largest "
@@ -87,15 +116,15 @@ def _exported(result: dict[str, Any]) -> list[str]:
     ]
     if result["pixel_difference"] is not None:
         lines.append(
-            f"pixels of the graph differ from Pillow's by {result['pixel_difference']:.1e} of "
-            "their range on average"
+            "mean difference of the model's pixels from Pillow's: "
+            f"{result['pixel_difference']:.1e} of their range"
         )
     for name, cost in result["precision_cost"].items():
         line = f"{name}: " if name else ""
-        line += f"{result['precision']}: the same class on {cost['agreement']:.2%} of "
-        line += f"{cost['images']} held-out images"
+        line += f"{result['precision']} predicts the same class as fp32 on "
+        line += f"{cost['agreement']:.2%} of {cost['images']} held-out images"
         if cost["accuracy_before"] is not None:
-            line += f", accuracy {cost['accuracy_before']:.4f} before, "
+            line += f"; accuracy {cost['accuracy_before']:.4f} before, "
             line += f"{cost['accuracy_after']:.4f} after"
         lines.append(line)
     return lines
@@ -103,31 +132,47 @@ def _exported(result: dict[str, Any]) -> list[str]:
 
 def graft(
     model: Annotated[Path, typer.Argument(help="Exported ONNX file.")],
-    head: Annotated[Path, typer.Argument(help="Head file.")],
+    head: Annotated[Path, typer.Argument(help="Head file, or reference to a head in the store.")],
     out: Annotated[
         Path,
-        typer.Option(help="Where to write the new ONNX file, or NAME.onnx_adapter of a swappable."),
+        typer.Option(
+            help="Path of the new ONNX file. For a swappable model, NAME.onnx_adapter writes only "
+            "the head, as an adapter file for ONNX Runtime."
+        ),
     ],
     name: Annotated[
-        str | None, typer.Option(help="Of the head in a multi model; else its file's name.")
+        str | None,
+        typer.Option(
+            help="Name of the head in a multi model. Default: the name of its file without the "
+            "suffix, or its published name."
+        ),
     ] = None,
     add: Annotated[
-        bool, typer.Option("--add", help="Add to a multi model instead of replacing.")
+        bool,
+        typer.Option("--add", help="Add the head to a multi model instead of replacing one."),
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Onto other weights of the same architecture too.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Accept a head that was trained on other weights of the same architecture "
+            "(its logits change), and allow --out to be the model itself.",
+        ),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Let --out be the model itself and replace it.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Allow --out to be the model itself. The head must be trained on its weights.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Put another head into an exported model. Needs no torch."""
+    """Put another head into an exported model. This does not need torch."""
     from headkit.export.graph.graft import graft as graft_head
 
     info = graft_head(model, head, out, name=name, add=add, force=force, overwrite=overwrite)
-    held = {one.name: one.num_classes for one in info.heads}
-    text = ", ".join(f"{key or 'head'} with {count} classes" for key, count in held.items())
+    text = ", ".join(f"{one.name or 'head'} with {one.num_classes} classes" for one in info.heads)
     result = {
         "model": str(out),
         "bytes": out.stat().st_size,
@@ -141,24 +186,38 @@ def graft(
 
 def predict(
     model: Annotated[Path, typer.Argument(help="Exported ONNX file.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of images.")],
     head: Annotated[
         list[Path] | None,
-        typer.Option(help="Head files or .onnx_adapter files for a swappable model; repeatable."),
+        typer.Option(
+            help="Head file or .onnx_adapter file for a swappable model; repeatable. Default: the "
+            "model's own head."
+        ),
     ] = None,
     name: Annotated[
-        list[str] | None, typer.Option(help="Only these heads of a multi model; repeatable.")
+        list[str] | None,
+        typer.Option(help="Name of a head of a multi model; repeatable. Default: all heads."),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Take heads of other weights of the architecture too.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Accept a head that was trained on other weights of the same architecture.",
+        ),
     ] = False,
-    provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or openvino.")] = "cpu",
-    top_k: Annotated[int, typer.Option(help="Predictions per image.")] = 3,
-    batch_size: Annotated[int, typer.Option(help="Images per run.")] = 16,
-    threads: Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")] = None,
+    provider: Annotated[
+        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt or openvino.")
+    ] = "cpu",
+    top_k: Annotated[
+        int, typer.Option(help="Maximum number of predictions per image and head.")
+    ] = 3,
+    batch_size: Annotated[int, typer.Option(help="Number of images per run of the model.")] = 16,
+    threads: Annotated[
+        int | None, typer.Option(help="Number of CPU threads. Default: one per core.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Classify images with an exported model. Needs no torch."""
+    """Classify images with an exported model. This does not need torch."""
     from headkit.adapters.images import list_images
     from headkit.export.predict.predictor import Predictor
     from headkit.registry.resolve import head_name
@@ -166,21 +225,21 @@ def predict(
     _check_order(model, images)
     extra = {head_name(path): path for path in head or []}
     if len(extra) < len(head or []):
-        raise ValueError("two of the heads have the same name: rename one")
+        raise ValueError("two of the head files have the same name: rename one")
     predictor = Predictor(model, dict(extra), provider, threads=threads, force=force)
-    listed = [image for given in images for image in list_images(given)]
-    chosen = name or list(extra) or predictor.heads
-    found = predictor.predict(listed, chosen, top_k=top_k, batch_size=batch_size)
+    paths = [path for argument in images for path in list_images(argument)]
+    names = name or list(extra) or predictor.heads
+    predictions = predictor.predict(paths, names, top_k=top_k, batch_size=batch_size)
     rows: list[dict[str, Any]] = [
-        {"image": str(image), **({"head": key} if key else {}), "predictions": predictions[number]}
-        for number, image in enumerate(listed)
-        for key, predictions in found.items()
+        {"image": str(path), **({"head": key} if key else {}), "predictions": of_head[number]}
+        for number, path in enumerate(paths)
+        for key, of_head in predictions.items()
     ]
-    show(rows, as_json, "\n".join(map(_predicted, rows)))
+    show(rows, as_json, "\n".join(map(_format_prediction, rows)))
 
 
 def _check_order(model: Path, images: list[Path]) -> None:
-    """Refuse a head or an image for the model, and a head or a model for an image."""
+    """Raise if the model is a head or an image, or an image is a head or a model."""
     from headkit.adapters.errors import DataError, ExportError
     from headkit.adapters.file_kinds import MODEL, check_argument, detect_file_kind
     from headkit.adapters.images import is_image
@@ -188,14 +247,14 @@ def _check_order(model: Path, images: list[Path]) -> None:
     usage = "the model first and then images: predict MODEL.onnx IMAGE --head HEAD.safetensors"
     check_argument("the model", model, MODEL, usage)
     if is_image(model) and model.is_file():
-        raise ExportError(f"the model is {model}: it is an image; write {usage}")
+        raise ExportError(f"the model is {model}: it is an image; pass {usage}")
     for image in images:
         kind = detect_file_kind(image)
         if kind is not None:
-            raise DataError(f"an image is {image}: it is {kind.noun}; write {usage}")
+            raise DataError(f"an image is {image}: it is {kind.noun}; pass {usage}")
 
 
-def _predicted(row: dict[str, Any]) -> str:
+def _format_prediction(row: dict[str, Any]) -> str:
     head = f"{row['head']}: " if "head" in row else ""
     return f"{row['image']}  {head}" + "  ".join(
         f"{p['label']} {p['score']:.4f}" for p in row["predictions"]

@@ -1,4 +1,4 @@
-"""The command that serves the heads of a store over HTTP."""
+"""The command ``serve``."""
 
 from __future__ import annotations
 
@@ -11,28 +11,47 @@ from .terminal import Remap, Weights
 
 
 def serve(
-    root: Annotated[str, typer.Argument(help="Store: a directory or URL.")],
+    root: Annotated[
+        str, typer.Argument(help="Store: a directory or a URL (s3://, gs://, az://, …).")
+    ],
     backbone: Annotated[
         str,
         typer.Option(
-            help="ONNX file of the form backbone; or an architecture, which is exported first and "
-            "needs torch."
+            help="ONNX file of the form backbone, or an architecture. An architecture is exported "
+            "first, which needs torch."
         ),
     ],
     weights: Weights = None,
     remap: Remap = False,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 for any that is free.")] = 8000,
-    provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or openvino.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Threads of ONNX Runtime.")] = None,
-    max_batch: Annotated[int, typer.Option(help="Images per run of the backbone.")] = 16,
-    refresh: Annotated[float, typer.Option(help="Seconds until the store is read again.")] = 1.0,
-    max_upload_mb: Annotated[float, typer.Option(help="Of a request.")] = 20,
-    max_megapixels: Annotated[float, typer.Option(help="Of an image.")] = 50,
-    timeout: Annotated[float, typer.Option(help="Seconds from request to answer.")] = 30,
-    max_waiting: Annotated[int, typer.Option(help="Images that wait for the backbone.")] = 1000,
+    host: Annotated[str, typer.Option(help="Address on which the server listens.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port on which the server listens. 0 picks a free port.")
+    ] = 8000,
+    provider: Annotated[
+        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt or openvino.")
+    ] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(help="Number of CPU threads. Default: one per core.")
+    ] = None,
+    max_batch: Annotated[
+        int, typer.Option(help="Maximum number of images per run of the backbone.")
+    ] = 16,
+    refresh: Annotated[
+        float,
+        typer.Option(help="Seconds after which names and tags are read from the store again."),
+    ] = 1.0,
+    max_upload_mb: Annotated[float, typer.Option(help="Maximum size of a request in MiB.")] = 20,
+    max_megapixels: Annotated[
+        float, typer.Option(help="Maximum size of an image in megapixels.")
+    ] = 50,
+    timeout: Annotated[
+        float, typer.Option(help="Maximum seconds from a request to its response.")
+    ] = 30,
+    max_waiting: Annotated[
+        int, typer.Option(help="Maximum number of images that wait for the backbone.")
+    ] = 1000,
 ) -> None:
-    """Serve all heads of a store on one backbone over HTTP. Needs headkit[serve]."""
+    """Serve all heads of a store over HTTP on one backbone. This needs headkit[serve]."""
     from headkit.adapters.errors import DependencyMissing
 
     for module in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
@@ -47,8 +66,10 @@ def serve(
     from headkit.registry.store.store import HeadStore
 
     store = HeadStore(root)
-    store.list()  # that there is none is told before the model is loaded
-    path = Path(backbone) if backbone.endswith(".onnx") else _exported(backbone, weights, remap)
+    store.list()  # a missing store is an error before the model is loaded
+    path = (
+        Path(backbone) if backbone.endswith(".onnx") else _export_backbone(backbone, weights, remap)
+    )
     service = Service(
         store,
         path,
@@ -66,8 +87,8 @@ def serve(
     uvicorn.run(application(service), host=host, port=port, log_level="info", access_log=False)
 
 
-def _exported(architecture: str, weights: Path | None, remap: bool) -> Path:
-    """The backbone as an ONNX file in the cache, exported unless it is there."""
+def _export_backbone(architecture: str, weights: Path | None, remap: bool) -> Path:
+    """Return the backbone's ONNX file in the cache, and export it first if it is missing."""
     from headkit.adapters.backbone.fingerprint import backbone_info
     from headkit.adapters.backbone.load import load_backbone
     from headkit.adapters.files import cache_folder

@@ -1,4 +1,4 @@
-"""What the commands share: options, and how results and progress are shown."""
+"""Options that several commands share, and the display of results and progress."""
 
 from __future__ import annotations
 
@@ -11,43 +11,46 @@ from typing import Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable results.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="Weights file of the backbone; without it timm loads its own from the Hub."),
+    typer.Option(
+        help="Weights file of the backbone. Default: timm downloads its own from the Hub."
+    ),
 ]
 Remap = Annotated[
-    bool, typer.Option("--remap", help="Assign the weights by position, not by name.")
+    bool,
+    typer.Option("--remap", help="Match the tensors of --weights by position, not by name."),
 ]
 
 
 def show(result: object, as_json: bool, text: str) -> None:
-    """Print a result as JSON, or as the text that stands for it."""
+    """Print a result as JSON, or ``text``, which says the same to people."""
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     elif text:
         print(text)
 
 
-def lines_of(described: dict[str, Any]) -> list[str]:
-    """One line per value; nested objects as dotted names, long lists cut."""
-    found = []
-    for key, value in described.items():
+def format_lines(values: dict[str, Any]) -> list[str]:
+    """Return one line per value. Nested keys are joined by dots; long lists are cut."""
+    lines = []
+    for key, value in values.items():
         if isinstance(value, dict):
-            found += [f"{key}.{line}" for line in lines_of(value)]
+            lines += [f"{key}.{line}" for line in format_lines(value)]
         elif isinstance(value, list | tuple):
             shown = ", ".join(map(str, value[:12]))
-            found.append(f"{key}: {shown}{f', … ({len(value)})' if len(value) > 12 else ''}")
+            lines.append(f"{key}: {shown}{f', … ({len(value)})' if len(value) > 12 else ''}")
         elif value not in ("", None):
-            found.append(f"{key}: {value}")
-    return found
+            lines.append(f"{key}: {value}")
+    return lines
 
 
 @contextmanager
 def progress_bar(
     things: str = "images",
 ) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar on a terminal, a line at each tenth elsewhere; both on stderr."""
+    """Show progress on stderr: a bar on a terminal, elsewhere a line for each tenth."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -75,18 +78,18 @@ def progress_bar(
     yield line
 
 
-def number(text: str) -> int:
-    """Return the whole number that is written as ``100M`` or ``1.5B``."""
+def parse_count(text: str) -> int:
+    """Return the integer for a text such as ``100M`` or ``1.5B``."""
     powers = {"K": 3, "M": 6, "B": 9, "G": 9}
     power = powers.get(text[-1:].upper(), 0)
     try:
         return int(float(text[:-1] if power else text) * 10**power)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no number such as 100M or 1.5B") from error
+        raise ValueError(f"{text!r} is not a number, expected one such as 100M or 1.5B") from error
 
 
-def table_of(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns under their names; all but the first to the right, and nothing for none."""
+def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table as text. The first column is aligned left, all others right; None is blank."""
     shown = [["" if cell is None else str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     lines = []

@@ -115,7 +115,7 @@ def test_export_graft_predictor_and_bench_take_references(
         precisions=["fp32"],
         devices=["cpu"],
         batches=[1],
-        sittings=1,
+        repeats=1,
         rounds=1,
         cold_starts=0,
     )

@@ -21,7 +21,7 @@ from headkit.export.runtimes.inference import RunConfig
 from headkit.export.runtimes.table import RUNTIMES
 from tests.backbones import SMALL, active_backbone
 
-ON_CPU: dict[str, Any] = {"devices": ["cpu"], "sittings": 1, "rounds": 3}
+ON_CPU: dict[str, Any] = {"devices": ["cpu"], "repeats": 1, "rounds": 3}
 BF16 = [] if absent(RunConfig("torch", "bf16", "cpu", 1)) else [("torch", "bf16")]
 """What there is of it on the processor that the tests run on."""
 CPU_FLAGS = Path("/proc/cpuinfo")
@@ -289,7 +289,7 @@ def test_a_target_named_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("runtime", ["torch", "torch.compile", "onnxruntime", "tensorrt"])
 def test_gpu_is_timed_by_its_own_events_and_copies_apart(runtime: str) -> None:
     result = headkit.bench(
-        [SMALL], runtimes=["torch", runtime], devices=["cuda"], batches=[1, 8], rounds=3, sittings=1
+        [SMALL], runtimes=["torch", runtime], devices=["cuda"], batches=[1, 8], rounds=3, repeats=1
     )
     rows = [row for row in result["rows"] if row["runtime"] == runtime]
     if not rows:

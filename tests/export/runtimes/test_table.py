@@ -108,7 +108,7 @@ def test_a_module_and_a_row_make_a_runtime(
         runtimes=["mine"],
         batches=[1],
         devices=["cpu"],
-        sittings=1,
+        repeats=1,
         rounds=1,
         cold_starts=0,
     )

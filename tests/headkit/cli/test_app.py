@@ -140,10 +140,12 @@ def test_fit_export_and_graft_make_missing_folders(
     assert new.is_file()
     before = new.read_bytes()
     refused = _fails(run, "graft", new, head, "--out", new)
-    assert "is the model that the head goes into" in refused
+    assert "it is the model itself" in refused
     assert "--overwrite" in refused
+    assert "--force" in refused
     assert new.read_bytes() == before
     assert run("graft", new, head, "--out", new, "--overwrite")[0] == 0
+    assert run("graft", new, head, "--out", new, "--force")[0] == 0
 
 
 def test_debug_shows_the_traceback(run: Run, tmp_path: Path) -> None:

@@ -50,8 +50,18 @@ def test_graft_onto_the_file_itself(
 ) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(merged.read_bytes())
+    with pytest.raises(headkit.OutputError, match=r"it is the model itself; .*--overwrite.*--force"):
+        headkit.graft(path, heads["new"], path)
+    stranger = head_for(random_backbone(seed=1), 4)
+    with pytest.raises(headkit.BackboneMismatch, match="fingerprint"):
+        headkit.graft(path, stranger, path, overwrite=True)
+    assert path.read_bytes() == merged.read_bytes()
     headkit.graft(path, heads["new"], path, overwrite=True)
     assert_close(headkit.Predictor(path).logits(X.numpy()), torch_logits(model, heads["new"], X))
+    headkit.graft(path, stranger, path, force=True)
+    headkit.attach(model, stranger, force=True)
+    with torch.inference_mode():
+        assert_close(headkit.Predictor(path).logits(X.numpy()), model(X).numpy())
 
 
 def test_backbone_becomes_a_merged_model(
