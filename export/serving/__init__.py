@@ -1,1 +1,1 @@
-"""Serve the heads of a store over HTTP."""
+"""Serve the heads of a store over HTTP on one backbone."""

@@ -1,4 +1,4 @@
-"""HTTP in front of ``serving``: the application that ``headkit serve`` runs."""
+"""The HTTP application that ``headkit serve`` runs: routes, status codes, metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from headkit.adapters.errors import (
 from headkit.adapters.images import TooLarge
 from headkit.registry.store.reference import Reference
 
-from .service import Limits, Overloaded, Service, TooManyHeads
+from .limits import Limits, ServiceBusy, TooManyHeads
+from .service import Service
 
 try:
     from fastapi import FastAPI, File, Form, HTTPException, Request, Response, UploadFile
@@ -36,19 +37,30 @@ try:
 except ImportError as missing:
     raise DependencyMissing.for_feature("serving", "headkit[serve]") from missing
 
+STATUS_OF_ERROR: dict[type[HeadkitError], int] = {
+    TooLarge: 413,
+    DataError: 400,
+    StoreError: 503,
+    TooManyHeads: 422,
+    RegistryError: 404,
+    BackboneMismatch: 409,
+    ServiceBusy: 503,
+}
+"""HTTP status for each class of error, such as 404 for an unknown head. The first match counts."""
+
 FORM_BYTES = 64 * 1024
-"""What the names of heads may take in a request, beside the image."""
+"""Maximum size in bytes of the names of heads in a request, in addition to the image."""
 
 
 def application(service: Service) -> FastAPI:
-    """Return the ASGI application that serves ``service``; it starts and stops it.
+    """Return the ASGI application for ``service``, which it starts and stops.
 
-    ``POST /predict`` takes an image and names of heads, ``GET /heads`` lists the store,
-    ``GET /healthz`` says that it runs, ``GET /metrics`` is for Prometheus, ``GET /docs`` is the
-    page of OpenAPI. Errors are JSON ``{"detail": …}``: 400 for an image that cannot be read, 404
-    for a head that is not there, 409 for one of another backbone, 413 for too many bytes or pixels,
-    408 for a body that does not come, 422 for a malformed request or too many heads, 503 with
-    ``Retry-After`` when overloaded, out of time, or the store cannot be read.
+    ``POST /predict`` takes an image and references to heads. ``GET /heads`` lists the store,
+    ``GET /healthz`` reports that the server runs, ``GET /metrics`` is for Prometheus, and
+    ``GET /docs`` is the OpenAPI page. Errors are JSON ``{"detail": …}``. ``STATUS_OF_ERROR`` has
+    the status of each class of error. In addition, 408 means that the body did not arrive in time,
+    413 that it has too many bytes, and 422 that the request is malformed or names too many heads.
+    Responses with 503 have ``Retry-After``.
     """
     metrics = _Metrics(service)
 
@@ -59,14 +71,14 @@ def application(service: Service) -> FastAPI:
         await service.stop()
 
     app = FastAPI(title="headkit", summary="Many heads on one backbone.", lifespan=lifespan)
-    app.add_middleware(_Bounded, service=service)
+    app.add_middleware(_RequestLimits, service=service)
 
     @app.middleware("http")
-    async def counted(
-        request: Request, go_on: Callable[[Request], Awaitable[Response]]
+    async def measure(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
         start = time.perf_counter()
-        response = await go_on(request)
+        response = await call_next(request)
         route = request.scope.get("route")
         path = getattr(route, "path", "other")
         metrics.requests.labels(path, str(response.status_code)).inc()
@@ -74,33 +86,43 @@ def application(service: Service) -> FastAPI:
         return response
 
     @app.exception_handler(HeadkitError)
-    async def told(_: Request, error: HeadkitError) -> JSONResponse:
-        status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
+    async def report_error(_: Request, error: HeadkitError) -> JSONResponse:
+        statuses = (code for kind, code in STATUS_OF_ERROR.items() if isinstance(error, kind))
+        status = next(statuses, 500)
         headers = {"Retry-After": "1"} if status == 503 else None
         return JSONResponse({"detail": str(error)}, status, headers)
 
     @app.post("/predict")
     async def predict(
-        image: Annotated[UploadFile, File(description="An image file.")],
+        image: Annotated[UploadFile, File(description="Image file.")],
         head: Annotated[
-            list[str], Form(description="flowers, flowers@3, flowers@prod, sha256:… or * for all.")
+            list[str],
+            Form(
+                description="Reference to a head: flowers, flowers@3, flowers@prod or sha256:…; * "
+                "for all heads."
+            ),
         ],
-        top_k: Annotated[int, Form(ge=1, le=1000, description="Predictions per head.")] = 5,
+        top_k: Annotated[
+            int, Form(ge=1, le=1000, description="Maximum number of predictions per head.")
+        ] = 5,
     ) -> dict[str, Any]:
-        """Classify an image by one head or several, for one pass of the backbone."""
+        """Classify an image by one or more heads, with one pass of the backbone."""
         if len(head) > service.limits.heads:
-            raise HTTPException(422, f"{len(head)} heads, at most {service.limits.heads}")
+            raise HTTPException(
+                422,
+                f"the request names {len(head)} heads; at most {service.limits.heads} are allowed",
+            )
         for ref in head:
             if ref != "*":
-                _parsed(ref)
+                _parse(ref)
         content = await image.read()
         if len(content) > service.limits.upload_bytes:
-            raise HTTPException(413, _too_many(service.limits))
+            raise HTTPException(413, _too_many_bytes(service.limits))
         try:
             async with asyncio.timeout(service.limits.seconds):
                 answers = await service.predict(content, head, top_k=top_k)
         except TimeoutError as error:
-            raise Overloaded(f"no answer within {service.limits.seconds:g} s") from error
+            raise ServiceBusy(f"no answer within {service.limits.seconds:g} s") from error
         return {
             name: {
                 "head": str(answer.version),
@@ -111,18 +133,18 @@ def application(service: Service) -> FastAPI:
         }
 
     @app.get("/heads")
-    def heads() -> list[dict[str, Any]]:
+    def list_heads() -> list[dict[str, Any]]:
         """List the names in the store."""
-        return [asdict(entry) for entry in service.entries()]
+        return [asdict(entry) for entry in service.heads.entries()]
 
     @app.get("/heads/{ref}")
-    def head_of(ref: str) -> dict[str, Any]:
+    def show_head(ref: str) -> dict[str, Any]:
         """Describe the version that a reference names."""
-        return asdict(service.store.resolve(_parsed(ref)))
+        return asdict(service.store.resolve(_parse(ref)))
 
     @app.get("/healthz")
     def healthz() -> dict[str, Any]:
-        """Say that it runs, and on which backbone."""
+        """Report that the server runs, and on which backbone."""
         backbone = service.info.backbone
         return {
             "status": "ok",
@@ -132,60 +154,55 @@ def application(service: Service) -> FastAPI:
         }
 
     @app.get("/metrics", include_in_schema=False)
-    def measured() -> Response:
+    def show_metrics() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
 
-_STATUS: dict[type[HeadkitError], int] = {
-    TooLarge: 413,
-    DataError: 400,
-    StoreError: 503,
-    TooManyHeads: 422,
-    RegistryError: 404,
-    BackboneMismatch: 409,
-    Overloaded: 503,
-}
-
-
-def _parsed(ref: str) -> Reference:
+def _parse(ref: str) -> Reference:
     try:
         return Reference.parse(ref)
     except RegistryError as error:
         raise HTTPException(422, str(error)) from error
 
 
-def _too_many(limits: Limits) -> str:
-    return f"at most {limits.upload_bytes:,} bytes are allowed"
+def _too_many_bytes(limits: Limits) -> str:
+    return f"the request is too large: at most {limits.upload_bytes:,} bytes are allowed"
 
 
 class _Metrics:
-    """What Prometheus reads."""
+    """The metrics for Prometheus."""
 
     def __init__(self, service: Service) -> None:
         self.registry = CollectorRegistry()
         common: dict[str, Any] = {"registry": self.registry, "namespace": "headkit"}
-        self.requests = Counter("requests", "Answered requests.", ["path", "status"], **common)
-        self.seconds = Histogram("request_seconds", "From request to answer.", ["path"], **common)
+        self.requests = Counter(
+            "requests", "Number of answered requests.", ["path", "status"], **common
+        )
+        self.seconds = Histogram(
+            "request_seconds", "Seconds from a request to its response.", ["path"], **common
+        )
         sizes = [2**power for power in range(8)]
-        batches = Histogram("batch_images", "Images per batch.", buckets=sizes, **common)
-        passes = Histogram("backbone_seconds", "Of one batch.", **common)
-        waiting = Gauge("waiting_images", "Wait for the backbone.", **common)
-        waiting.set_function(lambda: service.waiting)
-        loaded = Gauge("loaded_heads", "In memory.", **common)
-        loaded.set_function(lambda: service.loaded)
-        errors = Counter("store_errors", "Served as found before instead.", **common)
+        batches = Histogram("batch_images", "Number of images per batch.", buckets=sizes, **common)
+        passes = Histogram(
+            "backbone_seconds", "Seconds that the backbone takes for a batch.", **common
+        )
+        waiting = Gauge("waiting_images", "Number of images that wait for the backbone.", **common)
+        waiting.set_function(lambda: service.batcher.waiting)
+        loaded = Gauge("loaded_heads", "Number of heads in memory.", **common)
+        loaded.set_function(lambda: service.heads.loaded)
+        errors = Counter("store_errors", "Number of failed reads of the store.", **common)
 
-        def batch(size: int, seconds: float) -> None:
+        def observe_batch(size: int, seconds: float) -> None:
             batches.observe(size)
             passes.observe(seconds)
 
-        service.observed.batch, service.observed.store_error = batch, errors.inc
+        service.batcher.on_batch, service.heads.on_store_error = observe_batch, errors.inc
 
 
-class _Bounded:
-    """ASGI middleware that refuses bodies of more bytes, slow ones, and too many at once."""
+class _RequestLimits:
+    """ASGI middleware that refuses large bodies, slow bodies, and too many requests at once."""
 
     def __init__(self, app: Any, service: Service) -> None:
         self.app, self.service, self.active = app, service, 0
@@ -195,33 +212,35 @@ class _Bounded:
             await self.app(scope, receive, send)
             return
         limits = self.service.limits
-        most = limits.upload_bytes + FORM_BYTES
-        told = dict(scope["headers"]).get(b"content-length", b"")
-        if told.isdigit() and int(told) > most:
-            await JSONResponse({"detail": _too_many(limits)}, 413)(scope, receive, send)
+        max_bytes = limits.upload_bytes + FORM_BYTES
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if length.isdigit() and int(length) > max_bytes:
+            await JSONResponse({"detail": _too_many_bytes(limits)}, 413)(scope, receive, send)
             return
         if self.active >= limits.waiting:
-            detail = {"detail": f"{self.active} requests wait already"}
+            detail = {"detail": f"{self.active} requests are already waiting: try again later"}
             await JSONResponse(detail, 503, {"Retry-After": "1"})(scope, receive, send)
             return
-        end, got, complete = time.monotonic() + limits.seconds, 0, False
+        deadline, num_bytes, complete = time.monotonic() + limits.seconds, 0, False
 
-        async def bounded() -> Any:
-            nonlocal got, complete
-            if complete:  # what comes now is the end of the connection
+        async def receive_within_limits() -> Any:
+            nonlocal num_bytes, complete
+            if complete:  # the next message is the end of the connection
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), max(end - time.monotonic(), 0.001))
+                message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
             except TimeoutError as error:
-                raise HTTPException(408, f"no whole body within {limits.seconds:g} s") from error
-            got += len(message.get("body", b""))
+                raise HTTPException(
+                    408, f"the body did not arrive within {limits.seconds:g} s"
+                ) from error
+            num_bytes += len(message.get("body", b""))
             complete = not message.get("more_body", False)
-            if got > most:
-                raise HTTPException(413, _too_many(limits))
+            if num_bytes > max_bytes:
+                raise HTTPException(413, _too_many_bytes(limits))
             return message
 
         self.active += 1
         try:
-            await self.app(scope, bounded, send)
+            await self.app(scope, receive_within_limits, send)
         finally:
             self.active -= 1

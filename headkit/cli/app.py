@@ -83,7 +83,7 @@ def demo(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a head on scikit-learn's digits, export it, run it and measure it."""
+    """Train a head on scikit-learn's digits. Then export it, run it and measure it."""
     from headkit.demo import run, table
 
     with progress_bar() as progress:
@@ -133,7 +133,7 @@ def coverage(
     ] = Path("coverage.jsonl"),
     as_json: Json = False,
 ) -> None:
-    """Check on timm's architectures that headkit works, and record the results."""
+    """Check headkit on timm's architectures. The results are recorded in a file."""
     from headkit.adapters.files import check_writable
 
     flags = {"structure": structure, "numeric": numeric, "macs": macs, "export": export}

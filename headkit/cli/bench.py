@@ -65,7 +65,7 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure latency, throughput, memory and file size of models on each runtime."""
+    """Measure models on each runtime: latency, throughput, memory and file size."""
     sizes = [_parse_batch(size) for size in batches.split(",")]
     from headkit.benchmarks.bench.bench import bench as measure
 

@@ -60,7 +60,7 @@ Views = Annotated[
     ),
 ]
 Runtime = Annotated[
-    str, typer.Option(help="Runtime of the backbone: auto, onnxruntime, openvino or torch.")
+    str, typer.Option(help="Runtime that extracts features: auto, onnxruntime, openvino or torch.")
 ]
 Precision = Annotated[str, typer.Option(help="Precision of the backbone: fp32 or bf16.")]
 Executor = Annotated[
@@ -196,7 +196,7 @@ def compare(
     max_unreadable: MaxUnreadable = 0.05,
     as_json: Json = False,
 ) -> None:
-    """Fit a head on each of several backbones, and compare accuracy and latency."""
+    """Compare backbones by accuracy and latency. Each gets a head, fitted on the data."""
     from headkit.benchmarks.compare.compare import compare as compare_backbones
 
     with progress_bar("backbones") as progress:

@@ -88,7 +88,7 @@ def list_heads(
 
 @app.command("show")
 def show_head(ref: Ref, store: Store = None, as_json: Json = False) -> None:
-    """Show a version, its publisher and its parent, and the history of its name."""
+    """Show a version and the history of its name."""
     heads = _open_store(store)
     version = heads.resolve(ref)
     tags = heads.tags(version.name)
@@ -167,7 +167,7 @@ def push(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Push a head to a repository on the Hugging Face Hub, with a model card."""
+    """Push a head to the Hugging Face Hub. The repository gets a model card."""
     from headkit.registry.hub.hub import push as push_to_hub
     from headkit.registry.resolve import head_file
 
@@ -230,7 +230,7 @@ def gc(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Delete head files that no version names, and files that interrupted publishers left."""
+    """Delete unused files: heads without a version, and remains of interrupted publishers."""
     if grace_hours < 0:
         raise ValueError(f"grace-hours is {grace_hours}, expected 0 or more")
     deleted = _open_store(store).gc(grace_seconds=grace_hours * 3600, dry_run=dry_run)

@@ -29,7 +29,9 @@ def models(
     input_size: Annotated[
         int | None, typer.Option(help="Height and width of the input, in pixels.")
     ] = None,
-    features: Annotated[int | None, typer.Option(help="Number of features.")] = None,
+    features: Annotated[
+        int | None, typer.Option(help="Number of features of the backbone.")
+    ] = None,
     license: Annotated[  # noqa: A002 - the word that users look for
         str | None, typer.Option(help="License of the weights, such as apache-2.0, or a glob.")
     ] = None,

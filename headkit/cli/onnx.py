@@ -72,7 +72,7 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Export a head with its backbone to ONNX, and verify the result against torch."""
+    """Export a head with its backbone to ONNX. The result is verified against torch."""
     from headkit.adapters.file_kinds import MODEL, check_output
     from headkit.registry.resolve import load_head
 

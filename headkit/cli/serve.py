@@ -62,7 +62,8 @@ def serve(
     import uvicorn
 
     from headkit.export.serving.http import application
-    from headkit.export.serving.service import Limits, Service
+    from headkit.export.serving.limits import Limits
+    from headkit.export.serving.service import Service
     from headkit.registry.store.store import HeadStore
 
     store = HeadStore(root)

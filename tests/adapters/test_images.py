@@ -139,13 +139,13 @@ def test_fit_predict_calibration_and_serve_read_the_same_formats(tmp_path: Path)
     assert {Path(path).suffix for path in predicted} == SUFFIXES
     halves = [*calibrated.calibration, *calibrated.held_out]
     assert sorted(str(path) for path in halves) == predicted
-    service = SimpleNamespace(preprocess=PREPROCESS, _check_size=lambda *_: None)
+    service = SimpleNamespace(_preprocess=PREPROCESS, _check_size=lambda *_: None)
     for suffix in SUFFIXES:
         content = (tmp_path / "cat" / f"0{suffix}").read_bytes()
-        served = Service._pixels(service, content)  # type: ignore[arg-type]
+        served = Service._decode(service, content)  # type: ignore[arg-type]
         assert np.array_equal(served, PREPROCESS(open_image(tmp_path / "cat" / f"0{suffix}")))
     with pytest.raises(DataError, match="cannot identify"):
-        Service._pixels(service, (tmp_path / "cat" / "0.tga").read_bytes())  # type: ignore[arg-type]
+        Service._decode(service, (tmp_path / "cat" / "0.tga").read_bytes())  # type: ignore[arg-type]
 
 
 def test_no_other_shipped_module_opens_images() -> None:

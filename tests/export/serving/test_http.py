@@ -20,7 +20,8 @@ from headkit.adapters.heads.kinds import Kind
 from headkit.benchmarks.studies.http_client import Connection, encode_form
 from headkit.export.exporter import export
 from headkit.export.serving.http import application
-from headkit.export.serving.service import Limits, Service
+from headkit.export.serving.limits import Limits
+from headkit.export.serving.service import Service
 from tests.backbones import SMALL, active_backbone
 
 REFRESH = 0.2
@@ -209,15 +210,13 @@ def test_cut_connections_leave_the_server_serving(served: Served) -> None:
                 + body[:cut]
             )
     assert served.predict(picture(), "plain")[0] == 200
-    assert served.service.waiting == 0
+    assert served.service.batcher.waiting == 0
 
 
 def test_many_at_once_are_batched_and_each_gets_its_own_answer(served: Served) -> None:
     sizes = []
-    observed, served.service.observed.batch = (
-        served.service.observed.batch,
-        (lambda size, _: sizes.append(size)),
-    )
+    batcher = served.service.batcher
+    observe, batcher.on_batch = batcher.on_batch, (lambda size, _: sizes.append(size))
     images = [picture(seed) for seed in range(24)]
     alone = [served.predict(image, "plain")[1]["plain"]["predictions"] for image in images]
     sizes.clear()
@@ -234,7 +233,7 @@ def test_many_at_once_are_batched_and_each_gets_its_own_answer(served: Served) -
         return list(found)
 
     answers = asyncio.run(together())
-    served.service.observed.batch = observed
+    batcher.on_batch = observe
     assert sum(sizes) == len(images)
     assert max(sizes) > 1
     for (status, answer), expected in zip(answers, alone, strict=True):
@@ -263,19 +262,20 @@ def test_heads_health_and_metrics_can_be_requested(served: Served) -> None:
 
 
 def test_too_many_and_too_long_requests_are_refused(served: Served) -> None:
-    limits, run = served.service.limits, served.service._run
+    limits, batcher = served.service.limits, served.service.batcher
+    run = batcher.run
     served.service.limits = Limits(waiting=0)
     answered = threading.Event()
     try:
         status, answer = served.predict(picture(), "plain")
-        assert (status, "wait already" in answer["detail"]) == (503, True)
+        assert (status, "already waiting" in answer["detail"]) == (503, True)
         served.service.limits = Limits(seconds=0.5)
-        served.service._run = lambda pixels: answered.wait(GENEROUS) and run(pixels)  # type: ignore[method-assign,assignment,return-value]
+        batcher.run = lambda pixels: run(pixels) if answered.wait(GENEROUS) else []
         status, answer = served.predict(picture(), "plain")
         assert (status, "no answer within" in answer["detail"]) == (503, True)
     finally:
         answered.set()
-        served.service._run = run  # type: ignore[method-assign]
+        batcher.run = run
         served.service.limits = limits
     assert served.predict(picture(), "plain")[0] == 200
 
@@ -339,14 +339,10 @@ def test_known_heads_are_served_while_the_store_is_gone(served: Served) -> None:
     assert served.predict(picture(), "never-asked-for")[0] == 404
 
 
-def test_all_heads_may_be_too_many(served: Served) -> None:
-    limits = served.service.limits
-    served.service.limits = Limits(heads=2)
-    try:
-        status, answer = served.predict(picture(), "*")
-        assert (status, "more heads than the 2" in answer["detail"]) == (422, True)
-    finally:
-        served.service.limits = limits
+def test_all_heads_may_be_too_many(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.service.heads, "max_heads", 2)
+    status, answer = served.predict(picture(), "*")
+    assert (status, "more heads than the 2" in answer["detail"]) == (422, True)
 
 
 def test_a_head_of_another_backbone_is_loaded_once(
@@ -361,21 +357,19 @@ def test_a_head_of_another_backbone_is_loaded_once(
     assert served.predict(picture(), "other")[0] == 409
 
 
-def test_heads_used_least_recently_leave_memory(served: Served) -> None:
-    limits = served.service.limits
-    served.service.limits = Limits(head_bytes=1)
-    try:
-        assert served.predict(picture(), *KINDS)[0] == 200
-        assert served.service.loaded == 1
-    finally:
-        served.service.limits = limits
+def test_heads_used_least_recently_leave_memory(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served.service.heads, "max_bytes", 1)
+    assert served.predict(picture(), *KINDS)[0] == 200
+    assert served.service.heads.loaded == 1
 
 
 def test_only_a_backbone_can_serve(served: Served) -> None:
     head = Head.load(served.folder / "plain.safetensors")
     merged = served.folder / "merged.onnx"
     export(head, merged, backbone=active_backbone())
-    with pytest.raises(ExportError, match="of the form 'merged': serving takes a backbone"):
+    with pytest.raises(ExportError, match="has the form 'merged', expected 'backbone'"):
         Service(served.store, merged)
 
 

@@ -50,7 +50,9 @@ def test_graft_onto_the_file_itself(
 ) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(merged.read_bytes())
-    with pytest.raises(headkit.OutputError, match=r"it is the model itself; .*--overwrite.*--force"):
+    with pytest.raises(
+        headkit.OutputError, match=r"it is the model itself; .*--overwrite.*--force"
+    ):
         headkit.graft(path, heads["new"], path)
     stranger = head_for(random_backbone(seed=1), 4)
     with pytest.raises(headkit.BackboneMismatch, match="fingerprint"):
