@@ -1,4 +1,4 @@
-"""Any timm architecture as a frozen backbone, a classifier and a head.
+"""Split any timm architecture into a frozen backbone, a classifier and a head.
 
-Importing this package imports neither torch nor timm; its modules do when they need them.
+Importing this package imports neither torch nor timm. Its modules import them when needed.
 """

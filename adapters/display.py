@@ -1,48 +1,50 @@
-"""How objects show themselves: one line in a terminal, a table in a notebook."""
+"""Format objects for display: one line in a terminal, a table in a notebook."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
 
-SHOWN_NAMES = 3
-"""Names of a list that are shown before the rest is cut."""
-MAX_NAME = 24
-"""Characters of one name that are shown."""
+MAX_NAMES = 3
+"""Maximum number of names of a list that are shown."""
+MAX_NAME_LENGTH = 24
+"""Maximum number of characters of a name that are shown."""
 
 
-def printable(text: str) -> str:
-    """Return a text on one line: what a terminal would not print becomes an escape sequence."""
+def escape_unprintable(text: str) -> str:
+    """Return a text on one line; escape sequences replace characters that cannot be printed."""
     return "".join(
         mark if mark.isprintable() else mark.encode("unicode_escape", "surrogatepass").decode()
         for mark in text
     )
 
 
-def first_names(names: Sequence[str]) -> str:
-    """Return the first names of a list, each cut to a fixed length."""
+def format_names(names: Sequence[str]) -> str:
+    """Return the first names of a list; long names are cut."""
     shown = [
-        printable(name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…")
-        for name in names[:SHOWN_NAMES]
+        escape_unprintable(
+            name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
+        )
+        for name in names[:MAX_NAMES]
     ]
-    return ", ".join([*shown, *(["…"] if len(names) > SHOWN_NAMES else [])])
+    return ", ".join([*shown, *(["…"] if len(names) > MAX_NAMES else [])])
 
 
-def counted_names(count: int, names: Sequence[str] | None) -> str:
-    """Return a number of classes, with the first label names where there are some."""
-    return f"{count} ({first_names(names)})" if names else str(count)
+def format_count(count: int, names: Sequence[str] | None) -> str:
+    """Return a number of classes, followed by the first label names if there are any."""
+    return f"{count} ({format_names(names)})" if names else str(count)
 
 
-def one_line(kind: str, facts: Mapping[str, object]) -> str:
-    """Return ``Kind(name=value, …)``."""
-    shown = (f"{name}={printable(str(value))}" for name, value in facts.items())
+def format_line(kind: str, facts: Mapping[str, object]) -> str:
+    """Return the facts on one line: ``Kind(name=value, …)``."""
+    shown = (f"{name}={escape_unprintable(str(value))}" for name, value in facts.items())
     return f"{kind}({', '.join(shown)})"
 
 
-def html_table(kind: str, facts: Mapping[str, object]) -> str:
-    """Return the same as an HTML table of two columns; every text in it is escaped."""
+def format_table(kind: str, facts: Mapping[str, object]) -> str:
+    """Return the facts as an HTML table of two columns in which all text is escaped."""
     rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(printable(str(value)))}</td></tr>"
+        f"<tr><th>{escape(name)}</th><td>{escape(escape_unprintable(str(value)))}</td></tr>"
         for name, value in facts.items()
     )
     return f"<table><caption>{escape(kind)}</caption><tbody>{rows}</tbody></table>"

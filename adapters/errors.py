@@ -1,4 +1,4 @@
-"""The errors of headkit: one root, so that a caller can catch all that is raised on purpose."""
+"""The errors of headkit. They share one root, so a caller can catch all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import import_module
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what another library says, and the next where it ends in a colon."""
+    """Return the first line of an error's message; if it ends in a colon, the next line, too."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
@@ -16,34 +16,34 @@ def first_line(error: BaseException) -> str:
 
 
 class HeadkitError(Exception):
-    """Root of all errors that headkit raises on purpose."""
+    """The root of all errors that headkit raises on purpose."""
 
 
 class UnknownArchitecture(HeadkitError):
-    """The name is no timm entry point, or the tag is none of its pretrained weights."""
+    """timm has no such model or pretrained tag."""
 
     @classmethod
     def with_nearest(cls, name: str, known: Iterable[str]) -> UnknownArchitecture:
-        """Build the error with the names of ``known`` that come nearest to ``name``."""
+        """Build the error; its message lists the ``known`` names most similar to ``name``."""
         nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(nearest)}" if nearest else "`headkit models` lists all names"
         return cls(f"timm has no architecture {name!r}; {hint}")
 
 
 class ContractError(HeadkitError):
-    """An architecture does not behave as the adapter layer requires."""
+    """An architecture does not behave as headkit requires."""
 
 
 class WeightsError(HeadkitError):
-    """Weights could not be found, fetched or fitted to the architecture."""
+    """Weights could not be found or downloaded, or do not fit the architecture."""
 
 
 class BackboneMismatch(HeadkitError):
-    """A head was trained on another backbone than the one it is attached to."""
+    """A head does not belong to the backbone: it was trained on another one."""
 
 
 class HeadFormatError(HeadkitError):
-    """A file is not a readable head file, or a head cannot be written as one."""
+    """A file is not a readable head file, or a head cannot be written to a file."""
 
 
 class DataError(HeadkitError):
@@ -51,38 +51,38 @@ class DataError(HeadkitError):
 
 
 class OutputError(HeadkitError):
-    """A file cannot be written where it was asked for."""
+    """A file cannot be written to the requested path."""
 
 
 class ExportError(HeadkitError):
-    """A model could not be converted to ONNX, or an ONNX file is not one that headkit can run."""
+    """A model cannot be converted to ONNX, or headkit cannot run an ONNX file."""
 
 
 class ParityError(ExportError):
-    """An exported model does not agree with the torch model it came from."""
+    """The outputs of an exported model differ from those of the torch model."""
 
 
 class RegistryError(HeadkitError):
-    """A reference names nothing in the catalogue or in a store."""
+    """The catalogue or the store has nothing with that name."""
 
 
 class StoreError(RegistryError):
-    """A store cannot be used, or what lies in it is damaged."""
+    """A store cannot be used, or a file in it is damaged."""
 
 
 class DependencyMissing(HeadkitError):
-    """An optional package is needed; the message carries the line that installs it."""
+    """An optional package is missing; the message has the line that installs it."""
 
     @classmethod
     def for_feature(cls, what: str, packages: str) -> DependencyMissing:
-        """Build the error for ``what`` with the pip line that installs ``packages``."""
-        # Some shells take square brackets for a pattern of file names.
+        """Build the error for the feature ``what``, with the line that installs ``packages``."""
+        # Some shells read square brackets as a pattern of file names.
         quoted = (f'"{name}"' if "[" in name else name for name in packages.split())
         return cls(f"{what} needs {packages}: pip install {' '.join(quoted)}")
 
     @classmethod
     def check(cls, module: str, what: str, packages: str) -> None:
-        """Raise the error unless ``module`` can be imported: before any work, not after it."""
+        """Raise the error if ``module`` cannot be imported. Call this before any work."""
         try:
             import_module(module)
         except ImportError as missing:

@@ -1,4 +1,4 @@
-"""Kinds of files: which suffix each has, and what to say where one stands in place of another."""
+"""Kinds of files: their suffixes, and messages for a file of the wrong kind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import ExportError, HeadFormatError, HeadkitError, OutputError
 from .files import check_writable
 
 MAX_HEADER_BYTES = 2**25
-"""Length of a safetensors header that is still read to learn what the file is."""
+"""Maximum length of a safetensors header that is read to detect the kind of a file."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class FileKind:
     """A kind of file.
 
     Attributes:
-        noun: what messages call it, with its article.
-        suffix: end of the file's name.
-        error: raised where another kind of file stands in its place.
+        noun: The name that messages use, with its article.
+        suffix: The end of the file's name.
+        error: The error to raise if a file of another kind takes its place.
     """
 
     noun: str
@@ -36,10 +36,10 @@ TENSORS = FileKind("a file of tensors without a head", ".safetensors", HeadkitEr
 
 
 def check_output(path: str | Path, *kinds: FileKind) -> Path:
-    """Fail now, not after minutes of work, if a file of one of ``kinds`` cannot be written.
+    """Raise an error now, not after minutes of work, if a file of ``kinds`` cannot be written.
 
     Raises:
-        OutputError: ``path`` has another suffix; or see ``check_writable``.
+        OutputError: ``path`` has a suffix of none of the kinds; or see ``check_writable``.
     """
     path = Path(path)
     if path.suffix not in [kind.suffix for kind in kinds]:
@@ -51,10 +51,10 @@ def check_output(path: str | Path, *kinds: FileKind) -> Path:
 
 
 def detect_file_kind(path: str | Path) -> FileKind | None:
-    """Return what a file is, by its content where that says so and else by its suffix.
+    """Return the kind of a file: by its content if that shows the kind, else by its suffix.
 
     Returns:
-        None if there is no such file, or it is of no kind that is known here.
+        The kind, or None if there is no such file or its kind is unknown.
     """
     path = Path(path)
     if not path.is_file():
@@ -66,24 +66,25 @@ def detect_file_kind(path: str | Path) -> FileKind | None:
 
 
 def explain_wrong_kind(path: str | Path, expected: FileKind) -> str | None:
-    """Return what to say of a file that is not of the ``expected`` kind, but of another one."""
-    found = detect_file_kind(path)
-    if found is None or found is expected:
+    """Return a message if a file is of another known kind than ``expected``, else None."""
+    actual = detect_file_kind(path)
+    if actual is None or actual is expected:
         return None
-    return f"it is {found.noun}, expected {expected.noun} (NAME{expected.suffix})"
+    return f"it is {actual.noun}, expected {expected.noun} (NAME{expected.suffix})"
 
 
 def check_argument(argument: str, path: object, expected: FileKind, usage: str) -> None:
-    """Refuse a file of another kind than an argument takes, such as a head for a model.
+    """Raise an error if an argument is a file of the wrong kind, such as a head for a model.
 
     Args:
-        argument: name of the argument.
-        path: its value; whatever is no path of a file passes.
-        expected: kind of file that it takes.
-        usage: how the call is written.
+        argument: Name of the argument.
+        path: Value of the argument; a value that is not the path of a file passes.
+        expected: Kind of file that the argument takes.
+        usage: How to write the call.
 
     Raises:
-        HeadkitError: the error of ``expected``; names the argument, what it got, and the usage.
+        HeadkitError: The file has another kind. The error is that of ``expected``; its message has
+            the argument, its value and the usage.
     """
     mistake = explain_wrong_kind(path, expected) if isinstance(path, str | Path) else None
     if mistake is not None:
@@ -91,7 +92,7 @@ def check_argument(argument: str, path: object, expected: FileKind, usage: str) 
 
 
 def _safetensors_metadata(path: Path) -> dict[str, str] | None:
-    """Return the metadata of a safetensors file; None if it is no such file."""
+    """Return the metadata of a safetensors file; None for any other file."""
     try:
         with path.open("rb") as file:
             start = file.read(9)

@@ -1,4 +1,4 @@
-"""Write a file whole or not at all."""
+"""Write complete files or none, and find the cache folder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.3)
 
 
 def check_writable(path: str | Path) -> Path:
-    """Fail now, not after minutes of work, if ``path`` cannot be written.
+    """Raise an error now, not after minutes of work, if ``path`` cannot be written.
 
-    Its folder may be missing: whoever writes the file makes the folder.
+    The folder may be missing: the functions that write the file make the folder.
 
     Raises:
-        OutputError: its folder is read-only or is a file, or ``path`` is a folder itself.
+        OutputError: The folder is read-only or is a file, or ``path`` itself is a folder.
     """
     path = Path(path)
     try:
@@ -31,7 +31,7 @@ def check_writable(path: str | Path) -> Path:
         folder = next(folder for folder in path.parents if folder.exists())
         if not folder.is_dir():
             raise OutputError(f"cannot write {path}: {folder} is a file; name a folder")
-        with _beside(folder / path.name):
+        with _temporary_path(folder / path.name):
             pass
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
@@ -39,10 +39,10 @@ def check_writable(path: str | Path) -> Path:
 
 
 def make_parent_folder(path: Path) -> None:
-    """Make the folder that ``path`` lies in, and those above it, where they are missing.
+    """Make the folder of ``path``, and its parents, if they are missing.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: The folder cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,57 +52,57 @@ def make_parent_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside ``path``; move it there when the block ends, remove it when it fails.
+    """Yield a temporary path; move its file to ``path`` at the end, or remove it on an error.
 
-    What lies at ``path`` stays as it was until the new file is complete and on the disk. Its
-    folder is made where it is missing.
+    A file at ``path`` stays as it was until the new file is complete and on the disk. A missing
+    folder is made.
 
     Raises:
-        OutputError: see ``check_writable``.
+        OutputError: See ``check_writable``.
     """
     path = check_writable(path)
     make_parent_folder(path)
-    with _beside(path) as beside:
-        yield beside
+    with _temporary_path(path) as temporary:
+        yield temporary
         try:
-            with beside.open("rb+") as written:
-                os.fsync(written.fileno())
-            move(beside, path)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            move(temporary, path)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
         sync_folder(path.parent)
 
 
 def write_atomically(path: str | Path, content: bytes) -> Path:
-    """Write ``content`` to ``path`` whole or not at all. Returns the path.
+    """Write all of ``content`` to ``path``, or nothing. Return the path.
 
     Raises:
-        OutputError: see ``check_writable``.
+        OutputError: See ``check_writable``.
     """
-    with atomic_path(path) as beside:
+    with atomic_path(path) as temporary:
         try:
-            beside.write_bytes(content)
+            temporary.write_bytes(content)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror}") from error
     return Path(path)
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    # The suffix stays last: writers such as torch.onnx look at it. Created with the mode that the
-    # umask gives to any new file, unlike tempfile's 0600, because the file is moved into place.
-    beside = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
-    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+def _temporary_path(path: Path) -> Iterator[Path]:
+    # The name keeps its suffix, because writers such as torch.onnx read it. The file is created
+    # with the mode of any new file, not with tempfile's 0600, because it becomes the final file.
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        yield beside
+        yield temporary
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until a rename in ``folder`` is on the disk, where the system can say so.
+    """Wait until a rename in ``folder`` is on the disk, if the system supports that.
 
-    Windows cannot open a folder; some network file systems cannot synchronize one.
+    Windows cannot open a folder, and some network file systems cannot synchronize one.
     """
     if os.name != "posix":
         return
@@ -117,9 +117,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename ``source`` to ``target`` and replace what is there.
+    """Rename ``source`` to ``target``, which may exist.
 
-    Windows refuses to replace a file that another process has open, so try for a second there.
+    Windows refuses to replace a file that another process has open, so there the function tries
+    for a second.
 
     Raises:
         OSError: ``target`` cannot be replaced.
@@ -135,12 +136,13 @@ def move(source: Path, target: Path) -> None:
 
 
 def cache_folder(cache: bool | str | Path = True) -> Path:
-    """Return the folder for features and what else can be made again.
+    """Return the folder for features and other files that can be computed again.
 
-    It is the one given, ``$HEADKIT_CACHE``, or the user's own cache.
+    Args:
+        cache: The folder; if it is not a path, ``$HEADKIT_CACHE`` or the user's own cache.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: The folder cannot be made.
     """
     if isinstance(cache, str | Path):
         folder = Path(cache)

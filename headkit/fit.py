@@ -29,8 +29,7 @@ from headkit.adapters.fitting.adamw import predict_logits
 from headkit.adapters.fitting.class_weights import ClassWeights, check_class_weights
 from headkit.adapters.fitting.classifier import plan_classifier, train_classifier
 from headkit.adapters.fitting.data_checks import check_classes, check_crops
-from headkit.adapters.fitting.metrics import metrics as measure
-from headkit.adapters.fitting.metrics import temperature as fit_temperature
+from headkit.adapters.fitting.metrics import fit_temperature, measure
 from headkit.adapters.fitting.report import check_report, write_report
 from headkit.adapters.heads.attach import head_of
 from headkit.adapters.heads.head import Head

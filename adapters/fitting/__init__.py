@@ -1,1 +1,1 @@
-"""Fit a head on features, calibrate it, measure it and report it."""
+"""Fit a head to features, calibrate it, measure it and report on it."""

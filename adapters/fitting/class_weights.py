@@ -1,4 +1,4 @@
-"""Weights of classes in training, as they are asked for."""
+"""Check the weights of classes that the user requests for training."""
 
 from __future__ import annotations
 
@@ -16,26 +16,31 @@ ClassWeights = Literal["balanced"] | Mapping[str, float]
 
 
 def check_class_weights(
-    asked: ClassWeights | None, source: ImageDataset
+    class_weights: ClassWeights | None, dataset: ImageDataset
 ) -> Tensor | Literal["balanced"] | None:
-    """Return the weights by number of the class, or what was asked for instead of weights.
+    """Return one weight per class, in the order of the label names; or ``balanced`` or None.
 
     Raises:
-        DataError: the data have no classes, or lack a class that has a weight.
-        ValueError: a weight is not positive, or ``asked`` is another word than ``balanced``.
+        DataError: The data have no classes, or lack a class that has a weight.
+        ValueError: A weight is not positive, or ``class_weights`` is a word other than
+            ``balanced``.
     """
-    if asked is None:
+    if class_weights is None:
         return None
-    if not get_task(source.task).has_classes:
-        raise DataError("a regression has no classes to weigh")
-    if isinstance(asked, str):
-        if asked != "balanced":
-            raise ValueError(f"class_weights is {asked!r}, expected 'balanced' or weights by label")
+    if not get_task(dataset.task).has_classes:
+        raise DataError(
+            "class_weights needs classes, but the task is regression: remove class_weights"
+        )
+    if isinstance(class_weights, str):
+        if class_weights != "balanced":
+            raise ValueError(
+                f"class_weights is {class_weights!r}, expected 'balanced' or weights by label"
+            )
         return "balanced"
-    unknown = sorted(set(asked) - set(source.label_names))
+    unknown = sorted(set(class_weights) - set(dataset.label_names))
     if unknown:
-        raise DataError(f"class_weights names {', '.join(unknown[:5])}, which {source.name} lacks")
-    weights = [float(asked.get(name, 1)) for name in source.label_names]
+        raise DataError(f"class_weights names {', '.join(unknown[:5])}, which {dataset.name} lacks")
+    weights = [float(class_weights.get(name, 1)) for name in dataset.label_names]
     if not all(weight > 0 for weight in weights):
         raise ValueError("class_weights has a weight that is not positive")
     return torch.tensor(weights)

@@ -1,4 +1,4 @@
-"""The classifier of a head: which one it is, and its training on features."""
+"""Choose the classifier of a head, and train it on features."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .linear.solve import STRENGTHS, LinearMap, solve
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained.
+    """The kind of classifier, and how it is trained.
 
     Attributes:
-        kind: kind of head, see ``adapt``.
-        linear: whether the classifier is a linear map, the best weights of which are solved for.
+        kind: Kind of head, see ``adapt``.
+        linear: True if the classifier is a linear map, whose best weights ``solve`` computes.
     """
 
     kind: Kind
@@ -39,12 +39,12 @@ def plan_classifier(model: nn.Module, kind: Kind | None) -> Plan:
     """Choose the classifier of a head.
 
     Args:
-        model: the backbone.
-        kind: kind of head, see ``adapt``. Without it the architecture's own classifier if that is
-            linear or part of how the architecture makes its logits, else ``linear``.
+        model: The backbone.
+        kind: Kind of head, see ``adapt``. If None, the architecture's own classifier if that is
+            linear or the architecture computes its logits in a special way, else ``linear``.
     """
     if exception_for(LOGITS, model) is not None:
-        # Its logits are more than the mean of its modules: no linear map of the features.
+        # The logits are not the mean of the classifier's modules, so no linear map yields them.
         return Plan(kind or "own", linear=False)
     probe = copy_structure(model, share_tensors=False)
     modules = [probe.get_submodule(path) for path in replace_classifier(probe, 2).paths]
@@ -61,35 +61,35 @@ def train_classifier(
     validation: LabeledFeatures | None,
     num_outputs: int,
     task: TaskName,
-    weighing: Tensor | Literal["balanced"] | None,
+    class_weights: Tensor | Literal["balanced"] | None,
     l2: float | Sequence[float] | None,
     seed: int,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Put a new classifier onto a backbone and train it.
 
     Args:
-        backbone: the frozen model, which carries the classifier afterwards.
-        plan: see ``plan_classifier``.
-        examples: features and targets to train on.
-        validation: features and targets on which strengths or epochs are chosen.
-        num_outputs: length of the logits.
-        task: what the logits mean.
-        weighing: weight of each class ``[num_outputs]``, or ``balanced``.
-        l2: strengths of the penalty of a linear classifier, see ``solve``.
-        seed: seed of the initial weights and of the order of training.
+        backbone: The frozen model, which carries the classifier afterwards.
+        plan: See ``plan_classifier``.
+        examples: Features and targets to train on.
+        validation: Features and targets that determine the best strength, or rate and epoch.
+        num_outputs: Length of the logits.
+        task: What the logits mean.
+        class_weights: Weight of each class ``[num_outputs]``, or ``balanced``.
+        l2: Strengths of the penalty of a linear classifier, see ``solve``.
+        seed: Seed of the initial weights and of the order of training.
 
     Returns:
-        The model, and what was chosen on the way: ``l2`` and ``var_smoothing``, or
-        ``learning_rate`` and ``epochs``.
+        The model, and the chosen values: ``l2`` and ``var_smoothing``, or ``learning_rate`` and
+        ``epochs``.
     """
-    if weighing == "balanced":
-        weighing = get_task(task).balanced_weights(examples.y, num_outputs)
+    if class_weights == "balanced":
+        class_weights = get_task(task).balanced_weights(examples.y, num_outputs)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = adapt(backbone, num_outputs, plan.kind)
     if not plan.linear:
-        trained = train(model, examples, validation, task, class_weights=weighing, seed=seed)
-        return model, {"learning_rate": trained.rate, "epochs": trained.epochs}
+        result = train(model, examples, validation, task, class_weights=class_weights, seed=seed)
+        return model, {"learning_rate": result.rate, "epochs": result.epochs}
     solution = solve(
         examples.x,
         examples.y,
@@ -97,7 +97,7 @@ def train_classifier(
         task=task,
         x_val=None if validation is None else validation.x,
         y_val=None if validation is None else validation.y,
-        class_weights=weighing,
+        class_weights=class_weights,
         l2=STRENGTHS if l2 is None else l2,
     )
     set_linear(model, solution.linear, [int(np.prod(shape)) for shape in examples.shapes])
@@ -105,17 +105,22 @@ def train_classifier(
 
 
 @torch.no_grad()
-def set_linear(model: nn.Module, solution: LinearMap, widths: list[int]) -> None:
-    """Spread one linear map over the classifier's modules, the mean of which are the logits.
+def set_linear(model: nn.Module, linear: LinearMap, widths: list[int]) -> None:
+    """Set the weights of the classifier's modules so that their mean is one linear map.
 
-    Module ``i`` sees branch ``i`` modulo their number, see ``forward.classify``.
+    Module ``i`` reads branch ``i`` modulo the number of branches, see ``forward.classify``.
+
+    Args:
+        model: A model with a linear classifier.
+        linear: A map of the concatenated branches.
+        widths: Number of features of each branch.
     """
     paths = find_classifier(model).paths
-    parts = torch.split(solution.weight, widths, 1)
+    parts = torch.split(linear.weight, widths, 1)
     for number, path in enumerate(paths):
         branch = number % len(parts)
-        sharing = len(range(branch, len(paths), len(parts)))
+        num_sharing = len(range(branch, len(paths), len(parts)))
         module = model.get_submodule(path)
         weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
-        weight.copy_((parts[branch] * len(paths) / sharing).view_as(weight))
-        bias.copy_(solution.bias)
+        weight.copy_((parts[branch] * len(paths) / num_sharing).view_as(weight))
+        bias.copy_(linear.bias)

@@ -1,4 +1,4 @@
-"""What can be wrong with the images once they were read."""
+"""Check the images after they have been read."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 
 import numpy as np
 
-from headkit.adapters.data.dataset import ImageDataset
+from headkit.adapters.data.dataset import ImageDataset, shorten_list
 from headkit.adapters.errors import DataError
 from headkit.adapters.features.extract import ExtractedFeatures
 from headkit.adapters.heads.tasks import get_task
 
 
 def check_crops(whole: ExtractedFeatures, crops: Sequence[ExtractedFeatures]) -> None:
-    """Raise ``DataError`` if an image that was there for one crop was gone at the next."""
+    """Raise ``DataError`` if an image could be read for one crop and not for another."""
     for crop in crops:
         changed = sorted(set(whole.names) ^ set(crop.names))
         if changed:
             raise DataError(
                 f"{len(changed)} images could be read for some crops and not for others, such as "
-                f"{changed[0]}: the data changed meanwhile; fit again"
+                f"{changed[0]}: the data changed during the work; fit again"
             )
 
 
-def check_classes(source: ImageDataset, targets: np.ndarray[Any, Any]) -> None:
+def check_classes(dataset: ImageDataset, targets: np.ndarray[Any, Any]) -> None:
     """Raise ``DataError`` if no image of a class could be read.
 
     Args:
-        source: names the classes.
-        targets: ``[N]`` or ``[N, num_outputs]``, of the images to train on.
+        dataset: The data set, which names the classes.
+        targets: Targets of the training images, ``[N]`` or ``[N, num_outputs]``.
     """
-    images = get_task(source.task).images_per_class(targets, len(source.label_names))
+    images = get_task(dataset.task).images_per_class(targets, len(dataset.label_names))
     if images is None:
         return
-    missing = [name for name, count in zip(source.label_names, images, strict=False) if not count]
+    missing = [name for name, count in zip(dataset.label_names, images, strict=False) if not count]
     if missing:
-        raise DataError(f"no image of class {', '.join(missing[:5])} could be read")
+        raise DataError(f"no image of class {shorten_list(missing)} could be read")

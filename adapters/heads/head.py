@@ -20,7 +20,7 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from headkit.adapters.backbone.info import BackboneInfo
-from headkit.adapters.display import counted_names, html_table, one_line
+from headkit.adapters.display import format_count, format_line, format_table
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
 from headkit.adapters.files import write_atomically
@@ -115,10 +115,10 @@ class Head:
         return hash(self._content())
 
     def __repr__(self) -> str:
-        return one_line("Head", self._facts())
+        return format_line("Head", self._facts())
 
     def _repr_html_(self) -> str:
-        return html_table("Head", self._facts())
+        return format_table("Head", self._facts())
 
     def _content(self) -> tuple[str, tuple[tuple[str, str, tuple[int, ...], bytes], ...]]:
         """Return everything that equality compares; a list equals a tuple, as in a head file."""
@@ -133,7 +133,7 @@ class Head:
             "architecture": self.architecture,
             "kind": self.kind,
             "task": self.task,
-            "classes": counted_names(self.num_classes, self.label_names),
+            "classes": format_count(self.num_classes, self.label_names),
             "bytes": f"{self.num_bytes:,}",
         }
         accuracy = self.metrics.get("accuracy")

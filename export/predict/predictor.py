@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from headkit.adapters.display import counted_names, html_table, one_line
+from headkit.adapters.display import format_count, format_line, format_table
 from headkit.adapters.errors import ExportError, first_line
 from headkit.adapters.file_kinds import ADAPTER
 from headkit.adapters.heads.tasks import DEFAULT, get_task
@@ -98,10 +98,10 @@ class Predictor:
             self._heads[name] = self._add(name, head, force=force)
 
     def __repr__(self) -> str:
-        return one_line("Predictor", self._facts())
+        return format_line("Predictor", self._facts())
 
     def _repr_html_(self) -> str:
-        return html_table("Predictor", self._facts())
+        return format_table("Predictor", self._facts())
 
     def _facts(self) -> dict[str, object]:
         facts: dict[str, object] = {
@@ -112,9 +112,9 @@ class Predictor:
         }
         if len(self._heads) == 1:
             (one,) = self._heads.values()
-            return {**facts, "classes": counted_names(one.info.num_classes, one.info.label_names)}
+            return {**facts, "classes": format_count(one.info.num_classes, one.info.label_names)}
         names = [name or "the model's own" for name in self._heads]
-        return {**facts, "heads": counted_names(len(names), names)}
+        return {**facts, "heads": format_count(len(names), names)}
 
     @cached_property
     def preprocess(self) -> Preprocess:

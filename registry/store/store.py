@@ -16,7 +16,7 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from headkit.adapters.display import html_table, one_line
+from headkit.adapters.display import format_line, format_table
 from headkit.adapters.errors import HeadFormatError, RegistryError
 from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
 from headkit.adapters.files import cache_folder, write_atomically
@@ -60,10 +60,10 @@ class HeadStore:
         self._objects = Objects(self.storage)
 
     def __repr__(self) -> str:
-        return one_line("HeadStore", {"url": self.url})
+        return format_line("HeadStore", {"url": self.url})
 
     def _repr_html_(self) -> str:
-        return html_table("HeadStore", {"url": self.url})
+        return format_table("HeadStore", {"url": self.url})
 
     @property
     def url(self) -> str:

@@ -7,7 +7,7 @@ from scipy.optimize import minimize_scalar
 from sklearn import metrics as reference
 from torch import Tensor
 
-from headkit.adapters.fitting.metrics import metrics, temperature
+from headkit.adapters.fitting.metrics import fit_temperature, measure
 from headkit.adapters.heads.tasks.statistics import HIGHEST, LOWEST, calibration_error
 
 
@@ -34,7 +34,7 @@ def test_temperature_is_the_minimum_that_scipy_finds(scale: float) -> None:
         method="bounded",
         options={"xatol": 1e-9},
     )
-    assert temperature(z, y, "multiclass") == pytest.approx(found.x, rel=1e-3)
+    assert fit_temperature(z, y, "multiclass") == pytest.approx(found.x, rel=1e-3)
 
 
 def test_temperature_of_labels_is_the_minimum_that_scipy_finds() -> None:
@@ -45,25 +45,25 @@ def test_temperature_of_labels_is_the_minimum_that_scipy_finds() -> None:
         method="bounded",
         options={"xatol": 1e-9},
     )
-    assert temperature(z, y, "multilabel") == pytest.approx(found.x, rel=1e-3)
+    assert fit_temperature(z, y, "multilabel") == pytest.approx(found.x, rel=1e-3)
 
 
 def test_temperature_stays_one_where_nothing_asks_for_another() -> None:
-    z, y = _multiclass(0.0, 1.0)  # all told apart
-    assert temperature(z, y, "multiclass") == 1
-    assert temperature(torch.randn(50, 5), torch.zeros(50, dtype=torch.long), "multiclass") > 1
-    assert temperature(torch.randn(9, 1), torch.randn(9, 1), "regression") == 1
+    z, y = _multiclass(0.0, 1.0)  # all classes are separated
+    assert fit_temperature(z, y, "multiclass") == 1
+    assert fit_temperature(torch.randn(50, 5), torch.zeros(50, dtype=torch.long), "multiclass") > 1
+    assert fit_temperature(torch.randn(9, 1), torch.randn(9, 1), "regression") == 1
 
 
 def test_metrics_of_classes_are_scikit_learns() -> None:
     z, y = _multiclass(0.7, 3.0)
-    found = metrics(z, y, "multiclass", 2.0)
+    found = measure(z, y, "multiclass", 2.0)
     predicted, probabilities = z.argmax(1).numpy(), (z / 2).softmax(1).numpy()
     assert found["accuracy"] == pytest.approx(reference.accuracy_score(y, predicted), abs=1e-6)
     assert found["log_loss"] == pytest.approx(reference.log_loss(y, probabilities), abs=1e-6)
     recall = reference.recall_score(y, predicted, average=None)
     assert found["recall"] == pytest.approx(recall, abs=1e-4)
-    few = metrics(z[y != 3], y[y != 3], "multiclass")
+    few = measure(z[y != 3], y[y != 3], "multiclass")
     assert few["recall"][3] is None
 
 
@@ -80,7 +80,7 @@ def test_calibration_error_is_the_gap_in_each_bin() -> None:
 
 def test_metrics_of_labels_are_scikit_learns() -> None:
     z, y = _multilabel()
-    found = metrics(z, y, "multilabel", 2.0)
+    found = measure(z, y, "multilabel", 2.0)
     predicted = (z > 0).numpy()
     truth = y.numpy().astype(bool)
     assert found["exact_match"] == pytest.approx(reference.accuracy_score(truth, predicted))
@@ -94,7 +94,7 @@ def test_metrics_of_labels_are_scikit_learns() -> None:
     assert found["log_loss"] == pytest.approx(expected, abs=1e-6)
     y[:, 1] = 0  # a label without a positive has no precision to average
     expected = reference.average_precision_score(truth[:, [0, 2, 3]], z[:, [0, 2, 3]].numpy())
-    found = metrics(z, y, "multilabel")
+    found = measure(z, y, "multilabel")
     assert found["mean_average_precision"] == pytest.approx(expected, abs=1e-6)
     assert found["recall"][1] is None
 
@@ -103,12 +103,12 @@ def test_metrics_of_numbers_are_scikit_learns() -> None:
     generator = torch.Generator().manual_seed(0)
     y = torch.randn(200, 3, generator=generator)
     z = y + 0.5 * torch.randn(200, 3, generator=generator)
-    found = metrics(z, y, "regression")
+    found = measure(z, y, "regression")
     assert found["mse"] == pytest.approx(reference.mean_squared_error(y, z), abs=1e-6)
     assert found["mae"] == pytest.approx(reference.mean_absolute_error(y, z), abs=1e-6)
     assert found["r2"] == pytest.approx(reference.r2_score(y, z), abs=1e-6)
     y[:, 0] = 1
-    assert metrics(z, y, "regression")["r2"] == pytest.approx(reference.r2_score(y, z), abs=1e-6)
+    assert measure(z, y, "regression")["r2"] == pytest.approx(reference.r2_score(y, z), abs=1e-6)
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
@@ -119,24 +119,26 @@ def test_temperature_is_never_worse_than_none(task: Any) -> None:
         z = scale * generator.normal(size=(count, 3))
         drawn = generator.integers(0, 3, count)
         y = drawn if task == "multiclass" else np.eye(3, dtype=np.int64)[drawn]
-        found = temperature(z, y, task)
+        found = fit_temperature(z, y, task)
         assert LOWEST - 1e-9 <= found <= HIGHEST + 1e-9
-        calibrated, plain = metrics(z, y, task, found)["log_loss"], metrics(z, y, task)["log_loss"]
+        calibrated, plain = measure(z, y, task, found)["log_loss"], measure(z, y, task)["log_loss"]
         assert calibrated <= plain
 
 
 def test_arrays_and_tensors_of_any_precision_measure_the_same() -> None:
     z, y = _multiclass(0.7, 3.0)
     z = z.float()
-    expected = metrics(z.double().numpy(), y.numpy(), "multiclass", 1.5)
-    assert metrics(z, y, "multiclass", 1.5) == expected
-    assert temperature(z, y, "multiclass") == temperature(z.double().numpy(), y, "multiclass")
+    expected = measure(z.double().numpy(), y.numpy(), "multiclass", 1.5)
+    assert measure(z, y, "multiclass", 1.5) == expected
+    assert fit_temperature(z, y, "multiclass") == fit_temperature(
+        z.double().numpy(), y, "multiclass"
+    )
 
 
 def test_extreme_logits_stay_finite() -> None:
     z, y = np.array([[1e6, -1e6], [-1e6, 1e6]]), np.array([0, 0])
-    assert metrics(z, y, "multiclass")["log_loss"] == pytest.approx(1e6)
-    assert metrics(z, np.array([[1, 0], [1, 0]]), "multilabel")["log_loss"] == pytest.approx(5e5)
-    assert temperature(z, y, "multiclass") == HIGHEST
+    assert measure(z, y, "multiclass")["log_loss"] == pytest.approx(1e6)
+    assert measure(z, np.array([[1, 0], [1, 0]]), "multilabel")["log_loss"] == pytest.approx(5e5)
+    assert fit_temperature(z, y, "multiclass") == HIGHEST
     with pytest.raises(ValueError, match="no image to measure"):
-        metrics(z[:0], y[:0], "multiclass")
+        measure(z[:0], y[:0], "multiclass")
