@@ -4,11 +4,14 @@ BIN := .venv/bin
 VENV := .venv/pyvenv.cfg
 DEMO := .venv/.installed-demo
 DEV := .venv/.installed-dev
-LOWEST := .venv-lowest/bin/python
+LOWEST := .venv-lowest/.installed
 INSTALL := -m pip install --quiet --disable-pip-version-check
+LOWEST_TESTS := tests/adapters/backbone tests/adapters/heads tests/adapters/fitting tests/export/graph \
+	tests/export/predict tests/export/precision tests/headkit/test_demo.py tests/headkit/test_fit.py \
+	tests/test_compatibility.py tests/test_lowest.py
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow lint coverage bench bench-full docs clean wheel-files
+.PHONY: demo test test-slow lint coverage bench bench-full docs clean wheel-files test-lowest
 
 $(VENV):
 	$(PYTHON) -m venv .venv
@@ -21,6 +24,11 @@ $(DEV): pyproject.toml | $(VENV)
 	$(BIN)/python $(INSTALL) --editable ".[demo,dev]"
 	@touch $@ $(DEMO)
 
+$(LOWEST): pyproject.toml requirements-lowest.txt
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python $(INSTALL) --requirement requirements-lowest.txt --editable ".[demo]"
+	@touch $@
+
 demo: $(DEMO)  ## digits as PNG files -> head -> verified ONNX -> predictions
 	$(BIN)/headkit demo
 
@@ -29,6 +37,12 @@ test: $(DEV)  ## the tests that are not marked slow, on all cores
 
 test-slow: $(DEV)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest $(PARALLEL)
+
+test-lowest: $(LOWEST)  ## what users run, on the lowest versions that pyproject.toml admits
+	.venv-lowest/bin/python -m pytest $(PARALLEL) -m "not slow and not network" $(LOWEST_TESTS)
+	mkdir -p build
+	.venv-lowest/bin/headkit coverage --structure --numeric --fresh --out build/coverage-lowest.jsonl \
+		--only "$$(.venv-lowest/bin/python -m tests.lowest)"
 
 lint: $(DEV)  ## format, lint, order of imports, types, workflow
 	$(BIN)/ruff format --check .

@@ -12,7 +12,11 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .errors import ContractError
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import onnx
     from torch import Tensor, nn
 
@@ -32,6 +36,101 @@ def family_of(architecture: str) -> str:
     import timm
 
     return str(timm.model_entrypoint(architecture).__module__).rpartition(".")[2]
+
+
+_ARGUMENTS = "_headkit_arguments"
+_NOT_ARGUMENTS = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+    *("device", "dtype", "drop_rate", "drop_path_rate", "drop_block_rate"),
+)
+
+
+def keep_arguments(model: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Keep the arguments that ``timm.create_model`` made ``model`` with.
+
+    timm does so itself from 1.0.31; then this function and the second half of ``model_arguments``
+    can go.
+    """
+    import timm.models
+
+    if not hasattr(timm.models, "get_model_args"):
+        kept = {name: v for name, v in arguments.items() if name not in _NOT_ARGUMENTS}
+        setattr(model, _ARGUMENTS, kept)
+
+
+def model_arguments(model: nn.Module) -> dict[str, Any]:
+    """Return the arguments that make another model like ``model``, as it is now.
+
+    Raises:
+        ContractError: timm is older than 1.0.31, and headkit did not create the model.
+    """
+    import timm.models
+
+    if hasattr(timm.models, "get_model_args"):
+        arguments: dict[str, Any] = timm.models.get_model_args(model)
+        return arguments
+    kept = getattr(model, _ARGUMENTS, None)
+    if kept is None:
+        raise ContractError(
+            f"timm {timm.__version__} does not keep the arguments that a {type(model).__name__} "
+            "was made with: create the model with headkit.load_backbone or headkit.adapt, or "
+            "install timm>=1.0.31"
+        )
+    now = {"num_classes": getattr(model, "num_classes", None), "global_pool": _pooling(model)}
+    return {**kept, **{name: value for name, value in now.items() if value is not None}}
+
+
+def input_config(model: nn.Module) -> dict[str, Any]:
+    """Return ``input_size`` ``[channels, height, width]`` and ``fixed_input_size`` of ``model``.
+
+    timm has a function for it from 1.0.31; with older versions the size is that of the patch
+    embedding, of the arguments that were kept, or of the weights.
+    """
+    import timm.models
+
+    if hasattr(timm.models, "get_model_input_config"):
+        config: dict[str, Any] = timm.models.get_model_input_config(model)
+        return config
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    kept = getattr(model, _ARGUMENTS, {})
+    patches = getattr(model, "patch_embed", None)
+    size = getattr(patches, "img_size", None) or kept.get("img_size") or cfg["input_size"][1:]
+    height, width = (size, size) if isinstance(size, int) else size
+    fixed = getattr(patches, "strict_img_size", cfg.get("fixed_input_size", False))
+    return {
+        "input_size": (kept.get("in_chans", cfg["input_size"][0]), height, width),
+        "fixed_input_size": bool(fixed and not getattr(model, "dynamic_img_size", False)),
+    }
+
+
+def resolve_preprocessing(model: nn.Module) -> dict[str, Any]:
+    """Return timm's eval preprocessing of ``model`` for the input that it takes now.
+
+    The function that does so was renamed in timm 1.0.31; ``resolve_data_config`` is the older one.
+    """
+    import timm.data
+
+    size = {"input_size": tuple(input_config(model)["input_size"])}
+    if hasattr(timm.data, "resolve_input_data_config"):
+        resolved: dict[str, Any] = timm.data.resolve_input_data_config(model, args=size)
+    else:
+        resolved = timm.data.resolve_data_config(size, model=model)
+        channels = size["input_size"][0]
+        for name in ("mean", "std"):
+            if len(resolved[name]) != channels:
+                average = sum(resolved[name]) / len(resolved[name])
+                resolved[name] = (average,) * channels
+    return resolved
+
+
+def _pooling(model: nn.Module) -> str | None:
+    head = getattr(model, "head", None)
+    for owner, name in ((head, "global_pool"), (head, "pool_type"), (model, "global_pool")):
+        pooling = getattr(owner, name, None)
+        pooling = getattr(pooling, "pool_type", pooling)
+        if isinstance(pooling, str):
+            return pooling
+    return None
 
 
 def num_writes(tensor: Tensor) -> int | None:

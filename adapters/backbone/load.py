@@ -12,6 +12,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from headkit.adapters.compat import keep_arguments
 from headkit.adapters.errors import ContractError, UnknownArchitecture, WeightsError, first_line
 from headkit.adapters.file_kinds import TENSORS, detect_file_kind
 
@@ -107,6 +108,7 @@ def create_model(architecture: str, **timm_kwargs: Any) -> nn.Module:
             f"timm {timm.__version__} cannot make {architecture}: {first_line(error)}"
         ) from error
     assert isinstance(model, nn.Module)  # noqa: S101 - for the type checker: timm is untyped
+    keep_arguments(model, timm_kwargs)
     return model
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm.data
-from timm.models import get_model_input_config
 from torch import nn
 
+from headkit.adapters.compat import resolve_preprocessing
 from headkit.adapters.errors import ContractError
 
 _PREPROCESSING = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
@@ -29,8 +28,6 @@ def timm_cfg(model: nn.Module) -> dict[str, Any]:
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:
     """Return the eval preprocessing of a model in timm's words, as JSON values."""
-    cfg = timm.data.resolve_input_data_config(
-        model, args={"input_size": get_model_input_config(model)["input_size"]}
-    )
+    cfg = resolve_preprocessing(model)
     values = {key: cfg[key] for key in _PREPROCESSING}
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}

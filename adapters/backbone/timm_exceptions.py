@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from timm.models import get_model_args
 from torch import Tensor, nn
+
+from headkit.adapters.compat import model_arguments
 
 Row = TypeVar("Row")
 Outputs = Mapping[str, Tensor]
@@ -48,7 +49,7 @@ POOLED_AFTER: dict[str, tuple[Any, ...]] = {
 
 def _distillation(model: Any) -> dict[str, Any]:
     # While another kind of head is on the model, its last reset_classifier tells.
-    told = get_model_args(model).get("distillation", False)
+    told = model_arguments(model).get("distillation", False)
     return {"distillation": getattr(model.head, "distillation", told)}
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timm.models import get_model_args
 from torch import nn
 
 from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
+from headkit.adapters.compat import model_arguments
 from headkit.adapters.data.dataset import ImageDataset, count
 from headkit.adapters.errors import DataError
 from headkit.adapters.images import UnreadableImage, open_image
@@ -229,7 +229,7 @@ def _add_reason(path: str) -> str:
 
 def _open_cache(model: nn.Module, runtime: Runtime, root: Path, view: View) -> FeatureCache:
     """Open the cache whose key is everything that the features of ``model`` depend on."""
-    args = {key: value for key, value in get_model_args(model).items() if key != "num_classes"}
+    args = {key: value for key, value in model_arguments(model).items() if key != "num_classes"}
     return FeatureCache(
         root,
         {

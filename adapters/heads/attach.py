@@ -15,7 +15,6 @@ import safetensors.numpy
 import safetensors.torch
 import timm.data
 import torch
-from timm.models import get_model_args
 from torch import Tensor, nn
 
 from headkit.adapters.backbone.classifier import (
@@ -30,6 +29,7 @@ from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
+from headkit.adapters.compat import model_arguments
 from headkit.adapters.errors import BackboneMismatch, ContractError
 
 from .head import Head
@@ -103,7 +103,7 @@ def head_of(
         raise ContractError(
             f"{name_of(model)} has no classifier: call adapt(model, num_classes) first"
         )
-    model_args = get_model_args(model)
+    model_args = model_arguments(model)
     model_args.pop("num_classes", None)
     return Head(
         tensors={name: _array(value) for name, value in tensors.items()},
@@ -191,7 +191,7 @@ def _attach(
         raise BackboneMismatch(
             f"this head takes {head.num_features} features, the backbone has {width}"
         )
-    pooled = get_model_args(model).get("global_pool", "") or ""
+    pooled = model_arguments(model).get("global_pool", "") or ""
     if not force and pooled != head.global_pool:
         raise BackboneMismatch(
             f"this head was trained with global_pool {head.global_pool!r}, the backbone has "

@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import get_model_input_config, get_pretrained_cfg
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from headkit.adapters.backbone.classifier import (
@@ -24,6 +24,7 @@ from headkit.adapters.backbone.freeze import freeze
 from headkit.adapters.backbone.load import create_model
 from headkit.adapters.backbone.module_copy import all_tensors
 from headkit.adapters.backbone.timm_exceptions import ENCODERS, class_names
+from headkit.adapters.compat import input_config
 from headkit.adapters.errors import ContractError
 from headkit.adapters.heads.attach import attach, head_of
 from headkit.adapters.heads.kinds import KINDS, default_kind, detect_kind, install_classifier
@@ -94,7 +95,7 @@ def structure(name: str) -> Row:
         for t in classifier_tensors(model).values()
         if t.ndim and t.shape[0] == _CLASSES
     )
-    current = get_model_input_config(model)
+    current = input_config(model)
     return {
         "parameters": backbone,
         "num_features": num_features(model),
@@ -174,7 +175,7 @@ def numeric(name: str) -> Row:
 def macs(name: str) -> Row:
     """Count the multiply-adds of a forward pass of one image, in billions."""
     model = _create_on_meta(name).eval().requires_grad_(False)
-    return {"gmacs": count_gmacs(model, get_model_input_config(model)["input_size"])}
+    return {"gmacs": count_gmacs(model, input_config(model)["input_size"])}
 
 
 def check_export(name: str) -> Row:
@@ -237,7 +238,7 @@ def _prepare_smallest_input(name: str) -> tuple[nn.Module, Tensor, Any, dict[str
     The images are smaller than the architecture's own input size if it accepts that. If its input
     size is fixed, timm's option ``img_size`` builds it for the smaller images.
     """
-    current = get_model_input_config(_create_on_meta(name))
+    current = input_config(_create_on_meta(name))
     channels, height, width = current["input_size"]
     attempts: list[tuple[dict[str, Any], tuple[int, int]]] = []
     if current["fixed_input_size"]:

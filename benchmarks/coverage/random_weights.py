@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from headkit.adapters.backbone.classifier import classifier_tensors, find_classifier
+from headkit.adapters.compat import input_config
 from headkit.adapters.errors import ContractError
 from headkit.export.verify import random_images
 
@@ -42,7 +42,7 @@ def randomize_weights(model: nn.Module) -> tuple[float, float]:
     """
     randomize_head(model)
     randomize_constants(model)
-    size = get_model_input_config(model)["input_size"]
+    size = input_config(model)["input_size"]
     x = random_images(4, size, torch.Generator().manual_seed(2))
     tried: dict[float, tuple[float, float]] = {}
     for strength in (0.0, *(_STRENGTHS if _norms(model) else ())):

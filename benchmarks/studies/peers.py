@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from timm.models import get_model_input_config
 from torch import nn
 
 from headkit.adapters.backbone.classifier import find_classifier
 from headkit.adapters.backbone.freeze import freeze
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.backbone.timm_exceptions import ENCODERS, class_names
+from headkit.adapters.compat import input_config
 from headkit.adapters.errors import ContractError, ExportError, first_line
 from headkit.adapters.heads.attach import adapt
 from headkit.benchmarks.bench.process import report, run_in_process
@@ -114,7 +114,7 @@ EXPORTERS: dict[str, Callable[[nn.Module, str, Path, Path], None]] = {
 
 
 def _two(model: nn.Module) -> torch.Tensor:
-    size = get_model_input_config(model)["input_size"]
+    size = input_config(model)["input_size"]
     return random_images(2, size, torch.Generator().manual_seed(0))
 
 
@@ -164,7 +164,7 @@ def one(exporter: str, name: str, path: Path) -> dict[str, Any]:
     weights.unlink()
     session = open_session(path)
     input_name = session.get_inputs()[0].name
-    size = get_model_input_config(model)["input_size"]
+    size = input_config(model)["input_size"]
     differences, errors = {}, {}
     for batch in CHECKED:
         x = random_images(batch, size, torch.Generator().manual_seed(batch))
@@ -273,7 +273,7 @@ def latency(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _race(name: str, paths: dict[str, Path]) -> dict[str, Any]:
-    size = get_model_input_config(timm.create_model(name, device="meta"))["input_size"]
+    size = input_config(timm.create_model(name, device="meta"))["input_size"]
     result: dict[str, Any] = {}
     for batch in BATCHES:
         x = random_images(batch, size, torch.Generator().manual_seed(batch)).numpy()

@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import onnx
-from timm.models import get_model_args
 from torch import nn
 
 from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
+from headkit.adapters.compat import model_arguments
 from headkit.adapters.errors import ExportError
 from headkit.export.exporter import export
 from headkit.export.graph.heads_in_graph import opset_of, put_preprocessing
@@ -38,7 +38,7 @@ def onnx_backbone(model: nn.Module, folder: Path, *, optimize: bool = True) -> P
     cfg = preprocessing(model)
     key = {
         "fingerprint": backbone_info(model).fingerprint,
-        "model_args": {k: str(v) for k, v in get_model_args(model).items() if k != "num_classes"},
+        "model_args": {k: str(v) for k, v in model_arguments(model).items() if k != "num_classes"},
         "preprocessing": cfg,
         "optimize": optimize,
         "versions": converter_versions(),
