@@ -1,8 +1,8 @@
-"""Names that torch, timm and ONNX Runtime do not promise to keep.
+"""Use the private names of torch, timm and ONNX Runtime, which these libraries may change.
 
-No other module uses such a name. Each function says which public interface would replace it, and
-has a test against the installed library. Libraries are imported where they are used, so that no
-caller loads one that it does not need.
+No other module uses such a name. The docstring of each function says which public interface would
+replace it, and a test checks it against the installed library. Each function imports the library
+that it uses, so no caller loads a library that it does not need.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 QUANTIZATION_LOGGER = "onnxruntime.quantization"
-"""Logger of what ONNX Runtime's quantization reports, see ``give_quantization_a_logger``."""
+"""Logger for the messages of ONNX Runtime's quantization, see ``give_quantization_a_logger``."""
 
 
 def family_of(architecture: str) -> str:
     """Return the name of the timm module that defines an architecture, such as ``resnet``.
 
-    timm does not promise that a family is the module of an entry point. A function of timm that
-    names the family would replace this one.
+    timm does not promise that the module of an entry point is its family. A function of timm that
+    returns the family would replace this one.
 
     Raises:
         RuntimeError: timm has no such architecture.
@@ -136,8 +136,8 @@ def _pooling(model: nn.Module) -> str | None:
 def num_writes(tensor: Tensor) -> int | None:
     """Return how often ``tensor`` was written in place, or None for an inference tensor.
 
-    It shows that a tensor was changed without a copy of it. A public counter of a tensor's version
-    would replace this function.
+    It shows whether a tensor has changed, without a copy of the tensor. A public counter of writes
+    to a tensor would replace this function.
     """
     return None if tensor.is_inference() else tensor._version
 
@@ -145,7 +145,7 @@ def num_writes(tensor: Tensor) -> int | None:
 def has_forward_pre_hook(module: nn.Module, function: Any) -> bool:
     """Return True if a ``functools.partial`` of ``function`` is a forward pre-hook of ``module``.
 
-    It keeps a hook from being registered twice. A public list of a module's hooks would replace
+    It prevents a hook from being registered twice. A public list of a module's hooks would replace
     this function.
     """
     hooks = module._forward_pre_hooks.values()
@@ -155,8 +155,8 @@ def has_forward_pre_hook(module: nn.Module, function: Any) -> bool:
 def is_member_registry(name: str) -> bool:
     """Return True if modules keep parameters, buffers or children in the attribute ``name``.
 
-    It lets a copy of a module share its tensors. A public way to copy a module without its tensors
-    would replace this function and ``is_hook_registry``.
+    It allows a copy of a module to share the tensors. A public way to copy a module without its
+    tensors would replace this function and ``is_hook_registry``.
     """
     return name in ("_parameters", "_buffers", "_modules")
 
@@ -167,10 +167,10 @@ def is_hook_registry(name: str) -> bool:
 
 
 def multiplies_bfloat16() -> bool:
-    """Return True if torch has CPU kernels of bfloat16 for this processor.
+    """Return True if torch has bfloat16 kernels for this processor.
 
-    Elsewhere its loops take a hundred times as long. A public query of oneDNN's data types would
-    replace this function.
+    Without them, torch's own loops take a hundred times as long. A public query of oneDNN's data
+    types would replace this function.
     """
     import torch
 
@@ -180,11 +180,11 @@ def multiplies_bfloat16() -> bool:
 
 
 def split_attention(model: nn.Module) -> None:
-    """Let timm's attention modules compute matrix products and a softmax, in place.
+    """Make timm's attention modules compute separate matrix products and a softmax, in place.
 
-    They fuse the three where their attribute ``fused_attn`` is True. ``timm.layers.set_fused_attn``
-    is public, but it acts on models that are made later; a public switch of one model would replace
-    this function.
+    They fuse the three if their attribute ``fused_attn`` is True. ``timm.layers.set_fused_attn`` is
+    public, but it only affects models that are created later. A public switch for one model would
+    replace this function.
     """
     for part in model.modules():
         if hasattr(part, "fused_attn"):
@@ -194,16 +194,16 @@ def split_attention(model: nn.Module) -> None:
 def has_fusion(module: nn.Module) -> bool:
     """Return True if ``timm.models.reparameterize_model`` would fuse ``module``.
 
-    That function looks for these methods. A public query would replace this one.
+    ``reparameterize_model`` looks for the same methods. A public query would replace this function.
     """
     return any(hasattr(module, name) for name in ("fuse", "reparameterize", "switch_to_deploy"))
 
 
 def create_stream_of_unknown_length(name: str, **options: Any) -> Any:
-    """Open a streaming data set of timm that does not know how many images it has.
+    """Open a streaming data set of timm whose number of images is unknown.
 
-    Its reader asks for the number, which only training in epochs needs, and keeps it in the
-    attribute ``num_samples``. A reader that takes no number would replace this function.
+    timm's reader requires the number, which only training in epochs needs, and stores it in the
+    attribute ``num_samples``. A reader that does not require it would replace this function.
     """
     from timm.data import create_dataset
 
@@ -215,14 +215,14 @@ def create_stream_of_unknown_length(name: str, **options: Any) -> Any:
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of ``model`` in float16 whose inputs and outputs stay float32.
 
-    ONNX Runtime has the converter among its scripts for transformers. A converter in
+    The converter is one of ONNX Runtime's scripts for transformers. A converter in
     ``onnxruntime.quantization`` or in ``onnx`` would replace this function.
     """
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     half = convert_float_to_float16(model, keep_io_types=True)
-    ONNXModel(half).topological_sort()  # the casts were put last
+    ONNXModel(half).topological_sort()  # the converter appended the casts
     converted: onnx.ModelProto = half
     return converted
 
@@ -230,7 +230,7 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 def drop_unused_initializers(model: onnx.ModelProto) -> None:
     """Remove the initializers that no node of ``model`` reads, in place.
 
-    A function of ``onnx`` that does so in place would replace this one.
+    A function of ``onnx`` that removes them in place would replace this one.
     """
     from onnxruntime.quantization.onnx_model import ONNXModel
 
@@ -238,12 +238,12 @@ def drop_unused_initializers(model: onnx.ModelProto) -> None:
 
 
 def give_quantization_a_logger() -> None:
-    """Let ONNX Runtime's quantization report to a logger of its own.
+    """Make ONNX Runtime's quantization log to its own logger.
 
-    It calls ``logging.info`` and ``logging.warning``, which set up the root logger of the process
-    where nobody did. This replaces the name ``logging`` in its modules, once for all threads; the
-    logging of others stays as it is. A logger of its own, as the rest of ONNX Runtime's scripts
-    have, would replace this function.
+    Quantization calls ``logging.info`` and ``logging.warning``, which configure the root logger of
+    the process if it has no handlers. This function replaces the name ``logging`` in the modules of
+    quantization, once for all threads; no other logging changes. It is no longer needed once these
+    modules have their own logger, as ONNX Runtime's other scripts do.
     """
     import onnxruntime.quantization  # noqa: F401
 
@@ -254,7 +254,7 @@ def give_quantization_a_logger() -> None:
 
 
 class _NamedLogging(ModuleType):
-    """The module ``logging``, but for its functions that report to the root logger."""
+    """The module ``logging``, except that its functions do not log to the root logger."""
 
     def __getattr__(self, name: str) -> Any:
         reports = ("debug", "info", "warning", "error", "exception", "critical", "log")

@@ -1,4 +1,4 @@
-"""Open image files. This is the only module that does, and it has the only list of formats."""
+"""Open image files. No other module opens one, and the only list of formats is here."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
-"""Formats that are read, as Pillow names them, and the suffixes of their files.
+"""Pillow's names of the formats that are read, and the suffixes of their files.
 
-Pillow decodes some other formats before it knows the size of the image.
+Pillow decodes some of the other formats before it knows the size of the image.
 """
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-"""Lowercase suffixes of the files that count as images in a folder."""
+"""Lowercase suffixes of the files in a folder that are images."""
 
 
 class UnreadableImage(DataError):
     """An image cannot be read or decoded.
 
     Attributes:
-        reason: why, without the name of the image.
+        reason: The reason, without the name of the image.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -44,7 +44,7 @@ class UnreadableImage(DataError):
 
 
 class TooLarge(DataError):
-    """An image has more pixels than are allowed."""
+    """An image has more pixels than allowed."""
 
 
 def open_image(
@@ -54,16 +54,16 @@ def open_image(
     """Decode an image to RGB. EXIF orientation is not applied.
 
     Args:
-        source: a path, a Pillow image, an array uint8 ``[height, width, 3]``, or a binary file,
-            which is closed.
-        check_size: called with width and height in pixels before anything is decoded; it raises
-            to refuse the image.
+        source: A path, a Pillow image, an array uint8 ``[height, width, 3]``, or a binary file,
+            which this function closes.
+        check_size: Function that is called with width and height in pixels before the image is
+            decoded; it raises an error to refuse the image.
 
     Raises:
-        UnreadableImage: the image cannot be read or decoded, is in no format of ``FORMATS``, or has
-            more than 8 bits per channel.
-        TooLarge: Pillow takes the image for a decompression bomb.
-        DataError: an array has another type or shape.
+        UnreadableImage: The image cannot be read or decoded, its format is not in ``FORMATS``, or
+            it has more than 8 bits per channel.
+        TooLarge: Pillow suspects a decompression bomb.
+        DataError: An array has another type or shape.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -77,8 +77,8 @@ def open_image(
         raise
     except Image.DecompressionBombError as error:
         raise TooLarge(f"{name} is too large: {first_line(error)}") from error
-    # Whatever Pillow raises on damaged bytes (OSError, SyntaxError, struct.error, …) means the same
-    # here: this image cannot be read.
+    # On damaged bytes, Pillow raises errors of many types (OSError, SyntaxError, struct.error, …).
+    # All of them mean that the image cannot be read.
     except Exception as error:
         missing = isinstance(error, FileNotFoundError)
         raise UnreadableImage(name, "no such file" if missing else first_line(error)) from error
@@ -94,15 +94,15 @@ def is_image(path: str | Path) -> bool:
 
 
 def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return one or many images as a list; a folder as the images below it, in order of path.
+    """Return one or more images as a list; for a folder, the images below it, sorted by path.
 
     Raises:
-        DataError: a folder holds no images.
+        DataError: A folder has no images.
     """
     if isinstance(images, str | Path) and Path(images).is_dir():
         listed: list[ImageLike] = [p for p in sorted(Path(images).rglob("*")) if is_image(p)]
         if not listed:
-            raise DataError(f"there is no image in the folder {images}")
+            raise DataError(f"there are no images in the folder {images}")
         return listed
     if isinstance(images, str | Path | Image.Image | np.ndarray):
         return [images]
@@ -124,6 +124,6 @@ def _rgb(
     if check_size is not None:
         check_size(*image.size)
     if image.mode.startswith(("I", "F")):
-        # Pillow cuts at 255 what has more than 8 bits: most of such an image would turn white.
+        # Pillow clips values above 255, so most of such an image would turn white.
         raise UnreadableImage(name, "it has more than 8 bits per channel; convert it to 8 bits")
     return image.convert("RGB")

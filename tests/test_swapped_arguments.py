@@ -154,7 +154,7 @@ def test_functions_name_a_file_of_another_kind(call: str, tmp_path: Path) -> Non
         (("export", MODEL_FILE, "--out", "m.onnx"), NOT_A_HEAD),
         (("graft", HEAD_FILE, MODEL_FILE, "--out", "m.onnx"), "graft MODEL.onnx HEAD.safetensors"),
         (("predict", HEAD_FILE, IMAGE), NOT_A_MODEL),
-        (("predict", IMAGE, MODEL_FILE), "it is an image; write the model first"),
+        (("predict", IMAGE, MODEL_FILE), "it is an image; pass the model first"),
         (("predict", MODEL_FILE, HEAD_FILE), "an image is .*: it is a head file.* --head"),
         (("bench", WEIGHTS_FILE), "not a head that headkit wrote"),
         (

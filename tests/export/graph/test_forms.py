@@ -168,7 +168,7 @@ def test_predictor_runs_several_heads_on_a_folder(
         predictor(shapes)
     with pytest.raises(headkit.ExportError, match="there is no head 'cats'"):
         predictor(shapes, head="cats")
-    with pytest.raises(headkit.DataError, match="no image in the folder"):
+    with pytest.raises(headkit.DataError, match="no images in the folder"):
         predictor(tmp_path, head="pets")
 
 
