@@ -1,1 +1,1 @@
-"""Labelled images: folders, CSV files and timm's readers."""
+"""Open labelled images: folders, CSV files and data sets that timm's readers know."""

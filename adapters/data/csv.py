@@ -23,9 +23,9 @@ from .folder import natural_key
 logger = logging.getLogger("headkit")
 
 SEPARATOR = "|"
-"""Separates the labels, or the numbers, of one image."""
+"""Separator of the labels, or the numbers, of one image."""
 SPLITS = {"train": False, "val": True, "validation": True, "test": True}
-"""Values of the column ``split``; True for those that mean validation."""
+"""Values of the column ``split``; True for the values that mean validation."""
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -198,7 +198,7 @@ def _drop_duplicates(csv_file: _CsvFile) -> list[_Line]:
             raise DataError(f"{both} put {line.path} into both training and validation")
         if known.values != line.values:
             raise DataError(
-                f"{both} give {line.path} different labels: {SEPARATOR.join(known.values)} and "
+                f"{both} have different labels for {line.path}: {SEPARATOR.join(known.values)} and "
                 f"{SEPARATOR.join(line.values)} (write several labels of one image on one line, "
                 f"separated by {SEPARATOR})"
             )

@@ -34,12 +34,12 @@ def holdout(targets: Targets, task: TaskName, share: float, seed: int) -> Mask:
     strata = get_task(task).strata(targets)
     if strata.ndim == 2:
         return _stratify_iteratively(strata, share, generator)
-    held = np.zeros(len(targets), dtype=np.bool_)
+    held_out = np.zeros(len(targets), dtype=np.bool_)
     for label in np.unique(strata):
         members = np.flatnonzero(strata == label)
         if len(members) > 1:
-            held[generator.permutation(members)[: _held_out_count(len(members), share)]] = True
-    return held
+            held_out[generator.permutation(members)[: _held_out_count(len(members), share)]] = True
+    return held_out
 
 
 def _held_out_count(images: int, share: float) -> int:
@@ -47,15 +47,15 @@ def _held_out_count(images: int, share: float) -> int:
 
 
 def _stratify_iteratively(has: Mask, share: float, generator: np.random.Generator) -> Mask:
-    """Hold out images; the rarest label chooses first. ``has`` is ``[N, labels]``."""
+    """Hold out images of ``has`` ``[N, labels]``, starting with those of the rarest label."""
     images = len(has)
-    held = np.zeros(images, dtype=np.bool_)
+    held_out = np.zeros(images, dtype=np.bool_)
     # The labels of image i are by_image[starts[i] : starts[i + 1]].
     of_image, by_image = np.nonzero(has)
     starts = np.searchsorted(of_image, np.arange(images + 1))
     shuffled = generator.permutation(images)
     left = has.sum(0)
-    keepable = left - 1  # how many more of a label may leave training
+    keepable = left - 1  # how many more images of each label may leave training
     # How many images of each label, and how many images in all, each split still needs.
     wanted = np.array(
         [_held_out_count(n, share) if n > 1 else 0 for n in left.tolist()], dtype=np.float64
@@ -72,7 +72,7 @@ def _stratify_iteratively(has: Mask, share: float, generator: np.random.Generato
             own = by_image[starts[image] : starts[image + 1]]
             difference = wanted[rarest] - wanted_train[rarest] or want - want_train
             if difference > 0 and keepable[own].min() > 0:
-                held[image] = True
+                held_out[image] = True
                 keepable[own] -= 1
                 wanted[own] -= 1
                 want -= 1
@@ -83,5 +83,5 @@ def _stratify_iteratively(has: Mask, share: float, generator: np.random.Generato
             waiting[image] = False
         pending -= {label for label in pending if not left[label]}
     rest = shuffled[waiting[shuffled]]
-    held[rest[: max(round(want), 0)]] = True
-    return held
+    held_out[rest[: max(round(want), 0)]] = True
+    return held_out

@@ -28,7 +28,7 @@ READERS = {
     "tfds": "tensorflow_datasets",
     "wds": "webdataset",
 }
-"""Prefixes of timm's readers, and the module that each reader imports."""
+"""Prefixes of timm's readers, and the module that each of them imports."""
 CLASSES_FILE = "classes.txt"
 """File next to the shards of a WebDataset: one class name per line, like timm's class maps."""
 SHARD_IMAGES = ";".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
@@ -44,7 +44,7 @@ def reader_prefix(data: str | Path) -> str:
 def open_reader(
     data: str, split: str, train_classes: tuple[str, ...] | None = None
 ) -> ImageDataset:
-    """Open ``PREFIX/NAME``, or ``PREFIX/NAME@SPLIT`` for another split than ``split``.
+    """Open ``PREFIX/NAME``, or ``PREFIX/NAME@SPLIT`` to override ``split``.
 
     - ``hfds/NAME``: a data set of the Hugging Face Hub; or ``hfds/FOLDER``, a folder that
       ``datasets.load_dataset`` opens. The column ``label`` holds the classes; without that name,
@@ -111,8 +111,8 @@ def _class_map(
             check_two_classes(where, names)
         return None
     if bool(names) != bool(train_classes):
-        lacking = "the training data has" if names else f"{where} has"
-        raise DataError(f"{lacking} no class names, so the classes of the two cannot be matched")
+        unnamed = "the training data has" if names else f"{where} has"
+        raise DataError(f"{unnamed} no class names, so the classes of the two cannot be matched")
     check_known_classes(where, names, train_classes)
     if names == train_classes:
         return None

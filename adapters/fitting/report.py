@@ -148,8 +148,8 @@ def _save_plot(path: Path, draw: Callable[[Axes], None], side: float) -> Path:
 
     figure = Figure(figsize=(side * 1.12, side), layout="constrained", dpi=150)
     draw(figure.add_subplot())
-    with atomic_path(path) as beside:
-        figure.savefig(beside, format="png")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
     return path
 
 

@@ -1,1 +1,1 @@
-"""Heads: the head file, the kinds of heads, the tasks, and how a head goes onto a timm model."""
+"""Heads: the head file, the kinds of heads, the tasks, and attaching a head to a timm model."""

@@ -7,10 +7,10 @@ import headkit
 from headkit.adapters.files import atomic_path, check_writable, write_atomically
 
 
-def test_failure_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_failure_keeps_the_old_file_and_leaves_no_other_file(tmp_path: Path) -> None:
     path = write_atomically(tmp_path / "kept", b"old")
-    with pytest.raises(RuntimeError, match="stop"), atomic_path(path) as beside:  # noqa: PT012
-        beside.write_bytes(b"half")
+    with pytest.raises(RuntimeError, match="stop"), atomic_path(path) as temporary:  # noqa: PT012
+        temporary.write_bytes(b"half")
         raise RuntimeError("stop")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["kept"]  # noqa: PTH208

@@ -1,1 +1,1 @@
-"""Solve for a linear head: L-BFGS and ridge regression over a path of penalties."""
+"""Fit linear heads: preconditioned L-BFGS and ridge regression along a regularization path."""

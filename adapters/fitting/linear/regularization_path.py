@@ -32,7 +32,7 @@ VISIT_TOLERANCE = 1e-3
 VISIT_ITERATIONS = 20
 """Maximum iterations of a visit."""
 EARLY_STOP_RISE = 0.05
-"""Share above its minimum at which the validation loss is taken to rise for good."""
+"""Share above its minimum at which the validation loss counts as rising for good."""
 FIRST_STRENGTH = 10.0
 """Strength to start from if only one, weaker strength is requested."""
 
@@ -63,7 +63,7 @@ class Step:
             images. None if there are no validation images. Before convergence, a weak strength
             looks better than it is, because overfitting is learned last.
         iterations: Iterations of the solver, summed over all visits; 0 for the closed form.
-        converged: True if the tolerance was reached; False if only a visit was made.
+        converged: True if the solver reached the tolerance; False if it only visited the strength.
     """
 
     l2: float

@@ -157,7 +157,7 @@ REFUSED: list[tuple[str, list[str], str | None, str]] = [
         "contradiction",
         [HEADER, "0.jpg,a", "1.jpg,b", "0.jpg,b"],
         None,
-        r"lines 2 and 4 give .*0.jpg different labels: a and b \(write several labels of one im",
+        r"lines 2 and 4 have different labels for .*0.jpg: a and b \(write several labels of one",
     ),
     (
         "leak",

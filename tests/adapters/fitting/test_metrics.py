@@ -48,7 +48,7 @@ def test_temperature_of_labels_is_the_minimum_that_scipy_finds() -> None:
     assert fit_temperature(z, y, "multilabel") == pytest.approx(found.x, rel=1e-3)
 
 
-def test_temperature_stays_one_where_nothing_asks_for_another() -> None:
+def test_temperature_stays_one_if_no_other_is_better() -> None:
     z, y = _multiclass(0.0, 1.0)  # all classes are separated
     assert fit_temperature(z, y, "multiclass") == 1
     assert fit_temperature(torch.randn(50, 5), torch.zeros(50, dtype=torch.long), "multiclass") > 1
@@ -112,7 +112,7 @@ def test_metrics_of_numbers_are_scikit_learns() -> None:
 
 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
-def test_temperature_is_never_worse_than_none(task: Any) -> None:
+def test_temperature_never_raises_the_log_loss(task: Any) -> None:
     generator = np.random.default_rng(0)
     for _ in range(50):
         scale, count = 10 ** generator.uniform(-3, 3), int(generator.integers(1, 30))

@@ -107,7 +107,7 @@ def test_head_remembers_the_arguments_of_its_backbone(tmp_path: Path) -> None:
     assert torch.equal(headkit.attach(again, head)(x), model(x))
 
 
-def test_backbone_file_that_is_gone_is_named() -> None:
+def test_unknown_source_of_the_backbone_is_reported() -> None:
     model = headkit.adapt(random_backbone(), 2)
     head = headkit.head_of(model)
     with pytest.raises(headkit.WeightsError, match="random"):

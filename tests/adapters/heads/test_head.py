@@ -78,7 +78,7 @@ def test_file_is_what_its_specification_says(tmp_path: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(data=st.data())
-def test_damaged_file_loads_or_says_so(tmp_path: Path, data: st.DataObject) -> None:
+def test_damaged_file_loads_or_is_a_format_error(tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(random_head().serialize())
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
@@ -140,7 +140,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_description_is_named(tmp_path: Path, described: str, message: str) -> None:
+def test_wrong_description_is_reported(tmp_path: Path, described: str, message: str) -> None:
     metadata = {"format": "headkit", "version": "1", "head": described}
     with pytest.raises(headkit.HeadFormatError, match=message):
         Head.load(_file(tmp_path / "x.safetensors", metadata))

@@ -64,7 +64,7 @@ def test_tasks_are_found_by_name() -> None:
         check_task("ranking")
 
 
-def test_what_files_say_of_a_task_names_one_task() -> None:
+def test_each_attribute_in_files_identifies_one_task() -> None:
     for attribute in ("adapter_version", "problem_type", "score"):
         assert len({getattr(task, attribute) for task in TASKS.values()}) == len(TASKS)
     assert [task.adapter_version for task in TASKS.values()] == [1, 2, 3]
@@ -88,11 +88,11 @@ def test_tasks_import_no_torch() -> None:
     assert json.loads(done.stdout) == []
 
 
-# Nobody else compares names
+# No other module compares names
 
 
 def comparisons(tree: ast.AST) -> Iterator[int]:
-    """Yield the lines that decide by a task's name: comparisons, keys of tables, cases."""
+    """Yield the lines that depend on a task's name: comparisons, keys of dicts, cases."""
     for node in ast.walk(tree):
         decided: list[ast.AST | None] = []
         if isinstance(node, ast.Compare):
@@ -134,7 +134,7 @@ def test_no_other_module_compares_a_task_with_a_name() -> None:
         "match task:\n    case 'multiclass' | 'multilabel': pass",
     ],
 )
-def test_comparisons_are_seen(code: str) -> None:
+def test_comparisons_are_detected(code: str) -> None:
     assert len(list(comparisons(ast.parse(code)))) == 1
     assert not list(comparisons(ast.parse("fit(task='multilabel'); a == 'b'")))
 
@@ -319,7 +319,7 @@ def test_balanced_weights_fit_logits_in_single_precision(task: Task) -> None:
 
 
 def mean_loss(task: Task, logits: Tensor, y: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean loss that ``solve`` documents, from torch's own functions."""
+    """Return the mean loss that ``solve`` documents, computed by torch's own functions."""
     if task.exclusive:
         each = functional.cross_entropy(logits, y, weights, reduction="none")
         return each.sum() / (len(y) if weights is None else weights[y].sum())
@@ -374,7 +374,7 @@ def test_outputs_with_constant_targets_are_not_learned() -> None:
     assert outputs.tolist() == [0, 1, 2]
 
 
-def test_targets_are_restricted_to_what_is_learned() -> None:
+def test_targets_are_restricted_to_learnable_outputs() -> None:
     outputs = torch.tensor([0, 3])
     y, weight = MULTICLASS.restrict(torch.tensor([3, 1, 0]), outputs, 4)
     assert weight is not None

@@ -1,4 +1,4 @@
-"""Digits for the tests of the linear solver."""
+"""Digits for tests of the linear solver."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from .problems import Array
 
 @pytest.fixture(scope="session")
 def digits() -> tuple[Array, Array, Array, Array]:
-    """Digits behind a random layer of 640 ReLUs, as from a network: train and validation."""
+    """Return digits after a random layer of 640 ReLUs, like features: training and validation."""
     images, y = load_digits(return_X_y=True)
     generator = np.random.default_rng(0)
     x = np.maximum(images @ generator.normal(size=(64, 640)) / 8 - 2, 0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Classification problems for the linear solver, and what a solution makes of them."""
+"""Classification problems for the linear solver, and predictions of its solutions."""
 
 import weakref
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def standardized(x: Array, like: Array | None = None) -> Array:
 
 
 def blobs(n: int, d: int, classes: int, seed: int = 0) -> tuple[Array, Array]:
-    """Overlapping classes; features of very different scale and a mean that is not 0."""
+    """Return overlapping classes, with features of very different scales and means other than 0."""
     generator = np.random.default_rng(seed)
     y = generator.integers(0, classes, n)
     centers = generator.normal(size=(classes, d))
