@@ -46,10 +46,10 @@ _NOT_ARGUMENTS = (
 
 
 def keep_arguments(model: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Keep the arguments that ``timm.create_model`` made ``model`` with.
+    """Store on ``model`` the arguments with which ``timm.create_model`` created it.
 
-    timm does so itself from 1.0.31; then this function and the second half of ``model_arguments``
-    can go.
+    timm stores them itself since 1.0.31. Once headkit requires that version, this function and the
+    second half of ``model_arguments`` are no longer needed.
     """
     import timm.models
 
@@ -59,7 +59,7 @@ def keep_arguments(model: nn.Module, arguments: Mapping[str, Any]) -> None:
 
 
 def model_arguments(model: nn.Module) -> dict[str, Any]:
-    """Return the arguments that make another model like ``model``, as it is now.
+    """Return the arguments that create another model like ``model`` in its current form.
 
     Raises:
         ContractError: timm is older than 1.0.31, and headkit did not create the model.
@@ -72,8 +72,8 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
     kept = getattr(model, _ARGUMENTS, None)
     if kept is None:
         raise ContractError(
-            f"timm {timm.__version__} does not keep the arguments that a {type(model).__name__} "
-            "was made with: create the model with headkit.load_backbone or headkit.adapt, or "
+            f"timm {timm.__version__} does not store the arguments of a {type(model).__name__}: "
+            "create the model with headkit.load_backbone or headkit.adapt, or "
             "install timm>=1.0.31"
         )
     now = {"num_classes": getattr(model, "num_classes", None), "global_pool": _pooling(model)}
@@ -83,8 +83,8 @@ def model_arguments(model: nn.Module) -> dict[str, Any]:
 def input_config(model: nn.Module) -> dict[str, Any]:
     """Return ``input_size`` ``[channels, height, width]`` and ``fixed_input_size`` of ``model``.
 
-    timm has a function for it from 1.0.31; with older versions the size is that of the patch
-    embedding, of the arguments that were kept, or of the weights.
+    timm has a function for this since 1.0.31. With older versions, the size comes from the patch
+    embedding, the stored arguments or the weights.
     """
     import timm.models
 
@@ -104,9 +104,9 @@ def input_config(model: nn.Module) -> dict[str, Any]:
 
 
 def resolve_preprocessing(model: nn.Module) -> dict[str, Any]:
-    """Return timm's eval preprocessing of ``model`` for the input that it takes now.
+    """Return timm's eval preprocessing of ``model`` for its current input size.
 
-    The function that does so was renamed in timm 1.0.31; ``resolve_data_config`` is the older one.
+    timm 1.0.31 renamed the function; ``resolve_data_config`` is its former name.
     """
     import timm.data
 
