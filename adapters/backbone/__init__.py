@@ -1,1 +1,1 @@
-"""Frozen backbones: load, freeze, identify, find the classifier, split ``model(x)`` in two."""
+"""Backbones: load, freeze and identify them, find their classifier, split ``model(x)`` in two."""

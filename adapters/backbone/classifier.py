@@ -1,7 +1,7 @@
 """Find the classifier of a timm model, and replace it.
 
-What the classifier is, is observed and not assumed: ``reset_classifier`` is called on a structural
-copy of the model, and whatever it creates anew is the classifier. ``get_classifier`` has to agree.
+No architecture's classifier is assumed: ``reset_classifier`` is called on a structural copy of the
+model, and the modules that it creates are the classifier. ``get_classifier`` must agree.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from headkit.adapters.compat import num_writes
 from headkit.adapters.errors import ContractError
 
-from .encoders import give_classifier
+from .encoders import add_classifier_methods
 from .module_copy import all_tensors, copy_structure
-from .timm_exceptions import RESET, exception_for
+from .timm_exceptions import RESET_ARGUMENTS, find_row
 
 _PROBE_CLASSES = 3
 _CACHE = "_headkit_classifier"
@@ -26,13 +26,14 @@ _CACHE = "_headkit_classifier"
 
 @dataclass(frozen=True)
 class Classifier:
-    """Where the classifier sits in a model.
+    """The place of the classifier in a model.
 
     Attributes:
-        paths: its modules, by name, in natural order.
-        widths: width of what enters each of them.
-        tensors: ``state_dict`` names of its tensors, buffers included; none without classes.
-        num_classes: length of the logits; 0 if the model has no classifier now.
+        paths: Paths of its modules in natural order, such as ``head.fc``.
+        widths: Width of the input of each module.
+        tensors: ``state_dict`` names of its tensors, buffers included; empty if the model has no
+            classes.
+        num_classes: Length of the logits; 0 if the model has no classifier now.
     """
 
     paths: tuple[str, ...]
@@ -42,42 +43,44 @@ class Classifier:
 
 
 def find_classifier(model: nn.Module) -> Classifier:
-    """Find the classifier of ``model``, which stays as it is.
+    """Find the classifier of ``model`` without changing the model.
 
-    A model without classes is told where its classifier would sit. An encoder of timm that has no
-    classifier interface gains one in place: mean pooling and ``head``.
+    For a model without classes, return the place where its classifier would be. A timm encoder
+    that has no classifier methods gets them in place: mean pooling and ``head``.
 
     Raises:
         ContractError: ``get_classifier`` or ``reset_classifier`` is missing, they contradict each
-            other, or ``reset_classifier`` does something that is not understood.
+            other, or ``reset_classifier`` makes a change that headkit does not support.
     """
-    give_classifier(model)
+    add_classifier_methods(model)
     tensors = all_tensors(model)
     shapes = tuple((id(tensor), tuple(tensor.shape)) for tensor in tensors.values())
     key = (getattr(model, "num_classes", None), tuple(map(id, model.modules())), shapes)
     cached = vars(model).get(_CACHE)
     if cached is not None and cached[0] == key:
         return cast(Classifier, cached[1])
-    found = _observe(model)
-    vars(model)[_CACHE] = (key, found)
-    return found
+    classifier = _observe_reset(model)
+    vars(model)[_CACHE] = (key, classifier)
+    return classifier
 
 
 def replace_classifier(model: nn.Module, num_classes: int) -> Classifier:
-    """Give ``model`` a new classifier of its own kind, in place; 0 classes take it away.
+    """Replace the classifier of ``model`` in place by a new one of the same kind.
+
+    With 0 classes, remove the classifier.
 
     Raises:
-        ContractError: ``reset_classifier`` changed anything else, or not what it should.
+        ContractError: ``reset_classifier`` changed something else, or did not change the
+            classifier as it should.
     """
-    found = find_classifier(model)
-    own = set(found.tensors)
+    old_names = set(find_classifier(model).tensors)
     before = {
         name: (tensor, tensor.requires_grad, num_writes(tensor))
         for name, tensor in all_tensors(model).items()
-        if name not in own
+        if name not in old_names
     }
     mode = {path: module.training for path, module in model.named_modules()}
-    _reset(model, num_classes)
+    _reset_classifier(model, num_classes)
     after = all_tensors(model)
     for name, (tensor, requires_grad, version) in before.items():
         if after.get(name) is not tensor or num_writes(tensor) != version:
@@ -103,38 +106,40 @@ def replace_classifier(model: nn.Module, num_classes: int) -> Classifier:
 
 def classifier_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the classifier's tensors, buffers included, under the model's ``state_dict`` names."""
-    own = set(find_classifier(model).tensors)
-    return {name: tensor for name, tensor in model.state_dict().items() if name in own}
+    names = set(find_classifier(model).tensors)
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
 def num_features(model: nn.Module) -> int:
-    """Return the width of what enters the classifier.
+    """Return the width of the classifier's input.
 
-    Where its modules take different widths, their sum. timm's ``num_features`` is not always it.
+    If its modules have inputs of different widths, return the sum of the widths. timm's attribute
+    ``num_features`` sometimes differs.
     """
     widths = find_classifier(model).widths
     return widths[0] if len(set(widths)) == 1 else sum(widths)
 
 
 def name_of(model: nn.Module) -> str:
-    """Return how messages call a model: its architecture and its class."""
+    """Return the name of a model for messages: its architecture and its class."""
     cfg = getattr(model, "pretrained_cfg", None)
     architecture = cfg.get("architecture") if isinstance(cfg, dict) else None
     kind = type(model).__name__
     return f"{architecture} ({kind})" if architecture else kind
 
 
-def _observe(model: nn.Module) -> Classifier:
+def _observe_reset(model: nn.Module) -> Classifier:
+    """Call ``reset_classifier`` on a copy of ``model``, and find what it replaces."""
     name = name_of(model)
     probe = copy_structure(model, share_tensors=False)
     tensors, modules = all_tensors(probe), dict(probe.named_modules(remove_duplicate=False))
-    _reset(probe, _PROBE_CLASSES)
+    _reset_classifier(probe, _PROBE_CLASSES)
     new_tensors, new_modules = all_tensors(probe), dict(probe.named_modules(remove_duplicate=False))
     kept = {id(tensor) for tensor in new_tensors.values()}
     old = {id(tensor) for tensor in tensors.values()}
-    gone = [n for n, tensor in tensors.items() if id(tensor) not in kept]
-    made = [n for n, tensor in new_tensors.items() if id(tensor) not in old]
-    if not made:
+    removed = [n for n, tensor in tensors.items() if id(tensor) not in kept]
+    created = [n for n, tensor in new_tensors.items() if id(tensor) not in old]
+    if not created:
         raise ContractError(f"reset_classifier({_PROBE_CLASSES}) of {name} creates no tensor")
     moved = [n for n, t in tensors.items() if id(t) in kept and new_tensors.get(n) is not t]
     if moved:
@@ -142,36 +147,35 @@ def _observe(model: nn.Module) -> Classifier:
             f"reset_classifier of {name} moves {', '.join(moved)}, or the classifier shares "
             "tensors with the backbone"
         )
-    _check_agreement(probe, new_modules, set(made))
+    _check_agreement(probe, new_modules, set(created))
 
-    # The classifier that the model has, or else the one that it would get.
-    own, named, stays = (
-        (gone, modules, {id(module) for module in new_modules.values()})
-        if gone
-        else (made, new_modules, {id(module) for module in modules.values()})
+    # The classifier that the model has; if it has none, the one that it would get.
+    names, candidates, other_modules = (
+        (removed, modules, new_modules) if removed else (created, new_modules, modules)
     )
-    found: list[tuple[str, nn.Module]] = []
-    for path, module in named.items():
-        outermost = path and id(module) not in stays and id(named[_parent(path)]) in stays
+    stays = {id(module) for module in other_modules.values()}
+    parts: list[tuple[str, nn.Module]] = []
+    for path, module in candidates.items():
+        outermost = path and id(module) not in stays and id(candidates[_parent(path)]) in stays
         if outermost and _has_tensors(module):
-            found += _narrow(path, module)
-    found.sort(key=lambda item: _natural(item[0]))
-    outside = [n for n in own if not n.startswith(tuple(f"{path}." for path, _ in found))]
+            parts += _find_called_modules(path, module)
+    parts.sort(key=lambda part: _natural_key(part[0]))
+    outside = [n for n in names if not n.startswith(tuple(f"{path}." for path, _ in parts))]
     if outside:
         raise ContractError(
             f"reset_classifier of {name} creates {', '.join(outside)} outside any new module"
         )
     persistent = set(model.state_dict().keys())
     return Classifier(
-        paths=tuple(path for path, _ in found),
-        widths=tuple(_width(module, name) for _, module in found),
-        tensors=tuple(n for n in gone if n in persistent),
-        num_classes=int(cast(Any, model).num_classes) if gone else 0,
+        paths=tuple(path for path, _ in parts),
+        widths=tuple(_input_width(module, name) for _, module in parts),
+        tensors=tuple(n for n in removed if n in persistent),
+        num_classes=int(cast(Any, model).num_classes) if removed else 0,
     )
 
 
-def _check_agreement(probe: nn.Module, modules: dict[str, nn.Module], made: set[str]) -> None:
-    """What get_classifier returns must be in the model and part of what reset_classifier made."""
+def _check_agreement(probe: nn.Module, modules: dict[str, nn.Module], created: set[str]) -> None:
+    """Raise unless ``get_classifier`` returns modules that ``reset_classifier`` created."""
     paths = {id(module): path for path, module in modules.items()}
     returned = list(_flatten(cast(Any, probe).get_classifier()))
     if not returned:
@@ -181,20 +185,20 @@ def _check_agreement(probe: nn.Module, modules: dict[str, nn.Module], made: set[
         if path is None:
             raise ContractError(
                 f"get_classifier of {name_of(probe)} returns a {type(module).__name__} "
-                "that is no part of the model"
+                "that is not part of the model"
             )
-        own = {f"{path}.{name}" for name in all_tensors(module)}
-        if not own or own - made:
+        names = {f"{path}.{name}" for name in all_tensors(module)}
+        if not names or names - created:
             raise ContractError(
                 f"get_classifier of {name_of(probe)} returns {path}, but reset_classifier "
-                f"creates {', '.join(sorted(made))}"
+                f"creates {', '.join(sorted(created))}"
             )
 
 
-def _reset(model: nn.Module, num_classes: int) -> None:
-    arguments = exception_for(RESET, model)
-    further = arguments(model) if arguments else {}
-    cast(Any, model).reset_classifier(num_classes, **further)
+def _reset_classifier(model: nn.Module, num_classes: int) -> None:
+    arguments_for = find_row(RESET_ARGUMENTS, model)
+    arguments = arguments_for(model) if arguments_for else {}
+    cast(Any, model).reset_classifier(num_classes, **arguments)
 
 
 def _flatten(returned: object) -> Iterator[nn.Module]:
@@ -205,13 +209,16 @@ def _flatten(returned: object) -> Iterator[nn.Module]:
         yield returned
 
 
-def _narrow(path: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """From a replaced module to those called in forward: into lists, down single children."""
+def _find_called_modules(path: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules inside a replaced module that ``forward`` calls, with their paths.
+
+    Descend into each member of a ``ModuleList``, and into a child that alone has tensors.
+    """
     if any(True for _ in chain(module.parameters(recurse=False), module.buffers(recurse=False))):
         return [(path, module)]
     children = [(f"{path}.{n}", c) for n, c in module.named_children() if _has_tensors(c)]
     if len(children) == 1 or isinstance(module, nn.ModuleList):
-        return [found for child in children for found in _narrow(*child)]
+        return [part for child in children for part in _find_called_modules(*child)]
     return [(path, module)]
 
 
@@ -219,16 +226,19 @@ def _has_tensors(module: nn.Module) -> bool:
     return any(True for _ in chain(module.parameters(), module.buffers()))
 
 
-def _width(module: nn.Module, name: str) -> int:
+def _input_width(module: nn.Module, name: str) -> int:
     for part in module.modules():
         for attribute in ("in_features", "in_channels", "num_features"):
             width = getattr(part, attribute, None)
             if isinstance(width, int):
                 return width
-    raise ContractError(f"the classifier {type(module).__name__} of {name} tells no input width")
+    raise ContractError(
+        f"the classifier of {name} is a {type(module).__name__} of unknown input width, expected a "
+        "module with in_features, in_channels or num_features"
+    )
 
 
-def _natural(path: str) -> list[tuple[int, int, str]]:
+def _natural_key(path: str) -> list[tuple[int, int, str]]:
     return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in path.split(".")]
 
 

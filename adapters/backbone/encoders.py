@@ -1,4 +1,4 @@
-"""timm's encoders without a classifier: mean pooling and a linear ``head`` are supplied here."""
+"""Add mean pooling and a linear ``head`` to timm's encoders that have no classifier."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from headkit.adapters.errors import ContractError
 
-from .timm_exceptions import ENCODERS, exception_for
+from .timm_exceptions import ENCODERS, find_row
 
 
-def give_classifier(model: nn.Module) -> nn.Module:
-    """Give timm's two methods to an encoder that lacks them, in place; leave any other model alone.
+def add_classifier_methods(model: nn.Module) -> nn.Module:
+    """Add ``get_classifier`` and ``reset_classifier`` in place to an encoder that lacks them.
 
-    The names of the encoder's own tensors stay. Its logits are ``head(mean of what it returns)``.
+    The encoder's tensors keep their names. Its logits are ``head`` of the mean over its output. A
+    model that has both methods is not changed.
 
     Raises:
-        ContractError: the model lacks them and is no encoder that is known here.
+        ContractError: The model lacks the methods, and ``ENCODERS`` has no row for its class.
     """
     methods = ("get_classifier", "reset_classifier")
     if all(callable(getattr(model, method, None)) for method in methods):
@@ -28,41 +29,43 @@ def give_classifier(model: nn.Module) -> nn.Module:
         raise ContractError(
             f"{type(model).__name__} lacks {' or '.join(methods)}, expected a timm model"
         )
-    model.__class__ = _classifying(type(model))
+    model.__class__ = _subclass_with_classifier(type(model))
     cast(Any, model).reset_classifier(0)
     return model
 
 
-class _Classifying:
-    """Mean over what an encoder returns, then ``head``: timm's two methods for an encoder."""
+class _EncoderWithClassifier:
+    """Base class that applies ``head`` to the mean over an encoder's output."""
 
     head: nn.Module
     _encoder: type[Any]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Pickle timm's own class: the subclass is made again from it."""
+        """Pickle timm's own class; unpickling creates the subclass from it again."""
         _, _, *state = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
-        return _empty, (self._encoder,), *state
+        return _new_instance, (self._encoder,), *state
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return logits ``[batch, num_classes]``, or pooled features without classes."""
+        """Return logits ``[batch, num_classes]``; pooled features if there are no classes."""
         masks: list[Tensor] = []
         encoder = cast(Any, self)
-        masked_by = exception_for(ENCODERS, encoder)
+        mask_path = find_row(ENCODERS, encoder)
         with ExitStack() as stack:
-            # Only where the encoder returns the pooler's tokens does its mask belong to them.
-            if masked_by is not None and encoder.global_pool == "soft":
+            # The mask belongs to the output only if the output is the pooler's tokens.
+            if mask_path is not None and encoder.global_pool == "soft":
 
-                def keep(_module: nn.Module, _args: Any, out: Any) -> None:
+                def keep_mask(_module: nn.Module, _args: Any, out: Any) -> None:
                     masks.append(out[1])
 
-                stack.callback(encoder.get_submodule(masked_by).register_forward_hook(keep).remove)
+                stack.callback(
+                    encoder.get_submodule(mask_path).register_forward_hook(keep_mask).remove
+                )
             encoded = super().forward(*args, **kwargs)  # type: ignore[misc]
         channels_last = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
         pooled = _mean(encoded, masks[0] if masks else None, channels_last=channels_last)
         if pooled.shape[-1] != encoder.head_hidden_size:
             raise ContractError(
-                f"{type(self).__name__} gives {pooled.shape[-1]} features, "
+                f"{type(self).__name__} returns {pooled.shape[-1]} features, "
                 f"expected {encoder.head_hidden_size}"
             )
         return cast(Tensor, self.head(pooled))
@@ -72,14 +75,22 @@ class _Classifying:
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Put a new linear ``head`` there; ``Identity`` for 0 classes."""
+        """Replace ``head`` by a new linear layer, or by ``Identity`` for 0 classes."""
         encoder = cast(Any, self)
         if global_pool not in (None, getattr(encoder, "global_pool", None)):
-            raise ContractError("the pooling of an encoder is chosen when it is created")
-        like = next(encoder.parameters())
+            raise ContractError(
+                f"global_pool is {global_pool!r}, but the pooling of an encoder never changes "
+                "after its creation: call reset_classifier without it"
+            )
+        reference = next(encoder.parameters())
         encoder.num_classes = num_classes
         self.head = (
-            nn.Linear(encoder.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
+            nn.Linear(
+                encoder.head_hidden_size,
+                num_classes,
+                device=reference.device,
+                dtype=reference.dtype,
+            )
             if num_classes > 0
             else nn.Identity()
         )
@@ -95,21 +106,21 @@ def _mean(encoded: Tensor, mask: Tensor | None, *, channels_last: bool) -> Tenso
     return encoded.mean(1) if encoded.ndim == 3 else encoded
 
 
-_MADE: dict[type[Any], type[nn.Module]] = {}
+_SUBCLASSES: dict[type[Any], type[nn.Module]] = {}
 
 
-def _classifying(encoder: type[Any]) -> type[nn.Module]:
+def _subclass_with_classifier(encoder: type[Any]) -> type[nn.Module]:
     """Return a subclass of timm's ``encoder`` with a classifier."""
     name = encoder.__name__
     doc = f"timm's ``{name}`` with a classifier."
-    if encoder not in _MADE:
+    if encoder not in _SUBCLASSES:
         namespace = {"__module__": __name__, "__doc__": doc, "_encoder": encoder}
-        made = type(f"Classifying{name}", (_Classifying, encoder), namespace)
-        _MADE.setdefault(encoder, made)  # the first one stays, whichever thread made it
-    return _MADE[encoder]
+        subclass = type(f"Classifying{name}", (_EncoderWithClassifier, encoder), namespace)
+        _SUBCLASSES.setdefault(encoder, subclass)  # threads may race: the first subclass stays
+    return _SUBCLASSES[encoder]
 
 
-def _empty(encoder: type[Any]) -> nn.Module:
-    """Return an instance without attributes: unpickling and copying fill it."""
-    made = _classifying(encoder)
-    return made.__new__(made)
+def _new_instance(encoder: type[Any]) -> nn.Module:
+    """Return an instance without attributes; unpickling and copying set them."""
+    subclass = _subclass_with_classifier(encoder)
+    return subclass.__new__(subclass)

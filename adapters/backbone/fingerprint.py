@@ -1,4 +1,4 @@
-"""Tell which backbone a model has: its tag, where its weights came from, a hash of its tensors."""
+"""Identify a model's backbone by its tag, the source of its weights, and a hash of its tensors."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from .info import BackboneInfo
 from .preprocessing import timm_cfg
 
 SOURCE = "_headkit_source"
-"""Attribute of a model that says where its weights came from."""
+"""Name of a model's attribute that has the source of its weights."""
 
 
 def backbone_info(model: nn.Module) -> BackboneInfo:
-    """Tell which backbone ``model`` is, whatever classifier it carries."""
-    trained = set(classifier_tensors(model))
+    """Return which backbone ``model`` has; its classifier makes no difference."""
+    classifier = set(classifier_tensors(model))
     return BackboneInfo(
         tag=timm_cfg(model).get("tag") or "",
         source=getattr(model, SOURCE, "unknown"),
-        parameters=sum(p.numel() for name, p in model.named_parameters() if name not in trained),
-        fingerprint=fingerprint(model.state_dict(), trained),
+        parameters=sum(p.numel() for name, p in model.named_parameters() if name not in classifier),
+        fingerprint=fingerprint(model.state_dict(), classifier),
     )
 
 
 def fingerprint(state: Mapping[str, Tensor], classifier: Collection[str] = ()) -> str:
     """Return the SHA-256 of a backbone's tensors, 64 hexadecimal digits.
 
-    Over the tensors in ascending order of their names, those named in ``classifier`` left out:
-    the line ``name<TAB>dtype<TAB>shape<LF>``, with the dtype as safetensors calls it and the shape
-    as numbers joined by commas, then the tensor's bytes in row-major order, little endian.
+    The hash takes the tensors in ascending order of their names and leaves out those that
+    ``classifier`` names. For each tensor it takes the line ``name<TAB>dtype<TAB>shape<LF>``, with
+    the dtype as safetensors calls it and the shape as numbers separated by commas, and then the
+    tensor's bytes in row-major order, little endian.
     """
     digest = hashlib.sha256()
     for name in sorted(set(state) - set(classifier)):

@@ -1,4 +1,4 @@
-"""Split ``model(x)`` into what enters the classifier and what the classifier makes of it."""
+"""Split ``model(x)`` into two steps: features and their classification."""
 
 from __future__ import annotations
 
@@ -13,213 +13,237 @@ from headkit.adapters.errors import ContractError
 
 from .classifier import Classifier, find_classifier, name_of, replace_classifier
 from .module_copy import copy_structure
-from .timm_exceptions import LOGITS, POOLED_AFTER, exception_for
+from .timm_exceptions import COMBINE_LOGITS, POOLED_PART, find_row
 
 Features = Tensor | tuple[Tensor, ...]
-"""What enters the classifier: one tensor, or one per branch where branches differ."""
+"""The input of the classifier: one tensor, or one per branch if the branches' inputs differ."""
 
 TOLERANCE = 1e-5
-"""Largest difference of ``classify(features(x))`` from ``model(x)``, over the largest logit."""
+"""Largest difference between ``classify(features(x))`` and ``model(x)``, divided by the largest
+absolute logit."""
 
 
 def features(model: nn.Module, x: Any) -> Features:
-    """Return exactly what enters the classifier: pre-logits, after pooling and norm.
+    """Return the exact input of the classifier: pre-logits, after pooling and norm.
 
-    Each call compares what the classifier makes of them with the logits of the model itself, so
-    that an architecture that is not understood is an error and not wrong numbers.
+    Each call compares the classifier's output with the model's own logits. An architecture that
+    headkit does not support raises an error and never returns wrong numbers.
 
     Args:
-        model: a timm model, in eval mode for the numbers that a head is trained on.
-        x: images ``[batch, channels, height, width]``, normalized, or another input that the
+        model: A timm model. Heads are trained on the features that it returns in eval mode.
+        x: Normalized images ``[batch, channels, height, width]``, or another input that the
             architecture takes.
 
     Returns:
-        ``[batch, num_features]`` for most architectures, ``[batch, num_features, 1, 1]`` where the
-        classifier is a convolution, ``[batch, tokens, num_features]`` where it sees tokens, and a
-        tuple of such tensors where its branches see different ones.
+        ``[batch, num_features]`` for most architectures, ``[batch, num_features, 1, 1]`` if the
+        classifier is a convolution, ``[batch, tokens, num_features]`` if its input is tokens, and a
+        tuple of such tensors if the inputs of its branches differ.
 
     Raises:
-        ContractError: the features are not pooled, or the classifier's outputs are not the logits.
+        ContractError: The features are not pooled, or the classifier's outputs are not the logits.
     """
-    found = find_classifier(model)
-    trace = _trace(model, found, x)
-    problem = _problem(model, found, trace)
-    if problem and not found.num_classes:
-        # Some models leave the classifier out when they have no classes: ask a copy that has one.
+    classifier = find_classifier(model)
+    record = _record_forward(model, classifier, x)
+    problem = _find_problem(model, classifier, record)
+    if problem and not classifier.num_classes:
+        # Some models skip the classifier if they have no classes: use a copy with one class.
         return _features_without_classes(model, x)
     if problem:
         raise ContractError(f"{name_of(model)}: {problem}")
-    return _distinct(found, trace)
+    return _drop_repeated(classifier, record)
 
 
 def classify(model: nn.Module, features: Features) -> Tensor:
-    """Return the logits ``[batch, num_classes]`` of what ``features`` returned.
+    """Return the logits ``[batch, num_classes]`` of features that ``features`` returned.
 
     In eval mode ``classify(model, features(model, x))`` equals ``model(x)``.
 
     Raises:
-        ContractError: the model has no classes, or its classifier takes other features.
+        ContractError: The model has no classes, or its classifier takes other features.
     """
-    found = find_classifier(model)
-    if not found.num_classes:
-        raise ContractError(f"{name_of(model)} has no classes: adapt it to a number of classes")
-    given = (features,) if isinstance(features, Tensor) else tuple(features)
-    return _classify(model, found, given)
-
-
-def _classify(model: nn.Module, found: Classifier, given: tuple[Tensor, ...]) -> Tensor:
-    if not given or len(found.paths) % len(given):
+    classifier = find_classifier(model)
+    if not classifier.num_classes:
         raise ContractError(
-            f"{len(given)} feature tensors for the {len(found.paths)} modules of the classifier of "
-            f"{name_of(model)}"
+            f"{name_of(model)} has no classes: call adapt(model, num_classes) first"
+        )
+    branches = (features,) if isinstance(features, Tensor) else tuple(features)
+    return _classify(model, classifier, branches)
+
+
+def _classify(model: nn.Module, classifier: Classifier, branches: tuple[Tensor, ...]) -> Tensor:
+    if not branches or len(classifier.paths) % len(branches):
+        raise ContractError(
+            f"there are {len(branches)} feature tensors for the {len(classifier.paths)} modules of "
+            f"the classifier of {name_of(model)}: pass what features(model, x) returns"
         )
     outputs = {}
-    for number, (path, width) in enumerate(zip(found.paths, found.widths, strict=True)):
-        entering = given[number % len(given)]
-        if width not in (entering.shape[1], entering.shape[-1]):
+    for number, (path, width) in enumerate(zip(classifier.paths, classifier.widths, strict=True)):
+        branch = branches[number % len(branches)]
+        if width not in (branch.shape[1], branch.shape[-1]):
             raise ContractError(
-                f"{path} of {name_of(model)} takes {width} features, "
-                f"these have the shape {list(entering.shape)}"
+                f"the features have the shape {list(branch.shape)}, but {path} of {name_of(model)} "
+                f"takes {width} features: pass what features(model, x) returns"
             )
-        outputs[path] = model.get_submodule(path)(entering)
-    return _logits(model, found, outputs)
+        outputs[path] = model.get_submodule(path)(branch)
+    return _combine_outputs(model, classifier, outputs)
 
 
 class Backbone(nn.Module):
-    """The first half of ``model(x)`` as a module: what ``torch.export`` needs.
+    """The first step of ``model(x)`` as a module for ``torch.export``.
 
-    Returns what ``features`` returns, always as a tuple, without comparing it with the logits: call
-    ``features`` once before. A model without classes has to be given some first.
+    It returns what ``features`` returns, always as a tuple, but without the comparison with the
+    logits: call ``features`` once before. A model without classes needs a classifier first.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._found = find_classifier(model)
+        self._classifier = find_classifier(model)
 
     def forward(self, x: Any) -> tuple[Tensor, ...]:
-        """Images ``[batch, channels, height, width]`` to the tensors that enter the classifier."""
-        entered = _distinct(self._found, _trace(self.model, self._found, x))
-        return (entered,) if isinstance(entered, Tensor) else entered
+        """Return the classifier's inputs for images ``[batch, channels, height, width]``."""
+        record = _record_forward(self.model, self._classifier, x)
+        inputs = _drop_repeated(self._classifier, record)
+        return (inputs,) if isinstance(inputs, Tensor) else inputs
 
 
-class ClassifierOf(nn.Module):
-    """The second half of ``model(x)`` as a module: what ``torch.export`` needs."""
+class ClassifierModule(nn.Module):
+    """The second step of ``model(x)`` as a module for ``torch.export``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self._found = find_classifier(model)
+        self._classifier = find_classifier(model)
 
     def forward(self, *features: Tensor) -> Tensor:
-        """What ``Backbone`` returned to the logits ``[batch, num_classes]``."""
-        return _classify(self.model, self._found, features)
+        """Return the logits ``[batch, num_classes]`` of what ``Backbone`` returned."""
+        return _classify(self.model, self._classifier, features)
 
 
 @dataclass
-class _Trace:
-    """One forward pass: what entered and left each module of the classifier, and the logits."""
+class _ForwardRecord:
+    """Record of one forward pass.
 
-    given: dict[str, Tensor] = field(default_factory=dict)
-    entered: dict[str, Tensor] = field(default_factory=dict)
-    left: dict[str, Tensor] = field(default_factory=dict)
+    Attributes:
+        arguments: Argument of each of the classifier's modules, by path.
+        inputs: Copy of each argument; if the model pools after the module, of the part it keeps.
+        outputs: Copy of each module's output, or of the same part of it.
+        result: What the model returned.
+    """
+
+    arguments: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
     result: Any = None
 
 
-def _trace(model: nn.Module, found: Classifier, x: Any) -> _Trace:
-    trace = _Trace()
+def _record_forward(model: nn.Module, classifier: Classifier, x: Any) -> _ForwardRecord:
+    record = _ForwardRecord()
     modules = dict(model.named_modules(remove_duplicate=False))
 
-    def observe(path: str, stack: ExitStack) -> None:
-        around = modules[path.rpartition(".")[0]]
-        kept = exception_for(POOLED_AFTER, around) or (...,)
+    def add_hooks(path: str, stack: ExitStack) -> None:
+        parent = modules[path.rpartition(".")[0]]
+        kept = find_row(POOLED_PART, parent) or (...,)
 
-        def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if path in trace.given or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            repeated = path in record.arguments
+            if repeated or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
                 raise ContractError(
                     f"{name_of(model)}: its classifier {path} is not called once, with one tensor"
                 )
-            trace.given[path] = args[0]
-            trace.entered[path] = args[0][kept].clone()  # a classifier may work in place
+            record.arguments[path] = args[0]
+            record.inputs[path] = args[0][kept].clone()  # a classifier may work in place
 
-        def leave(_module: nn.Module, _args: Any, out: Any) -> None:
+        def after(_module: nn.Module, _args: Any, out: Any) -> None:
             if not isinstance(out, Tensor):
                 raise ContractError(
                     f"{name_of(model)}: the classifier {path} returns a {type(out).__name__}, "
                     "expected a tensor; call the model in eval mode"
                 )
-            trace.left[path] = out[kept].clone()
+            record.outputs[path] = out[kept].clone()
 
         module = modules[path]
-        stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        stack.callback(module.register_forward_hook(leave).remove)
+        stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        stack.callback(module.register_forward_hook(after).remove)
 
     with ExitStack() as stack:
-        for path in found.paths:
-            if path in modules:  # without classes there may be no such module
-                observe(path, stack)
-        trace.result = model(x)
-    return trace
+        for path in classifier.paths:
+            if path in modules:  # a model without classes may lack the module
+                add_hooks(path, stack)
+        record.result = model(x)
+    return record
 
 
-def _problem(model: nn.Module, found: Classifier, trace: _Trace) -> str | None:
-    if not isinstance(trace.result, Tensor):
+def _find_problem(model: nn.Module, classifier: Classifier, record: _ForwardRecord) -> str | None:
+    """Return how the model breaks the contract, or None if the classifier returns its result."""
+    if not isinstance(record.result, Tensor):
         return (
-            f"it returns a {type(trace.result).__name__} and not logits: it has auxiliary outputs "
-            "or is in train mode"
+            f"it returns a {type(record.result).__name__}, expected logits: it has auxiliary "
+            "outputs or is in train mode"
         )
-    tokens = exception_for(LOGITS, model) is not None
-    for tensor in (trace.result, *(() if tokens else trace.entered.values())):
+    tokens = find_row(COMBINE_LOGITS, model) is not None
+    for tensor in (record.result, *(() if tokens else record.inputs.values())):
         if tensor.ndim != 2 and tensor.shape[2:] != (1, 1):
             return (
                 f"the features are not pooled, their shape is {list(tensor.shape)}: "
                 "create it with a global_pool other than ''"
             )
-    unused = [path for path in found.paths if path not in trace.left]
+    unused = [path for path in classifier.paths if path not in record.outputs]
     if unused:
         return f"its classifier {', '.join(unused)} is not called in a forward pass"
-    logits, result = _logits(model, found, trace.left), trace.result.flatten(1)
+    logits = _combine_outputs(model, classifier, record.outputs)
+    result = record.result.flatten(1)
     if logits.shape != result.shape:
-        return f"its classifier gives {list(logits.shape)}, the model {list(result.shape)}"
+        return (
+            f"the output of its classifier has the shape {list(logits.shape)}, that of the model "
+            f"{list(result.shape)}, expected the same"
+        )
     if result.is_meta:
         return None
     scale = result.detach().abs().amax().nan_to_num(1.0, posinf=1.0).item()
-    # Half precision keeps fewer digits than the tolerance asks for.
+    # Half precision has fewer digits than the tolerance requires.
     tolerance = max(TOLERANCE, 4 * torch.finfo(result.dtype).eps)
     if not torch.allclose(logits, result, rtol=0, atol=tolerance * scale, equal_nan=True):
-        return "what its classifier gives is not what the model gives: something acts behind it"
+        return (
+            "the output of its classifier is not the output of the model, which changes the logits "
+            "after the classifier"
+        )
     return None
 
 
-def _logits(model: nn.Module, found: Classifier, outputs: dict[str, Tensor]) -> Tensor:
+def _combine_outputs(
+    model: nn.Module, classifier: Classifier, outputs: dict[str, Tensor]
+) -> Tensor:
+    """Return the logits ``[batch, num_classes]`` of the outputs of the classifier's modules."""
     outputs = {
         path: out.flatten(1) if out.shape[2:] == (1, 1) else out for path, out in outputs.items()
     }
-    if len(found.paths) == 1:
-        return outputs[found.paths[0]]
-    combine = exception_for(LOGITS, model)
+    if len(classifier.paths) == 1:
+        return outputs[classifier.paths[0]]
+    combine = find_row(COMBINE_LOGITS, model)
     if combine is not None:
         return combine(model, outputs)
-    return torch.stack([outputs[path] for path in found.paths]).mean(0)
+    return torch.stack([outputs[path] for path in classifier.paths]).mean(0)
 
 
-def _distinct(found: Classifier, trace: _Trace) -> Features:
-    """One tensor per branch, without repetition where all branches see the same in turn."""
+def _drop_repeated(classifier: Classifier, record: _ForwardRecord) -> Features:
+    """Return one input per branch: drop repetitions if the modules cycle through their inputs."""
+    arguments = record.arguments
     distinct: list[str] = []
-    for path in found.paths:
-        if all(trace.given[path] is not trace.given[other] for other in distinct):
+    for path in classifier.paths:
+        if all(arguments[path] is not arguments[other] for other in distinct):
             distinct.append(path)
-    in_turn = all(
-        trace.given[path] is trace.given[distinct[number % len(distinct)]]
-        for number, path in enumerate(found.paths)
+    cyclic = all(
+        arguments[path] is arguments[distinct[number % len(distinct)]]
+        for number, path in enumerate(classifier.paths)
     )
-    kept = tuple(trace.entered[path] for path in (distinct if in_turn else found.paths))
+    kept = tuple(record.inputs[path] for path in (distinct if cyclic else classifier.paths))
     return kept[0] if len(kept) == 1 else kept
 
 
 def _features_without_classes(model: nn.Module, x: Any) -> Features:
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     with torch.random.fork_rng(devices=[cast(Any, device) for device in devices]):
-        with_one = copy_structure(model, share_tensors=True)
-        replace_classifier(with_one, 1)
-    return features(with_one, x)
+        with_one_class = copy_structure(model, share_tensors=True)
+        replace_classifier(with_one_class, 1)
+    return features(with_one_class, x)

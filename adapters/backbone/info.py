@@ -1,4 +1,4 @@
-"""What a head file says of the backbone that the head was trained on. Needs no torch."""
+"""What a head file says about its backbone. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """Which backbone a head was trained on.
+    """The backbone that a head was trained on.
 
     Attributes:
-        tag: pretrained tag of timm, such as ``a1_in1k``; empty if there is none.
-        source: ``hub:ID``, ``file:NAME``, ``random`` or ``unknown``.
-        parameters: number of parameters, classifier left out.
+        tag: timm's pretrained tag, such as ``a1_in1k``; empty if there is none.
+        source: Source of the weights: ``hub:ID``, ``file:NAME``, ``random`` or ``unknown``.
+        parameters: Number of parameters without the classifier.
         fingerprint: SHA-256 of the backbone's tensors, 64 hexadecimal digits.
     """
 

@@ -1,4 +1,4 @@
-"""Load the backbone of any timm architecture, freeze it, and tell which one it is."""
+"""Load the backbone of any timm architecture, and freeze it."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ def load_backbone(
 ) -> nn.Module:
     """Load a frozen backbone: a timm model in eval mode whose parameters do not train.
 
-    Its own classifier stays in place, so that ``model(x)`` gives the logits it was trained for.
+    The model keeps its own classifier, so ``model(x)`` returns the logits that it was trained for.
 
     Args:
-        architecture: timm entry point, with a pretrained tag if wanted: ``resnet50.a1_in1k``.
-        weights: a ``.safetensors`` or ``.pth`` file (never unpickled: ``weights_only=True``).
-            Without it timm loads its pretrained weights from the Hugging Face Hub or its cache.
-        remap: give the tensors of ``weights`` to the model's by position instead of by name, as
-            ``timm.models.load_checkpoint(remap=True)`` does. All shapes must agree in order.
-        **timm_kwargs: anything that ``timm.create_model`` takes; ``pretrained=False`` gives
-            random weights.
+        architecture: timm model name with an optional pretrained tag: ``resnet50.a1_in1k``.
+        weights: A ``.safetensors`` or ``.pth`` file, which is read with ``weights_only=True``. If
+            None, timm loads its pretrained weights from the Hugging Face Hub or from its cache.
+        remap: Assign the tensors of ``weights`` to those of the model by position instead of by
+            name, as ``timm.models.load_checkpoint(remap=True)`` does. The shapes must be equal in
+            this order.
+        **timm_kwargs: Any arguments of ``timm.create_model``. ``pretrained=False`` selects random
+            weights.
 
     Raises:
-        UnknownArchitecture: timm does not know the name or the tag.
-        WeightsError: the weights cannot be fetched or read, or do not fit.
-        ContractError: see ``create_model``.
+        UnknownArchitecture: timm has no such model or pretrained tag.
+        WeightsError: The weights cannot be downloaded or read, or do not fit.
+        ContractError: See ``create_model``.
     """
     check_architecture(architecture)
     timm_kwargs = dict(timm_kwargs)
     if weights is not None:
         state = _read_weights(Path(weights))
         if remap:
-            names = _state_names(architecture, state, timm_kwargs)
+            names = _names_by_position(architecture, state, timm_kwargs)
             state = dict(zip(names, state.values(), strict=True))
         timm_kwargs["pretrained"] = True
         timm_kwargs["pretrained_cfg_overlay"] = {
@@ -62,8 +63,8 @@ def load_backbone(
         source = f"file:{Path(weights).name}"
     else:
         source = "hub" if timm_kwargs.setdefault("pretrained", True) else "random"
-    model = _create(architecture, weights, timm_kwargs)
-    # timm keeps the overlay in the model's configuration: a second copy of all weights.
+    model = _create_with_weights(architecture, weights, timm_kwargs)
+    # timm keeps the overlay in the model's configuration, and with it a second copy of all weights.
     timm_cfg(model).pop("state_dict", None)
     if source == "hub":
         cfg = timm_cfg(model)
@@ -73,7 +74,7 @@ def load_backbone(
 
 
 def check_architecture(architecture: str) -> None:
-    """Raise ``UnknownArchitecture`` with the nearest names unless timm knows ``architecture``."""
+    """Raise ``UnknownArchitecture`` with the nearest names if timm lacks ``architecture``."""
     if architecture.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         return
     kind = detect_file_kind(architecture)
@@ -87,17 +88,16 @@ def check_architecture(architecture: str) -> None:
         raise UnknownArchitecture.with_nearest(name, timm.list_models())
     if tag and not timm.models.is_model_pretrained(architecture):
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
-        raise UnknownArchitecture(
-            f"{name} has no pretrained tag {tag!r}; it has {', '.join(tags) if tags else 'none'}"
-        )
+        hint = f"its tags are {', '.join(tags)}" if tags else "timm has no weights for it"
+        raise UnknownArchitecture(f"{name} has no pretrained tag {tag!r}: {hint}")
 
 
 def create_model(architecture: str, **timm_kwargs: Any) -> nn.Module:
     """Return ``timm.create_model(architecture, **timm_kwargs)``.
 
     Raises:
-        ContractError: the installed timm lacks a name that the architecture is made of. The message
-            has the name.
+        ContractError: The installed timm lacks a name that the architecture needs. The message has
+            the name.
     """
     try:
         model = timm.create_model(architecture, **timm_kwargs)
@@ -105,7 +105,7 @@ def create_model(architecture: str, **timm_kwargs: Any) -> nn.Module:
         if isinstance(error, AttributeError) and not isinstance(error.obj, ModuleType):
             raise
         raise ContractError(
-            f"timm {timm.__version__} cannot make {architecture}: {first_line(error)}"
+            f"timm {timm.__version__} cannot create {architecture}: {first_line(error)}"
         ) from error
     assert isinstance(model, nn.Module)  # noqa: S101 - for the type checker: timm is untyped
     keep_arguments(model, timm_kwargs)
@@ -127,14 +127,14 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"cannot read weights {path}: {first_line(error)}") from error
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise WeightsError(f"cannot read weights {path}: it holds no tensors")
+        raise WeightsError(f"cannot read weights {path}: it has no tensors")
     return tensors
 
 
-def _state_names(
+def _names_by_position(
     architecture: str, state: Mapping[str, Tensor], timm_kwargs: Mapping[str, Any]
 ) -> list[str]:
-    """Names of the architecture's tensors, after checking that the file's fit them in order."""
+    """Return the names of the architecture's tensors after checking that the file's tensors fit."""
     with torch.device("meta"):
         kwargs = {k: v for k, v in timm_kwargs.items() if k not in ("pretrained", "num_classes")}
         expected = timm.create_model(architecture, pretrained=False, **kwargs).state_dict()
@@ -143,16 +143,16 @@ def _state_names(
             f"cannot remap by position: the file has {len(state)} tensors, "
             f"{architecture} has {len(expected)}"
         )
-    for (name, tensor), (other, found) in zip(expected.items(), state.items(), strict=True):
-        if tensor.shape != found.shape:
+    for (name, tensor), (file_name, loaded) in zip(expected.items(), state.items(), strict=True):
+        if tensor.shape != loaded.shape:
             raise WeightsError(
-                f"cannot remap by position: {other} has shape {tuple(found.shape)}, "
+                f"cannot remap by position: {file_name} has shape {tuple(loaded.shape)}, "
                 f"{architecture} expects {tuple(tensor.shape)} for {name}"
             )
     return list(expected)
 
 
-def _create(
+def _create_with_weights(
     architecture: str, weights: str | Path | None, timm_kwargs: Mapping[str, Any]
 ) -> nn.Module:
     try:

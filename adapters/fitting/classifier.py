@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from headkit.adapters.backbone.classifier import find_classifier, replace_classifier
 from headkit.adapters.backbone.module_copy import copy_structure
-from headkit.adapters.backbone.timm_exceptions import LOGITS, exception_for
+from headkit.adapters.backbone.timm_exceptions import COMBINE_LOGITS, find_row
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.heads.attach import adapt
 from headkit.adapters.heads.kinds import Kind
@@ -43,7 +43,7 @@ def plan_classifier(model: nn.Module, kind: Kind | None) -> Plan:
         kind: Kind of head, see ``adapt``. If None, the architecture's own classifier if that is
             linear or the architecture computes its logits in a special way, else ``linear``.
     """
-    if exception_for(LOGITS, model) is not None:
+    if find_row(COMBINE_LOGITS, model) is not None:
         # The logits are not the mean of the classifier's modules, so no linear map yields them.
         return Plan(kind or "own", linear=False)
     probe = copy_structure(model, share_tensors=False)

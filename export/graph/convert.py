@@ -21,7 +21,7 @@ from headkit.adapters.backbone.classifier import (
     name_of,
     replace_classifier,
 )
-from headkit.adapters.backbone.forward import Backbone, ClassifierOf, features
+from headkit.adapters.backbone.forward import Backbone, ClassifierModule, features
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.compat import has_fusion, split_attention
 from headkit.adapters.errors import ExportError, first_line
@@ -101,7 +101,7 @@ class _FunctionalClassifier(nn.Module):
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
-        self.classifier = ClassifierOf(model)
+        self.classifier = ClassifierModule(model)
         self._names = [f"model.{name}" for name in names]
 
     def forward(self, entering: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:

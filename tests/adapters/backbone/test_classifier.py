@@ -14,7 +14,7 @@ ARCHITECTURES = ["test_resnet", "test_vit", "test_convnext", "test_mambaout", "t
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_classify_of_features_is_the_model(architecture: str) -> None:
+def test_classify_of_features_equals_the_model(architecture: str) -> None:
     model = headkit.adapt(random_backbone(architecture), 7)
     x = torch.randn(2, 3, 160, 160)
     with torch.inference_mode():
@@ -22,7 +22,7 @@ def test_classify_of_features_is_the_model(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_features_are_what_timm_calls_pre_logits(architecture: str) -> None:
+def test_features_are_timms_pre_logits(architecture: str) -> None:
     model = random_backbone(architecture)
     x = torch.randn(2, 3, 160, 160)
     with torch.inference_mode():
@@ -52,7 +52,7 @@ def test_convolutional_classifier_keeps_its_shape() -> None:
         assert torch.equal(headkit.classify(model, entered), model(x))
 
 
-def test_model_that_is_not_timms_is_refused() -> None:
+def test_model_that_is_not_from_timm_is_refused() -> None:
     with pytest.raises(headkit.ContractError, match="lacks get_classifier or reset_classifier"):
         headkit.features(nn.Linear(2, 2), torch.rand(1, 2))
 
@@ -139,17 +139,17 @@ def with_classes(model: nn.Module, num_classes: int) -> nn.Module:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (_Elsewhere, "returns a Linear that is no part of the model"),
+        (_Elsewhere, "returns a Linear that is not part of the model"),
         (_WrongModule, r"returns norm, but reset_classifier creates fc\.bias, fc\.weight"),
         (_Unused, "its classifier fc is not called in a forward pass"),
-        (_Scaled, "something acts behind it"),
+        (_Scaled, "changes the logits after the classifier"),
         (_Twice, "is not called once, with one tensor"),
         (_Idle, r"reset_classifier\(3\) of made_up \(_Idle\) creates no tensor"),
         (_Unpooled, r"are not pooled, their shape is \[2, 3, 2, 2\]: create it with a global_pool"),
         (_Tied, "shares tensors with the backbone"),
     ],
 )
-def test_made_up_architecture_that_breaks_the_contract_gets_an_error(
+def test_made_up_architecture_that_breaks_the_contract_is_an_error(
     broken: type[_MadeUp], message: str
 ) -> None:
     with pytest.raises(headkit.ContractError, match=message):
@@ -161,7 +161,7 @@ def test_reset_that_changes_the_backbone_is_an_error() -> None:
         replace_classifier(_Meddling(), 2)
 
 
-def test_backbone_without_a_classifier_gives_the_same_features() -> None:
+def test_backbone_without_a_classifier_has_the_same_features() -> None:
     with_own = random_backbone()
     without = timm.create_model("test_resnet", num_classes=0)
     without.load_state_dict(with_own.state_dict(), strict=False)

@@ -29,7 +29,7 @@ def test_real_weights_call_a_flower_a_daisy_and_china_a_palace(real_weights: Pat
     assert scores.tolist() == pytest.approx([0.32, 0.30], abs=0.005)
 
 
-def test_weights_file_gives_the_model_that_timm_itself_loads(small_weights: Path) -> None:
+def test_weights_file_makes_the_model_that_timm_itself_loads(small_weights: Path) -> None:
     expected = timm.create_model(SMALL)
     expected.load_state_dict(load_file(small_weights))
     model = headkit.load_backbone(SMALL, small_weights)
@@ -64,12 +64,12 @@ def test_backbone_is_frozen_and_in_eval_mode(small: nn.Module) -> None:
     assert trained == {"fc.weight", "fc.bias"}
 
 
-@pytest.mark.parametrize("copied", ["itself", "deepcopy", "pickle"])
-def test_training_in_train_mode_leaves_the_fingerprint(copied: str) -> None:
+@pytest.mark.parametrize("way", ["itself", "deepcopy", "pickle"])
+def test_training_in_train_mode_keeps_the_fingerprint(way: str) -> None:
     model = headkit.adapt(random_backbone(), 3)
-    if copied == "deepcopy":
+    if way == "deepcopy":
         model = copy.deepcopy(model)
-    elif copied == "pickle":
+    elif way == "pickle":
         model = pickle.loads(pickle.dumps(model))  # noqa: S301
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     before = headkit.head_of(model)
@@ -144,7 +144,7 @@ def test_missing_and_damaged_weights_are_named(tmp_path: Path) -> None:
         headkit.load_backbone(SMALL, tmp_path / "bad.safetensors")
 
 
-def test_weights_that_cannot_be_fetched_say_what_to_do(
+def test_weights_that_cannot_be_downloaded_are_an_error_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))

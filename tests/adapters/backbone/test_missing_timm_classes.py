@@ -1,4 +1,4 @@
-"""What happens with a timm that no longer has a class that our code names."""
+"""What works with a timm that no longer has a class that our code names."""
 
 import ast
 import json
@@ -49,7 +49,7 @@ NEIGHBOURS = ("test_resnet", "test_vit", "test_efficientnet", "test_byobnet", "m
 
 
 def check_without(classes: str, architectures: list[str]) -> dict[str, list[str] | None]:
-    """What the structural check says in a process whose timm lacks the classes."""
+    """Return the outcome of the structural check in a process whose timm lacks the classes."""
     command = [sys.executable, "-m", "tests.timm_without", classes, ",".join(architectures)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -65,7 +65,7 @@ def expect(outcome: dict[str, list[str] | None], broken: dict[str, str]) -> None
             assert f"{broken[architecture]!r}" in error[1]
 
 
-def test_without_the_classes_that_are_named_only_their_architectures_fail() -> None:
+def test_without_all_these_classes_only_their_architectures_fail() -> None:
     broken = {names.split()[0]: name for name, names in OF_CLASS.items()}
     outcome = check_without(",".join(OF_CLASS), [*NEIGHBOURS, *broken])
     assert outcome.keys() == {*NEIGHBOURS, *broken}
@@ -91,18 +91,18 @@ def test_each_class_of_timm_that_the_code_names_is_deleted() -> None:
         if isinstance(value, type) and value.__module__.startswith("timm.")
     }
     ours: set[str] = set()
-    named: set[str] = set()
+    names: set[str] = set()
     for tree in shipped_modules().values():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 ours.add(node.name)
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                named.add(node.value)
+                names.add(node.value)
             elif isinstance(node, ast.Attribute):
-                named.add(node.attr)
+                names.add(node.attr)
             elif isinstance(node, ast.alias):
-                named.add(node.name)
-    assert named & classes - torch_or_onnx - ours == OF_CLASS.keys()
+                names.add(node.name)
+    assert names & classes - torch_or_onnx - ours == OF_CLASS.keys()
 
 
 @pytest.mark.slow
@@ -128,28 +128,28 @@ def test_encoder_without_a_row_is_a_contract_error(
 @pytest.mark.parametrize(
     ("table", "name", "architecture"),
     [
-        ("RESET", "RepVit", "repvit_m0_9"),
-        ("RESET", "IFormer", "iformer_m_distilled"),
-        ("LOGITS", "VOLO", "volo_d1_224"),
-        ("LOGITS", "EfficientViM", "efficientvim_m1"),
-        ("LOGITS", "EfficientViMDistilled", "efficientvim_m1_dist"),
-        ("POOLED_AFTER", "AttentionPool2d", "resnet50_clip"),
+        ("RESET_ARGUMENTS", "RepVit", "repvit_m0_9"),
+        ("RESET_ARGUMENTS", "IFormer", "iformer_m_distilled"),
+        ("COMBINE_LOGITS", "VOLO", "volo_d1_224"),
+        ("COMBINE_LOGITS", "EfficientViM", "efficientvim_m1"),
+        ("COMBINE_LOGITS", "EfficientViMDistilled", "efficientvim_m1_dist"),
+        ("POOLED_PART", "AttentionPool2d", "resnet50_clip"),
     ],
 )
 def test_class_whose_row_is_missing_is_a_contract_error(
     table: str, name: str, architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a release of timm that renames the class."""
-    given = getattr(timm_exceptions, table)
-    rows = {key: value for key, value in given.items() if key != name}
-    row_of = timm_exceptions.exception_for
+    full = getattr(timm_exceptions, table)
+    rows = {key: value for key, value in full.items() if key != name}
+    find_row = timm_exceptions.find_row
 
-    def without(asked: Any, module: Any) -> Any:
-        return row_of(rows if asked is given else asked, module)
+    def find_in_shortened(searched: Any, module: Any) -> Any:
+        return find_row(rows if searched is full else searched, module)
 
     for module in ("classifier", "forward"):
-        monkeypatch.setattr(f"headkit.adapters.backbone.{module}.exception_for", without)
-    if table == "RESET":
+        monkeypatch.setattr(f"headkit.adapters.backbone.{module}.find_row", find_in_shortened)
+    if table == "RESET_ARGUMENTS":
         with pytest.raises(ContractError, match=rf"\({name}\): the classifier moves"):
             structure(architecture)
         return
@@ -158,16 +158,16 @@ def test_class_whose_row_is_missing_is_a_contract_error(
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if key.startswith("weights"):
-                parameter.normal_()  # with equal weights the row says what is done without it
+                parameter.normal_()  # with equal weights the row equals the default
         size = timm.models.get_model_input_config(model)["input_size"]
         with pytest.raises(ContractError, match=type(model).__name__):
             features(model, torch.randn(1, *size))
 
 
-def test_class_for_an_encoder_is_made_once() -> None:
+def test_subclass_of_an_encoder_is_created_once() -> None:
     one, other = (timm.create_model("qwen3_vit_88m_enc", device="meta") for _ in range(2))
     plain = type(one)
     assert find_classifier(one).num_classes == find_classifier(other).num_classes == 0
-    assert type(one) is type(other) is encoders._MADE[plain]
+    assert type(one) is type(other) is encoders._SUBCLASSES[plain]
     assert type(one).__name__ == "ClassifyingQwen3VitEncoder"
     assert isinstance(one, plain)

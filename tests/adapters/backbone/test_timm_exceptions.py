@@ -1,4 +1,4 @@
-"""The contract on each row of the table of exceptions, and on each kind of head."""
+"""The contract on each row of the tables of exceptions, and on each kind of head."""
 
 import copy
 import pickle
@@ -64,7 +64,7 @@ def test_crossvit_gives_one_tensor_per_branch() -> None:
 
 
 def test_repvit_keeps_its_distillation_classifier() -> None:
-    """timm's own reset_classifier(7) drops it: other tensors than create_model(num_classes=7)."""
+    """timm's own reset_classifier(7) drops it; create_model(num_classes=7) keeps it."""
     expected = {
         n for n in timm.create_model("repvit_m0_9", num_classes=7).state_dict() if "head" in n
     }
@@ -74,7 +74,7 @@ def test_repvit_keeps_its_distillation_classifier() -> None:
     assert {n for n in plain.state_dict() if "head" in n} != expected
 
 
-def test_default_kind_is_linear_where_the_own_classifier_has_hidden_layers() -> None:
+def test_default_kind_is_linear_if_timms_classifier_has_hidden_layers() -> None:
     model = headkit.adapt(_model("caformer_s18"), 4)
     head = headkit.head_of(model)
     assert head.kind == "linear"
@@ -130,9 +130,16 @@ def test_unknown_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", sorted({*timm_exceptions.LOGITS, *timm_exceptions.POOLED_AFTER, *timm_exceptions.RESET})
+    "row",
+    sorted(
+        {
+            *timm_exceptions.COMBINE_LOGITS,
+            *timm_exceptions.POOLED_PART,
+            *timm_exceptions.RESET_ARGUMENTS,
+        }
+    ),
 )
-def test_contract_on_each_row_of_the_table(row: str) -> None:
+def test_architecture_of_each_row_keeps_the_contract(row: str) -> None:
     assert contract.numeric(ROWS[row])["difference"] <= 1e-5
 
 
@@ -162,9 +169,9 @@ def test_encoders_without_a_classifier_gain_one(
         assert isinstance(entered, torch.Tensor)
         assert entered.shape == (2, headkit.head_of(model).num_features)
         assert torch.equal(headkit.classify(model, entered), model(x))
-        if kwargs:  # the one that has no depth to cut is large
-            for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
-                assert torch.equal(copied(x), model(x))
+        if kwargs:  # the encoder whose depth cannot be reduced is large
+            for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+                assert torch.equal(duplicate(x), model(x))
 
 
 def test_gemma_encoder_pools_valid_tokens_only() -> None:
@@ -183,9 +190,9 @@ def test_gemma_encoder_pools_valid_tokens_only() -> None:
         "patch_valid": torch.arange(patches + padding)[None] < patches,
     }
     with torch.no_grad():
-        expected, found = headkit.features(model, full), headkit.features(model, padded)
+        expected, features = headkit.features(model, full), headkit.features(model, padded)
     assert isinstance(expected, torch.Tensor)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3 * float(expected.std()))
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-3 * float(expected.std()))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +256,7 @@ def test_drop_rate_acts_on_the_features_in_train_mode_only() -> None:
     assert len(hooks) == 1
 
 
-def test_replacing_in_any_order_ends_the_same() -> None:
+def test_replacing_in_any_order_has_the_same_result() -> None:
     for name in ("efficientvit_m0", "shvit_s1", "test_resnet", "samvit_base_patch16"):
         model = timm.create_model(name, device="meta")
         for num_classes in (0, 4, 0, 0, 6, 4):

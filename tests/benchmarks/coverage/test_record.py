@@ -115,7 +115,7 @@ def test_numeric_check_fails_on_a_broken_architecture(monkeypatch: pytest.Monkey
     resnet = timm.models.resnet.ResNet
     forward = resnet.forward
     monkeypatch.setattr(resnet, "forward", lambda self, x: 2 * forward(self, x))
-    with pytest.raises(headkit.ContractError, match="something acts behind it"):
+    with pytest.raises(headkit.ContractError, match="changes the logits after the classifier"):
         contract.numeric("resnet18")
 
 
