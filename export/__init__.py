@@ -1,9 +1,9 @@
-"""Head and backbone to verified ONNX, and running it.
+"""Export heads and backbones to verified ONNX, and run exported models.
 
-Running an exported model needs onnxruntime, NumPy and Pillow only.
+Running an exported model needs only onnxruntime, NumPy and Pillow.
 
-The package is also the function ``headkit.export``: when any module in it is imported, Python binds
-``headkit.export`` to the package, so the package answers a call with ``exporter.export``.
+The package is also the function ``headkit.export``. When any module in it is imported, Python binds
+``headkit.export`` to the package, so a call of the package calls ``exporter.export``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DOC = __doc__
 class _CallablePackage(ModuleType):
     """A package that can be called, with the signature and the documentation of the function.
 
-    Without torch the package has its own documentation alone: the function needs torch.
+    The function needs torch. If torch is not installed, the package shows its own documentation.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -238,7 +238,7 @@ class _Bench:
         return found
 
     def _load(self, one: RunConfig, batch: int) -> LoadedModel:
-        return RUNTIMES[one.runtime].implement().load(self.model, one, batch)
+        return RUNTIMES[one.runtime].load_module().load(self.model, one, batch)
 
     def _ready(self, one: RunConfig, x: Array) -> Call:
         loaded = self._loaded(one, len(x))

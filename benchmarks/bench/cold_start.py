@@ -128,7 +128,7 @@ def _main(request: Mapping[str, Any]) -> None:
     on_gpu = config.device == "cuda"
     free = _free() if on_gpu else 0
     start = time.perf_counter()
-    loaded = runtime.implement().load(_Loaded(request), config, 1)
+    loaded = runtime.load_module().load(_Loaded(request), config, 1)
     load_s = time.perf_counter() - start
     shape = (1, *request["input_size"])
     x = np.random.default_rng(0).integers(0, 256, shape).astype(request["dtype"])

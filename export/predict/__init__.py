@@ -1,1 +1,1 @@
-"""Run an exported model on images. Needs neither torch nor timm."""
+"""Run exported models on images, without torch."""

@@ -1,4 +1,4 @@
-"""Heads for a swappable model: the arrays that a call brings along, and the adapter files."""
+"""Heads for a swappable model: arrays that a call passes, and adapter files that hold them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Inputs = Mapping[str, Sequence[int | str]]
-"""Overridable initializers of a session or graph: shapes by name, the count of classes a string."""
+"""Shapes of overridable initializers, by name. The dimension of the classes is a string."""
 
 
-def swapped(info: ModelInfo, inputs: Inputs, head: Head) -> dict[str, Array]:
-    """Return what a swappable model takes to give the logits of ``head``: arrays by input name.
+def head_arrays(info: ModelInfo, inputs: Inputs, head: Head) -> dict[str, Array]:
+    """Return the arrays, by input name, with which a swappable model computes a head's logits.
 
     Raises:
-        ExportError: the model has no place for such a head.
+        ExportError: The model does not take such a head.
     """
     own = info.heads[0]
     for key in ("kind", *(["task"] if info.probabilities else [])):
         if head.to_json()[key] != own.description[key]:
             raise ExportError(
-                f"this swappable model takes heads of the {key} {own.description[key]!r}, "
-                f"the head is of {head.to_json()[key]!r}: export one with a head of that {key}"
+                f"this swappable model takes heads of the {key} {own.description[key]!r}, but the "
+                f"head is of the {key} {head.to_json()[key]!r}: export a model with that head"
             )
-    _check_read(info, inputs, head)
+    _check_no_tensor_is_lost(info, inputs, head)
     arrays = {
         name: np.atleast_1d(np.asarray(tensor).astype(np.float32))
         for name, tensor in head.tensors.items()
@@ -48,31 +48,34 @@ def swapped(info: ModelInfo, inputs: Inputs, head: Head) -> dict[str, Array]:
         name: [head.num_classes if isinstance(dim, str) else dim for dim in dims]
         for name, dims in inputs.items()
     }
-    found = {name: list(array.shape) for name, array in arrays.items()}
-    if found != expected:
-        raise ExportError(f"the head's tensors are {found}, the swappable model takes {expected}")
+    shapes = {name: list(array.shape) for name, array in arrays.items()}
+    if shapes != expected:
+        raise ExportError(
+            f"the head's tensors have the shapes {shapes}, but the swappable model takes "
+            f"{expected}: export a model with that head"
+        )
     return arrays
 
 
 def write_adapter(info: ModelInfo, inputs: Inputs, head: Head, path: str | Path) -> None:
-    """Write ONNX Runtime's ``.onnx_adapter`` file: what ``RunOptions.add_active_adapter`` takes.
+    """Write a ``.onnx_adapter`` file for ONNX Runtime's ``RunOptions.add_active_adapter``.
 
-    It holds arrays and two integers. The adapter version is the head's task: 1 multiclass,
+    The file holds arrays and two integers. The adapter version is the head's task: 1 multiclass,
     2 multilabel, 3 regression. The model version is the first 31 bits of the fingerprint of the
-    head's backbone. Label names stay in the head file; the temperature is one of the arrays if the
-    model gives probabilities.
+    head's backbone. Label names stay in the head file. The temperature is one of the arrays if the
+    model computes probabilities.
 
     Raises:
-        ExportError: the model has no place for such a head, or the file none for its temperature.
+        ExportError: The model does not take such a head, or the file cannot hold its temperature.
         OutputError: ``path`` cannot be written.
     """
-    arrays = swapped(info, inputs, head)
+    arrays = head_arrays(info, inputs, head)
     _check_task(info, head.task, "the head")
     task = get_task(head.task)
     if head.temperature != 1.0 and task.has_classes and TEMPERATURE not in inputs:
         raise ExportError(
-            f"the head's temperature is {head.temperature}, and an adapter of this model cannot "
-            "carry it: export the model with probabilities=True (--probabilities)"
+            f"the head's temperature is {head.temperature}, but an adapter file for this model "
+            "cannot hold it: export the model with probabilities=True (--probabilities)"
         )
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(task.adapter_version)
@@ -91,14 +94,14 @@ class Adapter:
     """A loaded ``.onnx_adapter`` file.
 
     Attributes:
-        info: what is known of the head, which is without label names.
-        options: the ``RunOptions`` that activate it.
-        loaded: ONNX Runtime's adapter; ``options`` points to it and does not keep it alive.
+        info: Description of the head, without label names.
+        options: The ``RunOptions`` that activate the adapter.
+        weights: ONNX Runtime's adapter. ``options`` points to it but does not keep it alive.
     """
 
     info: HeadInfo
     options: ort.RunOptions
-    loaded: ort.LoraAdapter
+    weights: ort.LoraAdapter
 
 
 def read_adapter(
@@ -107,44 +110,44 @@ def read_adapter(
     """Read an ``.onnx_adapter`` file that ``write_adapter`` wrote.
 
     Args:
-        info: of the model.
-        inputs: of the model.
-        name: that the head gets.
-        path: of the file.
-        force: take an adapter of another backbone too.
+        info: Description of the model.
+        inputs: Overridable initializers of the model.
+        name: Name for the head.
+        path: Path of the file.
+        force: Also accept an adapter that was made from a head of another backbone.
 
     Raises:
-        ExportError: the file is missing, damaged, or not for this model.
-        BackboneMismatch: it was made from a head of another backbone.
+        ExportError: The file is missing, damaged, or not for this model.
+        BackboneMismatch: The adapter was made from a head of another backbone.
     """
     if not path.is_file():
         raise ExportError(f"cannot read adapter {path}: no such file")
     adapter, options = ort.LoraAdapter(), ort.RunOptions()
     try:
         adapter.Load(str(path))
-        held = ort.AdapterFormat.read_adapter(str(path))
-        arrays = held.get_parameters()
+        content = ort.AdapterFormat.read_adapter(str(path))
+        arrays = content.get_parameters()
         options.add_active_adapter(adapter)
     except Exception as error:  # onnxruntime's own classes share no root below Exception
         raise ExportError(f"cannot read adapter {path}: {first_line(error)}") from error
     if not force:
-        _check_model_version(info, held.get_model_version(), path)
+        _check_model_version(info, content.get_model_version(), path)
     tasks = {task.adapter_version: name for name, task in TASKS.items()}
-    _check_task(info, tasks.get(held.get_adapter_version(), "unknown"), f"the adapter {path}")
-    num_classes = _classes_of(inputs, {key: one.shape() for key, one in arrays.items()}, path)
+    _check_task(info, tasks.get(content.get_adapter_version(), "unknown"), f"the adapter {path}")
+    num_classes = _count_classes(inputs, {key: one.shape() for key, one in arrays.items()}, path)
     own = info.heads[0]
-    described = {key: value for key, value in own.description.items() if key != "label_names"}
-    described["num_classes"] = num_classes
-    given = arrays.get(TEMPERATURE)
-    described["temperature"] = 1.0 if given is None else float(given.numpy()[0])
-    return Adapter(HeadInfo(name, "", described, own.tensors), options, adapter)
+    description = {key: value for key, value in own.description.items() if key != "label_names"}
+    description["num_classes"] = num_classes
+    temperature = arrays.get(TEMPERATURE)
+    description["temperature"] = 1.0 if temperature is None else float(temperature.numpy()[0])
+    return Adapter(HeadInfo(name, "", description, own.tensors), options, adapter)
 
 
-def _check_read(info: ModelInfo, inputs: Inputs, head: Head) -> None:
-    """Refuse tensors that would be left out, but those that no computation reads.
+def _check_no_tensor_is_lost(info: ModelInfo, inputs: Inputs, head: Head) -> None:
+    """Raise if the model would ignore a tensor of the head that affects the logits.
 
-    These are what the model does not read of its own head, and counters such as BatchNorm's
-    ``num_batches_tracked``.
+    Two kinds of tensors do not: those that the model ignores in its own head too, and counters
+    such as BatchNorm's ``num_batches_tracked``.
     """
     lost = [
         name
@@ -156,7 +159,7 @@ def _check_read(info: ModelInfo, inputs: Inputs, head: Head) -> None:
     if lost:
         raise ExportError(
             f"the swappable model takes {', '.join(inputs)} and has no input for the head's "
-            f"{', '.join(lost)}: export one with a head that has the same tensors"
+            f"{', '.join(lost)}: export a model with that head"
         )
 
 
@@ -164,23 +167,23 @@ def _check_task(info: ModelInfo, task: str, whose: str) -> None:
     own = info.heads[0].task.name
     if task != own:
         raise ExportError(
-            f"this swappable model takes adapters of the task {own!r}, {whose} is of {task!r}: "
-            "export one with a head of that task"
+            f"this swappable model takes adapters of the task {own!r}, but {whose} is of the task "
+            f"{task!r}: export a model with a head of that task"
         )
 
 
-def _check_model_version(info: ModelInfo, found: int, path: Path) -> None:
+def _check_model_version(info: ModelInfo, model_version: int, path: Path) -> None:
     fingerprint = info.backbone["backbone"]["fingerprint"]
-    if found != _model_version(fingerprint):
+    if model_version != _model_version(fingerprint):
         raise BackboneMismatch(
             f"the adapter {path} was made for a backbone with fingerprint "
-            f"{f'{found << 1:08x}'[:7]}, the model's is {fingerprint[:7]}: make it from a head of "
-            "this backbone (headkit graft), or pass force=True (--force)"
+            f"{f'{model_version << 1:08x}'[:7]}, the model's is {fingerprint[:7]}: make an adapter "
+            "from a head of this backbone (headkit graft), or pass force=True (--force)"
         )
 
 
 def _model_version(fingerprint: str) -> int:
-    """Return the first 31 bits: an adapter file holds signed integers of 32."""
+    """Return the first 31 bits, as an adapter file holds signed integers of 32 bits."""
     try:
         return int(fingerprint[:8], 16) >> 1
     except ValueError as error:
@@ -189,21 +192,22 @@ def _model_version(fingerprint: str) -> int:
         ) from error
 
 
-def _classes_of(inputs: Inputs, found: Mapping[str, list[int]], path: Path) -> int:
-    """Return for how many classes an adapter is, if its arrays are what the model takes."""
+def _count_classes(inputs: Inputs, shapes: Mapping[str, list[int]], path: Path) -> int:
+    """Return an adapter's number of classes; raise if the model does not take its arrays."""
     classes = {
         size
-        for key, shape in found.items()
+        for key, shape in shapes.items()
         for size, dim in zip(shape, inputs.get(key, ()), strict=False)
         if isinstance(dim, str)
     }
     fits = len(classes) == 1 and all(
-        [dim if isinstance(dim, int) else next(iter(classes)) for dim in dims] == found.get(key)
+        [dim if isinstance(dim, int) else next(iter(classes)) for dim in dims] == shapes.get(key)
         for key, dims in inputs.items()
     )
-    if not fits or set(found) != set(inputs):
+    if not fits or set(shapes) != set(inputs):
         raise ExportError(
-            f"the adapter {path} holds {found}, the model takes "
-            f"{ {key: list(dims) for key, dims in inputs.items()} }"
+            f"the adapter {path} holds arrays of the shapes {shapes}, but the model takes "
+            f"{ {key: list(dims) for key, dims in inputs.items()} }: make it for this model "
+            "(headkit graft)"
         )
     return classes.pop()

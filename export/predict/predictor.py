@@ -1,4 +1,4 @@
-"""Run an exported model: images in, labels and scores out. No torch."""
+"""Classify images with an exported model, without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 from headkit.export.runtimes.table import providers
 
-from .adapter_files import Adapter, read_adapter, swapped
+from .adapter_files import Adapter, head_arrays, read_adapter
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head
@@ -30,15 +30,15 @@ Array = np.ndarray[Any, Any]
 
 
 class Prediction(TypedDict):
-    """One class of one image: its label name, and its probability (a value for regression)."""
+    """A class of an image, and its probability. For regression, an output and its value."""
 
     label: str
     score: float
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A head that the session can be run with: where its logits come out, and how it goes in."""
+class _LoadedHead:
+    """A head that is ready to run: its description, and the arrays or the adapter to pass."""
 
     info: HeadInfo
     arrays: Mapping[str, Array] = field(default_factory=dict)
@@ -53,21 +53,22 @@ class Predictor:
     """An exported model, ready to classify images.
 
     Args:
-        onnx_path: a file that ``headkit export`` or ``headkit graft`` wrote.
-        heads: of a swappable model, further ones by name: heads, head files, references to a
-            store, or ONNX Runtime's ``.onnx_adapter`` files (which carry no label names). A head
-            costs its own bytes, and switching between heads costs nothing.
-        provider: ``cpu``, ``cuda``, ``tensorrt`` or ``openvino``.
-        threads: of ONNX Runtime; without it one per core.
-        force: take heads of another backbone of the same architecture too.
+        onnx_path: Path of a model that ``headkit export`` or ``headkit graft`` wrote.
+        heads: More heads for a swappable model, by name: heads, head files, references to a store,
+            or ONNX Runtime's ``.onnx_adapter`` files, which have no label names. A head takes only
+            its own bytes of memory, and switching between heads is free.
+        provider: ONNX Runtime's execution provider: ``cpu``, ``cuda``, ``tensorrt`` or
+            ``openvino``.
+        threads: Number of CPU threads. Default: one per core.
+        force: Also accept heads that were trained on another backbone of the same architecture.
 
     Attributes:
-        info: backbone, heads, preprocessing and versions of the model.
+        info: Backbone, heads, preprocessing and versions of the model.
 
     Raises:
-        ExportError: the file is missing, damaged, or was not exported by headkit.
-        DependencyMissing: the provider is not installed.
-        BackboneMismatch: one of ``heads`` was trained on another backbone.
+        ExportError: The file is missing, damaged, or was not exported by headkit.
+        DependencyMissing: The provider is not installed.
+        BackboneMismatch: One of ``heads`` was trained on another backbone.
 
     Example:
         >>> predictor = Predictor("digits.onnx")  # doctest: +SKIP
@@ -88,11 +89,11 @@ class Predictor:
         props = self.session.get_modelmeta().custom_metadata_map
         self.info = ModelInfo.from_props(props, str(onnx_path))
         self._provider, self._device = provider, providers()[provider].device
-        self._heads = {head.name: _Ready(head) for head in self.info.heads}
+        self._heads = {head.name: _LoadedHead(head) for head in self.info.heads}
         if heads and self.info.form != "swappable":
             raise ExportError(
-                f"a {self.info.form} model has its heads in it: graft another into the file, or "
-                "export it with form='swappable'"
+                f"a {self.info.form} model takes no other heads: graft the head into the file "
+                "(headkit graft), or export the model with form='swappable'"
             )
         for name, head in (heads or {}).items():
             self._heads[name] = self._add(name, head, force=force)
@@ -118,16 +119,16 @@ class Predictor:
 
     @cached_property
     def preprocess(self) -> Preprocess:
-        """What is applied to each image, by Pillow or in the graph.
+        """Preprocessing of each image, in Pillow or in the graph.
 
         Raises:
-            ValueError: the model takes other than three channels.
+            ValueError: The model does not take three channels.
         """
         return Preprocess.from_cfg(self.info.backbone["pretrained_cfg"])
 
     @property
     def heads(self) -> list[str]:
-        """Names of all heads; the one that a merged or swappable model came with is ``""``."""
+        """Names of all heads. The own head of a merged or swappable model is called ``""``."""
         return list(self._heads)
 
     def __call__(
@@ -141,18 +142,18 @@ class Predictor:
         """Classify images.
 
         Args:
-            images: paths, Pillow images or uint8 arrays ``[height, width, 3]``, one or many; or a
-                folder, of which all images are taken in the order of their names.
-            head: which one, where there are several; the one in the file without it.
-            top_k: predictions per image, at most one per class.
-            batch_size: images per run.
+            images: One or many paths, Pillow images or uint8 arrays ``[height, width, 3]``; or a
+                folder, whose images are read in the order of their names.
+            head: Name of the head, for a model with several. Default: the head in the file.
+            top_k: Maximum number of predictions per image, at most one per class.
+            batch_size: Number of images per run of the model.
 
         Returns:
-            For each image its ``top_k`` predictions, the best first.
+            For each image, up to ``top_k`` predictions, the best first.
 
         Raises:
-            DataError: an image cannot be read, or a folder has none.
-            ExportError: there is no such head.
+            DataError: An image cannot be read, or a folder has no images.
+            ExportError: The model has no such head, or ONNX Runtime cannot run it.
         """
         return self.predict(images, [self._name(head)], top_k=top_k, batch_size=batch_size)[
             self._name(head)
@@ -166,63 +167,75 @@ class Predictor:
         top_k: int = 5,
         batch_size: int = 16,
     ) -> dict[str, list[list[Prediction]]]:
-        """Classify images by several heads; a multi model pays for one backbone pass.
+        """Classify images by several heads. A multi model runs its backbone once for all of them.
 
         Args:
-            images: see ``__call__``.
-            heads: names; all without it.
-            top_k: see ``__call__``.
-            batch_size: see ``__call__``.
+            images: See ``__call__``.
+            heads: Names of heads. Default: all.
+            top_k: See ``__call__``.
+            batch_size: See ``__call__``.
 
         Returns:
-            By head, what ``__call__`` returns.
+            For each head, by name, the result of ``__call__``.
+
+        Raises:
+            DataError, ExportError: See ``__call__``.
         """
         for what, value in (("top_k", top_k), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{what} is {value}, expected at least 1")
-        chosen: list[str | None] = list(heads or self.heads) or [None]
-        asked = dict.fromkeys(self._name(name) for name in chosen)
-        ready = [self._heads[name] for name in asked]
-        results: dict[str, list[list[Prediction]]] = {one.info.name: [] for one in ready}
+        requested: list[str | None] = list(heads or self.heads) or [None]
+        names = dict.fromkeys(self._name(name) for name in requested)
+        loaded = [self._heads[name] for name in names]
+        results: dict[str, list[list[Prediction]]] = {head.info.name: [] for head in loaded}
         for batch in self._batches(list_images(images), batch_size):
-            for one, logits in zip(ready, self._run(batch, ready), strict=True):
-                rows = scores(one.info.description, logits)
-                results[one.info.name] += [top(one.info, row, top_k) for row in rows]
+            for head, logits in zip(loaded, self._run(batch, loaded), strict=True):
+                rows = compute_scores(head.info.description, logits)
+                results[head.info.name] += [select_top(head.info, row, top_k) for row in rows]
         return results
 
     def logits(self, pixel_values: Array, head: str | None = None) -> Array:
         """Run the model on one batch.
 
         Args:
-            pixel_values: float32 ``[batch, 3, height, width]``, normalized; uint8
-                ``[batch, height, width, 3]`` for a model with preprocessing.
-            head: see ``__call__``.
+            pixel_values: Normalized images, float32 ``[batch, 3, height, width]``. For a model with
+                preprocessing, raw images, uint8 ``[batch, height, width, 3]``.
+            head: See ``__call__``.
 
         Returns:
-            float32 ``[batch, num_classes]``.
+            Logits, float32 ``[batch, num_classes]``.
+
+        Raises:
+            ExportError: See ``__call__``.
         """
         return self._run(pixel_values, [self._heads[self._name(head)]])[0]
 
-    def _add(self, name: str, head: Head | str | Path, *, force: bool) -> _Ready:
+    def _add(self, name: str, head: Head | str | Path, *, force: bool) -> _LoadedHead:
         inputs = {value.name: value.shape for value in self.session.get_overridable_initializers()}
         if isinstance(head, str | Path):
             if Path(head).suffix == ADAPTER.suffix:
                 adapter = read_adapter(self.info, inputs, name, Path(head), force=force)
-                return _Ready(adapter.info, adapter=adapter)
+                return _LoadedHead(adapter.info, adapter=adapter)
             from headkit.registry.resolve import load_head
 
             head = load_head(head)
         self.info.check_backbone(head, force=force)
-        return _Ready(HeadInfo.from_head(head, name), swapped(self.info, inputs, head))
+        return _LoadedHead(HeadInfo.from_head(head, name), head_arrays(self.info, inputs, head))
 
     def _name(self, head: str | None) -> str:
         if not self._heads:
-            raise ExportError(f"a {self.info.form} model has no heads: there are no logits")
+            raise ExportError(
+                f"a {self.info.form} model has no heads and computes no logits: graft a head into "
+                "the file (headkit graft)"
+            )
         if head is None and (len(self._heads) == 1 or "" in self._heads):
             return next(iter(self._heads))
         if head is None or head not in self._heads:
-            asked = "name one head" if head is None else f"there is no head {head!r}"
-            raise ExportError(f"{asked}; this model has {', '.join(filter(None, self._heads))}")
+            names = ", ".join(filter(None, self._heads))
+            if head is None:
+                raise ExportError(f"the model has several heads: name one of {names}")
+            advice = f"name one of {names}" if names else "omit the name to use its own head"
+            raise ExportError(f"the model has no head {head!r}: {advice}")
         return head
 
     def _batches(self, images: list[ImageLike], batch_size: int) -> Iterator[Array]:
@@ -230,13 +243,13 @@ class Predictor:
             for some in batched(images, batch_size):
                 yield np.stack([self.preprocess(open_image(image)) for image in some])
             return
-        # One tensor holds images of one size: neighbours of the same size go together.
+        # A tensor holds images of one size, so neighbours of the same size form a batch.
         arrays = (np.asarray(open_image(image)) for image in images)
         for _, same in groupby(arrays, key=np.shape):
             for some_arrays in batched(same, batch_size):
                 yield np.stack(some_arrays)
 
-    def _run(self, batch: Array, heads: Sequence[_Ready]) -> list[Array]:
+    def _run(self, batch: Array, heads: Sequence[_LoadedHead]) -> list[Array]:
         feed = {"image" if self.info.preprocess else "pixel_values": batch}
         if self.info.form != "swappable":
             return self._outputs([one.info.output for one in heads], feed)
@@ -247,13 +260,15 @@ class Predictor:
     ) -> list[Array]:
         try:
             if self._device == "cpu":
-                return [np.asarray(found) for found in self.session.run(names, feed, options)]
-            return self._bound(names, feed, options)
+                return [np.asarray(output) for output in self.session.run(names, feed, options)]
+            return self._run_bound(names, feed, options)
         except Exception as error:  # onnxruntime's own classes share no root below Exception
             raise ExportError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
 
-    def _bound(self, names: Sequence[str], feed: Mapping[str, Array], options: Any) -> list[Array]:
-        """Run with inputs and outputs on the device: one copy in, one copy out."""
+    def _run_bound(
+        self, names: Sequence[str], feed: Mapping[str, Array], options: Any
+    ) -> list[Array]:
+        """Run with inputs and outputs on the device, with one copy in each direction."""
         from onnxruntime import OrtValue
 
         binding = self.session.io_binding()
@@ -263,23 +278,26 @@ class Predictor:
         for name in names:
             binding.bind_output(name, self._device)
         self.session.run_with_iobinding(binding, options)
-        return [np.asarray(found) for found in binding.copy_outputs_to_cpu()]
+        return [np.asarray(output) for output in binding.copy_outputs_to_cpu()]
 
 
-def scores(described: Mapping[str, Any], logits: Array) -> Array:
-    """Turn logits ``[batch, num_classes]`` into probabilities, by a head's task and temperature."""
-    task = get_task(described.get("task", DEFAULT))
-    return task.scores(logits, described.get("temperature", 1.0))
+def compute_scores(description: Mapping[str, Any], logits: Array) -> Array:
+    """Return the scores for logits ``[batch, num_classes]``, by a head's task and temperature.
+
+    Scores are probabilities, or predicted values for regression.
+    """
+    task = get_task(description.get("task", DEFAULT))
+    return task.scores(logits, description.get("temperature", 1.0))
 
 
 def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Yield ``values`` in lists of ``size``, the last one shorter."""
+    """Yield ``values`` in lists of ``size``; the last list may be shorter."""
     values = iter(values)
     while some := list(islice(values, size)):
         yield some
 
 
-def top(info: HeadInfo, row: Sequence[float], top_k: int) -> list[Prediction]:
+def select_top(info: HeadInfo, row: Sequence[float], top_k: int) -> list[Prediction]:
     """Return the best classes of one row of scores, the best first."""
     order = np.argsort(-np.asarray(row), kind="stable")[:top_k]
     names = info.label_names

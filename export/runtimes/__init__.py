@@ -1,5 +1,5 @@
-"""What runs a model: the table of runtimes, and a module for each of torch, ONNX Runtime, OpenVINO.
+"""Runtimes, which run models: a table of them, and modules for torch, ONNX Runtime and OpenVINO.
 
-To add a runtime, write a module with the functions of ``table.RuntimeModule``, and a row of the
-table ``table.RUNTIMES`` that names it.
+To add a runtime, write a module with the functions of ``table.RuntimeModule`` and add a row for it
+to ``table.RUNTIMES``.
 """

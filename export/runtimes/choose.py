@@ -17,23 +17,23 @@ FASTEST: dict[Precision, tuple[str, ...]] = {
     "fp32": ("onnxruntime", "torch"),
     "bf16": ("openvino", "torch"),
 }
-"""What ``auto`` tries in turn, for a backbone on a CPU. On any other device torch runs it."""
+"""Runtimes that ``auto`` tries in this order for a backbone on a CPU. Elsewhere it uses torch."""
 
 
 def choose_runtime(
     name: str, precision: str, model: nn.Module, threads: int | None = None
 ) -> Runtime:
-    """Return the runtime of that name; with ``auto`` the fastest that is installed.
+    """Return the runtime of a name, or with ``auto`` the fastest one that is installed.
 
     Args:
-        name: a key of ``RUNTIMES`` that extracts features, or ``auto``.
+        name: Key of ``RUNTIMES`` that extracts features, or ``auto``.
         precision: ``fp32`` or ``bf16``.
-        model: the backbone, on its device.
-        threads: number of threads on the CPU; one per core without it.
+        model: The backbone, on its device.
+        threads: Number of CPU threads. Default: one per core.
 
     Raises:
-        DependencyMissing: the runtime is not installed.
-        HeadkitError: there is no such runtime, or it lacks the precision or the device.
+        DependencyMissing: The runtime is not installed.
+        HeadkitError: There is no such runtime, or it does not support the precision or the device.
     """
     device = next(model.parameters()).device.type
     rows = {key: row for key, row in RUNTIMES.items() if row.extraction}
@@ -48,8 +48,8 @@ def choose_runtime(
     if precision not in row.extraction.get(device, row.extraction.get(ANY_DEVICE, ())):
         offers = "; ".join(f"{' or '.join(some)} on {on}" for on, some in row.extraction.items())
         raise HeadkitError(
-            f"the runtime {name!r} runs {offers}; asked for was {precision} on {device}"
+            f"the runtime {name!r} supports {offers}, but {precision} on {device} was requested"
         )
     if find_spec(row.module) is None:
         raise DependencyMissing.for_feature(f"the runtime {name!r}", row.package)
-    return row.implement().extraction_runtime(precision, threads)
+    return row.load_module().extraction_runtime(precision, threads)

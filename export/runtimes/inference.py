@@ -1,4 +1,4 @@
-"""What each runtime shares with those who load models: the model, how to run it, what is loaded."""
+"""Types that all runtimes share: a model to run, the way to run it, and the loaded model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class RunConfig:
     """One way to run a model.
 
     Attributes:
-        runtime: a key of ``table.RUNTIMES``.
-        precision: precision of the arithmetic.
+        runtime: Key of ``table.RUNTIMES``.
+        precision: Precision of the arithmetic.
         device: ``cpu`` or ``cuda``.
-        threads: number of threads on the CPU.
+        threads: Number of CPU threads.
     """
 
     runtime: str
@@ -33,23 +33,23 @@ class RunConfig:
 
 
 def config_name(runtime: str, precision: str, device: str) -> str:
-    """Return how tables name a way to run a model; the CPU goes without saying."""
+    """Return the name of a way to run a model in tables, which omits the device if it is a CPU."""
     return f"{runtime} {precision}{'' if device == 'cpu' else f' {device}'}"
 
 
 class InferenceModel(Protocol):
-    """A model that can be had in the form that each runtime takes."""
+    """A model that provides the form that each runtime loads."""
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """Shape of one image, as the model takes it."""
+        """Shape of one input image, ``(channels, height, width)``."""
         ...
 
     def module(self) -> Any:
-        """Return the model as a torch module in eval mode on the CPU; a new one each time.
+        """Return the model as a new torch module in eval mode on the CPU.
 
         Raises:
-            ExportError: the model is none that torch can run.
+            ExportError: torch cannot run the model.
         """
         ...
 
@@ -57,11 +57,12 @@ class InferenceModel(Protocol):
         """Return the ONNX file.
 
         Args:
-            precision: precision of the backbone.
-            optimized: with ONNX Runtime's own operators, which other runtimes do not know.
+            precision: Precision of the backbone.
+            optimized: Whether the file may contain ONNX Runtime's own operators, which other
+                runtimes do not support.
 
         Raises:
-            ExportError: the model cannot be had in this precision.
+            ExportError: The model does not exist in this precision.
         """
         ...
 
@@ -71,12 +72,13 @@ class LoadedModel:
     """A model that is loaded for one batch size.
 
     Attributes:
-        run: from images, a batch ``[batch, *input_size]``, to logits float32
+        run: Function from images ``[batch, *input_size]`` to logits float32
             ``[batch, num_classes]``.
-        bind: from images to a call that computes their logits. On a GPU the images lie there
-            already, nothing is copied back, and the call may return before the logits are there.
-        stream: torch's stream of the GPU on which the calls of ``bind`` run; torch's current one
-            without it.
+        bind: Function from images to a call that computes their logits. On a GPU, the images are
+            already in its memory, nothing is copied back, and the call may return before the
+            logits are computed.
+        stream: torch's CUDA stream on which the calls of ``bind`` run. If None, torch's current
+            stream.
     """
 
     run: Callable[[Array], Array]

@@ -1,4 +1,4 @@
-"""The ONNX file of a backbone, from which runtimes other than torch extract features."""
+"""Export a backbone to the ONNX file with which runtimes other than torch extract features."""
 
 from __future__ import annotations
 
@@ -23,17 +23,24 @@ from headkit.export.preprocess.pillow import Preprocess
 
 
 def converter_versions() -> dict[str, str]:
-    """Return the versions of what converts a backbone."""
+    """Return the versions of the packages that convert a backbone."""
     return {name: version(name) for name in ("headkit", "onnxscript", "timm", "torch")}
 
 
 def onnx_backbone(model: nn.Module, folder: Path, *, optimize: bool = True) -> Path:
-    """Return the ONNX file of a backbone: the one in ``folder``, or a new, verified one.
+    """Return the ONNX file of a backbone; export and verify it unless ``folder`` has it.
 
-    Input ``image`` uint8 ``[batch, 3, H, W]``, resized and cropped; outputs ``features``, ….
+    The input is ``image`` uint8 ``[batch, 3, H, W]``, already resized and cropped. The outputs are
+    the features of each branch.
+
+    Args:
+        model: The backbone.
+        folder: Folder of the files, named after all that they depend on.
+        optimize: Rewrite the graph with ONNX Runtime's own operators, which other runtimes do not
+            support.
 
     Raises:
-        ExportError: see ``export``.
+        ExportError: See ``export``.
     """
     cfg = preprocessing(model)
     key = {
@@ -48,8 +55,8 @@ def onnx_backbone(model: nn.Module, folder: Path, *, optimize: bool = True) -> P
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as made:
-        plain = export(model, Path(made) / "backbone.onnx", "backbone", optimize=optimize).path
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+        plain = export(model, Path(temporary) / "backbone.onnx", "backbone", optimize=optimize).path
         graph = onnx.load(plain)
     try:
         preprocess = Preprocess.from_cfg(cfg)

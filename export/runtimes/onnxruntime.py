@@ -1,4 +1,4 @@
-"""ONNX Runtime as a runtime: a session on the provider that was asked for, and on no other."""
+"""Run models with ONNX Runtime, on the requested execution provider and on no other."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def open_session(
     """Open an ONNX file.
 
     Args:
-        path: path of the file; its external data have to lie beside it.
-        threads: number of threads on the CPU; one per core without it.
-        provider: a key of ``table.providers()``.
-        provider_options: see ONNX Runtime's documentation of that provider.
+        path: Path of the file. Its external data must be in the same folder.
+        threads: Number of CPU threads. Default: one per core.
+        provider: Key of ``table.providers()``.
+        provider_options: See ONNX Runtime's documentation of the provider.
 
     Raises:
-        ExportError: there is no such file, its external data are missing, or ONNX Runtime cannot
+        ExportError: There is no such file, its external data are missing, or ONNX Runtime cannot
             read it or start the provider.
-        DependencyMissing: the provider is not installed.
+        DependencyMissing: The provider is not installed.
     """
     known = providers()
     if provider not in known:
         raise ExportError(f"provider is {provider!r}, expected one of {', '.join(known)}")
-    asked = known[provider]
-    if asked.execution not in ort.get_available_providers():
-        raise DependencyMissing.for_feature(f"the provider {provider!r}", asked.package)
+    requested = known[provider]
+    if requested.execution not in ort.get_available_providers():
+        raise DependencyMissing.for_feature(f"the provider {provider!r}", requested.package)
     path = Path(path)
     if not path.is_file():
         raise ExportError(f"cannot read model {path}: no such file")
@@ -59,21 +59,21 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        chosen = [(asked.execution, dict(provider_options or {}))]
-        session = ort.InferenceSession(path, options, providers=chosen)
+        execution = [(requested.execution, dict(provider_options or {}))]
+        session = ort.InferenceSession(path, options, providers=execution)
     except Exception as error:  # onnxruntime's own classes share no root below Exception
-        raise ExportError(f"cannot read model {path}: {_reason(path, error)}") from error
-    if session.get_providers()[0] != asked.execution:
+        raise ExportError(f"cannot read model {path}: {_explain(path, error)}") from error
+    if session.get_providers()[0] != requested.execution:
         raise ExportError(
-            f"ONNX Runtime has the provider {provider!r}, but could not start it on this machine: "
-            "look at its driver and libraries, or ask for provider 'cpu'"
+            f"ONNX Runtime has the provider {provider!r} but cannot start it on this machine: "
+            "check its driver and libraries, or use the provider 'cpu'"
         )
     return session
 
 
 @dataclass(frozen=True)
 class OnnxRuntime:
-    """Extracts features by ONNX Runtime on the CPU."""
+    """Extraction of features with ONNX Runtime on the CPU."""
 
     precision: Precision = "fp32"
     threads: int | None = None
@@ -82,7 +82,7 @@ class OnnxRuntime:
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of ONNX Runtime, and of what converts the backbone."""
+        """Versions of ONNX Runtime and of the packages that convert the backbone."""
         from .onnx_backbone import converter_versions
 
         return {"onnxruntime": version("onnxruntime"), **converter_versions()}
@@ -106,7 +106,7 @@ def extraction_runtime(precision: Precision, threads: int | None) -> OnnxRuntime
 
 
 def load(model: InferenceModel, config: RunConfig, _batch_size: int) -> LoadedModel:
-    """See ``RuntimeModule``. On a GPU by CUDA or, for the runtime ``tensorrt``, by TensorRT."""
+    """See ``RuntimeModule``. A GPU uses CUDA, or TensorRT for the runtime ``tensorrt``."""
     path = model.onnx(config.precision)
     if config.device != "cpu":
         return _load_on_gpu(path, config)
@@ -120,7 +120,7 @@ def load(model: InferenceModel, config: RunConfig, _batch_size: int) -> LoadedMo
 
 
 def _load_on_gpu(path: Path, config: RunConfig) -> LoadedModel:
-    """Bind inputs and outputs to the device; kernels run on a stream that torch knows."""
+    """Bind inputs and outputs to the device; the kernels run on a stream of torch."""
     import torch
 
     provider = RUNTIMES[config.runtime].provider_on(config.device)
@@ -130,26 +130,26 @@ def _load_on_gpu(path: Path, config: RunConfig) -> LoadedModel:
     )
     name, output = session.get_inputs()[0].name, session.get_outputs()[0].name
 
-    def bound(x: Array) -> Any:
+    def bind_arrays(x: Array) -> Any:
         binding = session.io_binding()
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(x, "cuda", 0))
         binding.bind_output(output, "cuda")
         return binding
 
     def run(x: Array) -> Array:
-        binding = bound(x)
+        binding = bind_arrays(x)
         session.run_with_iobinding(binding)
         return np.asarray(binding.copy_outputs_to_cpu()[0], np.float32)
 
     def bind(x: Array) -> Callable[[], object]:
-        binding = bound(x)
+        binding = bind_arrays(x)
         return lambda: session.run_with_iobinding(binding)
 
     return LoadedModel(run, bind, stream)
 
 
-def _reason(path: Path, error: BaseException) -> str:
-    """Say that it is no model, or which external data are missing: ONNX Runtime does not."""
+def _explain(path: Path, error: BaseException) -> str:
+    """Return why a file cannot be opened. ONNX Runtime names neither a head nor missing data."""
     mistake = explain_wrong_kind(path, MODEL)
     if mistake is not None:
         return f"{mistake}; `headkit export` makes a model from a head"

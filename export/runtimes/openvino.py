@@ -1,4 +1,4 @@
-"""OpenVINO as a runtime: on the CPU, bfloat16 where the processor has it."""
+"""Run models with OpenVINO on the CPU, in bfloat16 if the processor supports it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAX_STREAMS = 4
-"""Each stream keeps the activations of a batch in memory."""
+"""Maximum number of streams. Each stream keeps the activations of a batch in memory."""
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
 @cache
 def openvino_core() -> Any:
-    """Return OpenVINO's ``Core``, which lives as long as the process.
+    """Return OpenVINO's ``Core``, which exists until the process ends.
 
     OpenVINO's plugin for CPUs gives the thread that loads it a stack for signals
-    (openvinotoolkit/openvino#11894) and frees it with the last core or model, while the thread
-    may go on using it: a signal after that, such as the end of a child of torch's ``DataLoader``,
-    ended the process (openvino 2026.4). The plugin is never unloaded while there is a core.
+    (openvinotoolkit/openvino#11894). It frees that stack with the last core or model, while the
+    thread may still use it. A signal after that, such as the end of a worker of torch's
+    ``DataLoader``, ended the process (openvino 2026.4). A core keeps the plugin loaded.
     """
     import openvino
 
@@ -52,18 +52,18 @@ def compile_model(
     """Compile an ONNX file for the CPU.
 
     Args:
-        path: path of the file, without ONNX Runtime's own operators.
-        batch_size: number of images per call.
+        path: Path of the file, which has none of ONNX Runtime's own operators.
+        batch_size: Number of images per call.
         precision: ``fp32`` or ``bf16``.
-        input_size: shape of one image; the shape in the file without it.
-        threads: number of threads; one per core without it.
-        **options: further properties of OpenVINO.
+        input_size: Shape of one image. Default: the shape in the file.
+        threads: Number of CPU threads. Default: one per core.
+        **options: Other properties of OpenVINO.
 
     Returns:
         OpenVINO's ``CompiledModel``.
 
     Raises:
-        ExportError: the processor lacks the precision, or OpenVINO cannot run the model.
+        ExportError: The processor does not support the precision, or OpenVINO cannot run the model.
     """
     hint = _HINTS[precision]
     if threads is not None:
@@ -71,7 +71,7 @@ def compile_model(
     try:
         core = openvino_core()
         if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise ExportError("this processor has no bfloat16: ask OpenVINO for precision fp32")
+            raise ExportError("this processor does not support bf16: use the precision fp32")
         graph = core.read_model(path)
         size = graph.input(0).partial_shape[1:] if input_size is None else input_size
         graph.reshape([batch_size, *size])
@@ -82,7 +82,7 @@ def compile_model(
 
 @dataclass(frozen=True)
 class OpenVinoRuntime:
-    """Extracts features by OpenVINO on the CPU."""
+    """Extraction of features with OpenVINO on the CPU."""
 
     precision: Precision = "fp32"
     threads: int | None = None
@@ -90,12 +90,12 @@ class OpenVinoRuntime:
 
     @property
     def streams(self) -> int:
-        """Number of batches at once: threads that share one wait for each other at each layer."""
+        """Number of batches at once. Threads that share one wait for each other at each layer."""
         return min(MAX_STREAMS, self.threads or os.cpu_count() or 1)
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of OpenVINO, and of what converts the backbone."""
+        """Versions of OpenVINO and of the packages that convert the backbone."""
         from .onnx_backbone import converter_versions
 
         return {"openvino": version("openvino"), **converter_versions()}
@@ -104,7 +104,7 @@ class OpenVinoRuntime:
         """See ``Runtime``."""
         from .onnx_backbone import onnx_backbone
 
-        # Without ONNX Runtime's own operators, which OpenVINO does not know.
+        # OpenVINO does not support ONNX Runtime's own operators.
         path = onnx_backbone(model, folder, optimize=False)
         compiled = compile_model(
             path, batch_size, self.precision, threads=self.threads, NUM_STREAMS=self.streams

@@ -1,4 +1,4 @@
-"""The one table of runtimes. Reading it imports no runtime: a row names its module as text."""
+"""The table of all runtimes. Reading it imports no runtime, as a row has only a module's name."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DEVICES = ("cpu", "cuda")
 ANY_DEVICE = "any device"
-"""Key of ``RuntimeRow.extraction`` for a runtime that takes a backbone where it lies."""
+"""Key of ``RuntimeRow.extraction`` for a runtime that runs a backbone on its current device."""
 
 
 class RuntimeModule(Protocol):
-    """The functions that the module of a runtime has."""
+    """The functions of a runtime's module."""
 
     def extraction_runtime(self, precision: Precision, threads: int | None) -> Runtime:
         """Return the runtime for the extraction of features.
 
         Args:
-            precision: one that the row has for the backbone's device.
-            threads: number of threads on the CPU; one per core without it.
+            precision: A precision that the row lists for the backbone's device.
+            threads: Number of CPU threads. Default: one per core.
         """
         ...
 
@@ -34,12 +34,12 @@ class RuntimeModule(Protocol):
         """Load a model for inference at one batch size.
 
         Args:
-            model: gives the form of the model that the runtime takes.
-            config: precision, device and threads; the row has this precision on this device.
-            batch_size: number of images per call.
+            model: Provides the form of the model that the runtime loads.
+            config: Precision, device and threads. The row lists this precision for this device.
+            batch_size: Number of images per call.
 
         Raises:
-            ExportError: the model has no such form, or the runtime cannot run it.
+            ExportError: The model does not have this form, or the runtime cannot run it.
         """
         ...
 
@@ -50,8 +50,8 @@ class Provider:
 
     Attributes:
         execution: ONNX Runtime's name of the provider.
-        package: what pip installs for it.
-        device: where its tensors lie, as ``OrtValue`` calls it.
+        package: Packages that pip installs for it.
+        device: Device of its tensors, as ``OrtValue`` calls it.
     """
 
     execution: str
@@ -64,16 +64,16 @@ class RuntimeRow:
     """One runtime.
 
     Attributes:
-        implementation: name of the module of headkit that has the functions of ``RuntimeModule``.
-        module: name of the library that has to be importable.
-        package: what pip installs for it.
-        takes: form of a model that the runtime loads: a torch ``module``, an ``onnx`` file, or a
+        implementation: Name of headkit's module with the functions of ``RuntimeModule``.
+        module: Name of the library that must be importable.
+        package: Packages that pip installs for it.
+        takes: Form of a model that the runtime loads: a torch ``module``, an ``onnx`` file, or a
             ``plain_onnx`` file without ONNX Runtime's own operators.
-        inference: precisions of inference, by device.
-        extraction: precisions of the extraction of features, by the device on which the backbone
-            lies; empty for a runtime that extracts no features.
-        providers: ONNX Runtime's execution providers that this runtime stands for, by the name
-            that ``Predictor(provider=…)`` takes.
+        inference: Precisions of inference, by device.
+        extraction: Precisions of the extraction of features, by the device of the backbone; empty
+            for a runtime that does not extract features.
+        providers: ONNX Runtime's execution providers of this runtime, by their names in
+            ``Predictor(provider=…)``.
     """
 
     implementation: str
@@ -84,16 +84,16 @@ class RuntimeRow:
     extraction: Mapping[str, tuple[Precision, ...]] = field(default_factory=dict)
     providers: Mapping[str, Provider] = field(default_factory=dict)
 
-    def implement(self) -> RuntimeModule:
-        """Import the module of the runtime.
+    def load_module(self) -> RuntimeModule:
+        """Import the module of the runtime and return it.
 
         Raises:
-            DependencyMissing: the library is not installed.
+            DependencyMissing: The library is not installed.
         """
         return cast("RuntimeModule", import_module(self.implementation))
 
     def provider_on(self, device: str) -> str:
-        """Return the name of the provider whose tensors lie on ``device``; empty if none does."""
+        """Return the name of the provider for tensors on ``device``, or an empty string."""
         return next((name for name, one in self.providers.items() if one.device == device), "")
 
 
@@ -149,12 +149,12 @@ RUNTIMES: Mapping[str, RuntimeRow] = {
         providers={"openvino": Provider("OpenVINOExecutionProvider", "onnxruntime-openvino")},
     ),
 }
-"""All runtimes by name, as ``--runtimes`` of ``bench`` takes it.
+"""All runtimes by their names in ``bench --runtimes``.
 
-``--runtime`` of ``fit`` takes those that extract features.
+``fit --runtime`` accepts those that extract features.
 """
 
 
 def providers() -> dict[str, Provider]:
-    """Return ONNX Runtime's execution providers, by the name that ``Predictor`` takes."""
+    """Return ONNX Runtime's execution providers by their names in ``Predictor(provider=…)``."""
     return {name: one for row in RUNTIMES.values() for name, one in row.providers.items()}

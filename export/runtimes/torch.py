@@ -1,4 +1,4 @@
-"""torch as a runtime: eager, channels last; or compiled."""
+"""Run models with torch, eager in channels-last memory or compiled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class TorchRuntime:
-    """Extracts features by eager torch, channels last; bfloat16 by autocast."""
+    """Extraction of features with eager torch in channels-last memory; bf16 uses autocast."""
 
     precision: Precision = "fp32"
     threads: int | None = None
@@ -55,12 +55,12 @@ class TorchRuntime:
             # The arithmetic of torchvision's ToTensor and Normalize, in their order.
             images = images.float().div(255).sub(mean).div(std)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                entered = split(images) if checked else features(model, images)
+                output = extract(images) if checked else features(model, images)
             checked = True
-            branches = (entered,) if isinstance(entered, torch.Tensor) else entered
+            branches = (output,) if isinstance(output, torch.Tensor) else output
             return tuple(branch.float().cpu().numpy() for branch in branches)
 
-        split = Backbone(_with_classes(model))
+        extract = Backbone(_with_classes(model))
         return run
 
 
@@ -77,19 +77,19 @@ def load(model: InferenceModel, config: RunConfig, _batch_size: int) -> LoadedMo
     if config.precision != "fp32":
         module = module.to(dtype)
     if config.runtime == "torch.compile":
-        # For each batch size by itself, as that is fastest.
+        # Compiling for a fixed batch size gives the fastest code.
         torch.compiler.reset()
         module = torch.compile(module, dynamic=False)
 
-    def placed(x: Array) -> torch.Tensor:
+    def to_device(x: Array) -> torch.Tensor:
         return torch.from_numpy(x).to(config.device, dtype, memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def run(x: Array) -> Array:
-        return np.asarray(module(placed(x)).float().cpu().numpy())
+        return np.asarray(module(to_device(x)).float().cpu().numpy())
 
     def bind(x: Array) -> Callable[[], object]:
-        images = placed(x)
+        images = to_device(x)
 
         @torch.inference_mode()
         def call() -> Any:
@@ -101,7 +101,7 @@ def load(model: InferenceModel, config: RunConfig, _batch_size: int) -> LoadedMo
 
 
 def _with_classes(model: nn.Module) -> nn.Module:
-    """Some models leave the classifier out while they have no classes."""
+    """Return the model with a classifier, which some models lack while they have no classes."""
     if find_classifier(model).num_classes:
         return model
     model = copy_structure(model, share_tensors=True)

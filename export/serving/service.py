@@ -15,7 +15,7 @@ import numpy as np
 from headkit.adapters.errors import ExportError
 from headkit.adapters.images import TooLarge, open_image
 from headkit.export.graph.metadata import ModelInfo
-from headkit.export.predict.predictor import Prediction, scores, top
+from headkit.export.predict.predictor import Prediction, compute_scores, select_top
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 from headkit.registry.store.layout import Version
@@ -156,6 +156,6 @@ def _answer(
 ) -> dict[str, Answer]:
     answers = {}
     for name, (version, head) in heads.items():
-        row = scores(head.info.description, head.logits(features))[0]
-        answers[name] = Answer(version, top(head.info, row, top_k))
+        row = compute_scores(head.info.description, head.logits(features))[0]
+        answers[name] = Answer(version, select_top(head.info, row, top_k))
     return answers

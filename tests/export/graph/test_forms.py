@@ -95,8 +95,18 @@ def test_swappable_model_refuses_heads_that_do_not_fit(
     path = exported["swappable"].path
     other = head_for(active_backbone(seed=1), 3)
     refused: list[tuple[str, Any, type[Exception], str]] = [
-        ("angles", heads["angles"], headkit.ExportError, "kind 'own', the head is of 'cosine'"),
-        ("tags", heads["tags"], headkit.ExportError, "task 'multiclass', the head is of 'multil"),
+        (
+            "angles",
+            heads["angles"],
+            headkit.ExportError,
+            "kind 'own', but the head is of the kind 'cosine'",
+        ),
+        (
+            "tags",
+            heads["tags"],
+            headkit.ExportError,
+            "task 'multiclass', but the head is of the task 'multil",
+        ),
         ("other", other, headkit.BackboneMismatch, "fingerprint"),
         ("none", tmp_path / "none.onnx_adapter", headkit.ExportError, "no such file"),
     ]
@@ -106,7 +116,7 @@ def test_swappable_model_refuses_heads_that_do_not_fit(
     (tmp_path / "bad.onnx_adapter").write_bytes(b"no adapter")
     with pytest.raises(headkit.ExportError, match="cannot read adapter"):
         headkit.Predictor(path, {"bad": tmp_path / "bad.onnx_adapter"})
-    with pytest.raises(headkit.ExportError, match="has its heads in it"):
+    with pytest.raises(headkit.ExportError, match="takes no other heads"):
         headkit.Predictor(exported["merged"].path, {"pets": heads["pets"]})
 
 
@@ -164,9 +174,9 @@ def test_predictor_runs_several_heads_on_a_folder(
     assert {name: len(rows) for name, rows in found.items()} == {"pets": 24, "birds": 24}
     assert found["pets"] == predictor(sorted(shapes.rglob("*.png")), head="pets", top_k=1)
     assert {row[0]["label"] for row in found["pets"]} <= set("abcde")
-    with pytest.raises(headkit.ExportError, match="name one head; this model has pets, birds"):
+    with pytest.raises(headkit.ExportError, match="several heads: name one of pets, birds"):
         predictor(shapes)
-    with pytest.raises(headkit.ExportError, match="there is no head 'cats'"):
+    with pytest.raises(headkit.ExportError, match="the model has no head 'cats'"):
         predictor(shapes, head="cats")
     with pytest.raises(headkit.DataError, match="no images in the folder"):
         predictor(tmp_path, head="pets")

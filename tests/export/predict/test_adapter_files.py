@@ -81,13 +81,15 @@ def test_temperature_needs_an_input_to_get_into_an_adapter(
 
 def test_adapter_of_another_task_is_refused(model: nn.Module, plain: Path, tmp_path: Path) -> None:
     head, path = head_for(model, 3), tmp_path / "tags.onnx_adapter"
-    with pytest.raises(headkit.ExportError, match="task 'multiclass', the head is of 'multilabel'"):
+    with pytest.raises(
+        headkit.ExportError, match="task 'multiclass', but the head is of the task 'multilabel'"
+    ):
         headkit.graft(plain, head.with_changes(task="multilabel"), path)
     headkit.export(
         head.with_changes(task="multilabel"), tmp_path / "tags.onnx", "swappable", backbone=model
     )
     headkit.graft(tmp_path / "tags.onnx", head.with_changes(task="multilabel"), path)
-    with pytest.raises(headkit.ExportError, match=r"'multiclass', the adapter .* 'multilabel'"):
+    with pytest.raises(headkit.ExportError, match=r"'multiclass', but the adapter .* 'multilabel'"):
         headkit.Predictor(plain, {"tags": path})
 
 

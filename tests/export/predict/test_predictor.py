@@ -10,7 +10,7 @@ from timm.data import create_transform
 from torch import nn
 
 import headkit
-from headkit.export.predict.predictor import scores
+from headkit.export.predict.predictor import compute_scores
 from tests.backbones import active_backbone
 
 
@@ -72,7 +72,7 @@ def test_wrong_images_are_named(exported: tuple[nn.Module, Path], tmp_path: Path
         predictor(Image.new("RGB", (9, 9)), top_k=0)
 
 
-def test_wrong_models_are_named(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
+def test_wrong_models_are_refused(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
     with pytest.raises(headkit.ExportError, match="no such file"):
         headkit.Predictor(tmp_path / "none.onnx")
     content = exported[1].read_bytes()
@@ -82,7 +82,7 @@ def test_wrong_models_are_named(exported: tuple[nn.Module, Path], tmp_path: Path
     foreign = onnx.load(exported[1])
     foreign.ClearField("metadata_props")
     onnx.save(foreign, tmp_path / "foreign.onnx")
-    with pytest.raises(headkit.ExportError, match="not one that headkit exported"):
+    with pytest.raises(headkit.ExportError, match="headkit did not export"):
         headkit.Predictor(tmp_path / "foreign.onnx")
     broken = onnx.load(exported[1])
     for prop in broken.metadata_props:
@@ -97,7 +97,7 @@ def test_wrong_models_are_named(exported: tuple[nn.Module, Path], tmp_path: Path
 def test_scores_follow_the_task_and_the_temperature(task: str) -> None:
     logits = np.array([[-800.0, 0.0, 3.0]], np.float32)
     expected = logits if task == "regression" else torch.sigmoid(torch.tensor(logits) / 2).numpy()
-    found = scores({"task": task, "temperature": 2.0}, logits)
+    found = compute_scores({"task": task, "temperature": 2.0}, logits)
     assert found == pytest.approx(expected)
 
 

@@ -44,7 +44,7 @@ def test_the_module_of_a_row_gives_logits_and_features(name: str, tmp_path: Path
         pytest.skip(f"{row.module} is not installed")
     assert set(row.inference) <= set(DEVICES)
     assert all(set(some) <= set(PRECISIONS) for some in row.inference.values())
-    module = row.implement()
+    module = row.load_module()
     if row.extraction:
         runtime = module.extraction_runtime("fp32", 1)
         assert (runtime.name, runtime.precision, runtime.threads) == (name, "fp32", 1)
