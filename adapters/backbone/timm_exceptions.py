@@ -15,7 +15,7 @@ To add an exception for a new timm family:
 3. Test the row in ``tests/adapters/backbone``. In ``test_missing_timm_classes.py``, list the
    architectures of the class in ``OF_CLASS``, and add the row to the test that expects a
    ``ContractError`` without it. In ``test_timm_exceptions.py``, add one architecture to ``ROWS``,
-   or for an encoder to ``test_encoders_without_a_classifier_gain_one``.
+   or for an encoder to ``test_encoders_without_a_classifier_get_one``.
 4. Run ``pytest tests/adapters/backbone`` and, with the names of the architectures,
    ``headkit coverage --only NAMES --structure --numeric --out build/new_family.jsonl``.
 """

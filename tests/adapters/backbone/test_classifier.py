@@ -31,7 +31,7 @@ def test_features_are_timms_pre_logits(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_saved_head_gives_bit_equal_logits_in_a_fresh_model(
+def test_saved_head_has_bit_equal_logits_in_a_fresh_model(
     architecture: str, tmp_path: Path
 ) -> None:
     model = headkit.adapt(random_backbone(architecture), 7)

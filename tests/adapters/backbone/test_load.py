@@ -18,7 +18,7 @@ from tests.backbones import SMALL, random_backbone
 DAISY, PALACE = 985, 698  # indices of ImageNet-1k
 
 
-def test_real_weights_call_a_flower_a_daisy_and_china_a_palace(real_weights: Path) -> None:
+def test_real_weights_classify_a_flower_as_daisy_and_china_as_palace(real_weights: Path) -> None:
     model = headkit.load_backbone("tf_efficientnet_lite0", real_weights)
     transform = create_transform(**resolve_model_data_config(model), is_training=False)
     photos = [Image.fromarray(load_sample_image(f"{name}.jpg")) for name in ("flower", "china")]

@@ -56,7 +56,7 @@ def test_head_of_levit_carries_its_batch_norm_buffers() -> None:
     assert "head_dist.linear.weight" in head.tensors
 
 
-def test_crossvit_gives_one_tensor_per_branch() -> None:
+def test_crossvit_has_one_feature_tensor_per_branch() -> None:
     model = headkit.adapt(_model("crossvit_9_240"), 4)
     with torch.no_grad():
         entered = headkit.features(model, _x(model))
@@ -155,7 +155,7 @@ def test_architecture_of_each_row_keeps_the_contract(row: str) -> None:
         ("mobilenetv5_300m_enc", {}, 256, 2048),
     ],
 )
-def test_encoders_without_a_classifier_gain_one(
+def test_encoders_without_a_classifier_get_one(
     architecture: str, kwargs: dict[str, Any], size: int, width: int | None
 ) -> None:
     plain = timm.create_model(architecture, **kwargs)

@@ -211,7 +211,7 @@ def _children(pid: int) -> list[str]:
     return listed.read_text().split() if listed.exists() else ["unknown"]
 
 
-def test_killed_extraction_resumes_and_gives_the_same_head_bit_for_bit(
+def test_killed_extraction_resumes_and_the_head_is_equal_bit_for_bit(
     many: ImageDataset, small_weights: Path, tmp_path: Path
 ) -> None:
     def start(program: str, *caches: str) -> subprocess.Popen[bytes]:
