@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import timm
 import timm.data
+import torch
 
 from headkit import ContractError, save_head
 from headkit.adapters import compat
+from headkit.adapters.backbone.classifier import find_classifier
 from headkit.adapters.backbone.load import create_model
 from headkit.adapters.backbone.preprocessing import preprocessing
 
@@ -66,3 +68,14 @@ def test_head_of_a_model_whose_arguments_nobody_kept_is_refused(tmp_path: Any) -
     model = timm.create_model("test_resnet", num_classes=2).eval()
     with pytest.raises(ContractError, match=r"install timm>=1\.0\.31"):
         save_head(model, tmp_path / "head.safetensors", label_names=["a", "b"])
+
+
+def test_reset_that_this_timm_cannot_do_names_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("gmlp_ti16_224", pretrained=False, num_classes=0, device="meta")
+
+    def as_before(self: Any, num_classes: int) -> None:
+        self.head = torch.nn.Linear(8, num_classes, device=self.head.weight.device)
+
+    monkeypatch.setattr(type(model), "reset_classifier", as_before)
+    with pytest.raises(ContractError, match=r"has no attribute 'weight'; install timm>=1\.0\.29"):
+        find_classifier(model)
