@@ -196,23 +196,16 @@ def _check_agreement(probe: nn.Module, modules: dict[str, nn.Module], created: s
             )
 
 
-<<<<<<< HEAD
 def _reset_classifier(model: nn.Module, num_classes: int) -> None:
     arguments_for = find_row(RESET_ARGUMENTS, model)
     arguments = arguments_for(model) if arguments_for else {}
-    cast(Any, model).reset_classifier(num_classes, **arguments)
-=======
-def _reset(model: nn.Module, num_classes: int) -> None:
-    arguments = exception_for(RESET, model)
-    further = arguments(model) if arguments else {}
     try:
-        cast(Any, model).reset_classifier(num_classes, **further)
+        cast(Any, model).reset_classifier(num_classes, **arguments)
     except AttributeError as error:  # as in timm before 1.0.29, from no classes to some
         raise ContractError(
             f"reset_classifier of {name_of(model)} fails in timm {timm.__version__}: "
             f"{first_line(error)}; install timm>=1.0.29, or start with another number of classes"
         ) from error
->>>>>>> e585cf6 (A classifier that an older timm cannot reset is an error that names the version; lowest versions of onnx and onnxscript are measured)
 
 
 def _flatten(returned: object) -> Iterator[nn.Module]:
