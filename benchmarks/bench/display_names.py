@@ -11,12 +11,12 @@ ONNXRUNTIME = "onnxruntime fp32"
 """The runtime and precision that the others are compared with."""
 
 
-def label(row: Mapping[str, Any]) -> str:
+def format_label(row: Mapping[str, Any]) -> str:
     """Return runtime, precision and device of a row, without the device if it is the CPU."""
     return config_name(row["runtime"], row["precision"], row["device"])
 
 
-def unmeasured(absent: Iterable[Mapping[str, Any]], models: Collection[str]) -> list[str]:
+def describe_unmeasured(absent: Iterable[Mapping[str, Any]], models: Collection[str]) -> list[str]:
     """Return a line for each reason why something was not measured.
 
     Args:
@@ -25,7 +25,7 @@ def unmeasured(absent: Iterable[Mapping[str, Any]], models: Collection[str]) -> 
     """
     models_by_cause: dict[tuple[str, str], set[str]] = {}
     for row in absent:
-        models_by_cause.setdefault((row["reason"], label(row)), set()).add(row["model"])
+        models_by_cause.setdefault((row["reason"], format_label(row)), set()).add(row["model"])
     grouped: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (reason, name), concerned in models_by_cause.items():
         grouped.setdefault((reason, tuple(sorted(concerned))), []).append(name)

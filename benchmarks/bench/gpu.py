@@ -1,4 +1,4 @@
-"""Time calls and copies on a GPU by events of its streams."""
+"""Time calls and copies on a GPU with CUDA events."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from headkit.export.runtimes.inference import Array
 from .timing import Call, Milliseconds
 
 
-def timed_by_events(call: Call, stream: Any = None) -> Call:
-    """Return a call that times ``call`` on its stream: launching from Python does not count.
+def time_by_events(call: Call, stream: Any = None) -> Call:
+    """Return a call that runs ``call`` and returns the time of its work on the GPU.
+
+    The time that Python takes to launch the work does not count.
 
     Args:
-        call: launches work on the GPU.
-        stream: torch's stream on which that work runs; torch's current one without it.
+        call: Function that launches work on the GPU.
+        stream: torch's CUDA stream on which the work runs. Default: torch's current stream.
     """
     import torch
 
@@ -36,12 +38,12 @@ def timed_by_events(call: Call, stream: Any = None) -> Call:
     return timed
 
 
-def copy_ms(x: Array, logits: Array) -> float:
-    """Return the milliseconds that images take to the GPU, and logits back; a median of 10."""
+def measure_copy_ms(x: Array, logits: Array) -> float:
+    """Return the milliseconds to copy images to the GPU and logits back; the median of 10 runs."""
     import torch
 
     host, back = torch.from_numpy(x).pin_memory(), torch.from_numpy(logits).to("cuda")
-    measured = []
+    milliseconds = []
     for _ in range(10):
         start, end = _events()
         start.record()
@@ -49,8 +51,8 @@ def copy_ms(x: Array, logits: Array) -> float:
         back.to("cpu")
         end.record()
         end.synchronize()
-        measured.append(start.elapsed_time(end))
-    return float(np.median(measured))
+        milliseconds.append(start.elapsed_time(end))
+    return float(np.median(milliseconds))
 
 
 def _events() -> tuple[Any, Any]:

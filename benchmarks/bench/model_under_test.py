@@ -1,4 +1,4 @@
-"""The model that is measured: an architecture, a head on its backbone, or an ONNX file."""
+"""Models that ``bench`` measures: an architecture, a head on its backbone, or an ONNX file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ if TYPE_CHECKING:
     from headkit.export.precision.calibrate import Images
 
 CLASSES = 1000
-"""Outputs of a new classifier, for an architecture that has none."""
+"""Number of classes of the new classifier of an architecture without one."""
 MAX_IMAGES, SAMPLE = 512, 16
-"""The user's images: half to calibrate with, half to compare runtimes on, in batches."""
+"""Maximum number of the user's images, and batch size when runtimes are compared on them.
+
+Half of the images calibrates; the other half compares the runtimes."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Files from which another process makes a model again.
+    """Files from which another process loads the same model.
 
     Attributes:
-        head: path of the head file.
-        weights: path of the backbone's weights.
-        onnx: path of an ONNX file instead of both.
+        head: Path of the head file, or empty.
+        weights: Path of the backbone's weights, or empty.
+        onnx: Path of an ONNX file instead of both, or empty.
     """
 
     head: str = ""
@@ -42,55 +44,55 @@ class Parts:
 
 
 class ModelUnderTest:
-    """A model of which each runtime gets the form that it runs.
+    """A model in all forms that runtimes load.
 
     Attributes:
-        name: name in the results.
+        name: Name in the results.
     """
 
     name: str
 
     @property
     def input_size(self) -> tuple[int, ...]:
-        """Channels, height and width; of raw images height, width and channels."""
+        """Channels, height and width. For raw images: height, width and channels."""
         raise NotImplementedError
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of backbone and classifier."""
+        """Number of parameters of the backbone and the classifier."""
         raise NotImplementedError
 
     @property
     def gmacs(self) -> float | None:
-        """Multiply-adds of one image, in billions; None where they cannot be counted."""
+        """Multiply-adds for one image in billions, or None if they cannot be counted."""
         return None
 
     def module(self) -> Any:
-        """Return the model as torch module, in eval mode; a new one each time.
+        """Return the model as a new torch module in eval mode.
 
         Raises:
-            ExportError: the model is an ONNX file.
+            ExportError: The model is an ONNX file.
         """
         raise ExportError(f"{self.name} is an ONNX file: torch cannot run it")
 
     def onnx(self, precision: str = "fp32", *, optimized: bool = True) -> Path:
-        """Return the ONNX file, exported at the first call.
+        """Return the ONNX file; the first call exports it.
 
         Raises:
-            ExportError: the model cannot be had in this precision.
+            ExportError: The model does not exist in this precision.
         """
         raise NotImplementedError
 
     def parts(self) -> Parts:
-        """Return the files from which another process can make ``module`` again."""
+        """Return the files from which another process loads ``module``."""
         raise NotImplementedError
 
     def images(self, batch: int) -> Array:
-        """Return random images, as the model takes them."""
+        """Return random images in the form of the model's input."""
         raise NotImplementedError
 
     def samples(self) -> Array:
-        """Return ``[16 * n, …]`` images to compare runtimes on: the user's, or random ones."""
+        """Return images ``[16 * n, …]`` to compare runtimes: the user's, or random images."""
         return self.images(SAMPLE)
 
     def targets(self) -> Array | None:
@@ -102,12 +104,12 @@ class TorchModelUnderTest(ModelUnderTest):
     """A timm model with its classifier.
 
     Args:
-        name: name in the results.
-        model: the frozen model, on the CPU.
-        backbone: loads the model as it was before it got its head.
-        folder: folder for its files.
-        images: images to calibrate a reduced precision with; random ones without.
-        label_names: names of the classes.
+        name: Name in the results.
+        model: The frozen model, on the CPU.
+        backbone: Function that loads the model without its head.
+        folder: Folder for its files.
+        images: Images to calibrate a reduced precision. If None, random images.
+        label_names: Names of the classes.
     """
 
     def __init__(
@@ -147,14 +149,14 @@ class TorchModelUnderTest(ModelUnderTest):
         if not path.is_file():
             images = None
             if precision != "fp32":
-                images = self._calibration or self._random_pictures(32)
+                images = self._calibration or self._random_images(32)
             export(
                 self._model,
                 path,
                 precision=precision,
                 images=images,
                 optimize=optimized,
-                max_cost=1.0,  # what it costs is measured, not judged
+                max_cost=1.0,  # bench reports the cost instead of limiting it
             )
         return path
 
@@ -180,38 +182,38 @@ class TorchModelUnderTest(ModelUnderTest):
         return np.asarray(random_images(batch, self.input_size, generator).numpy())
 
     def samples(self) -> Array:  # noqa: D102
-        if self._given is None:
+        if self._user_images is None:
             return super().samples()
-        return np.concatenate(list(self._given.batches(self._given.held_out)))
+        return np.concatenate(list(self._user_images.batches(self._user_images.held_out)))
 
     def targets(self) -> Array | None:  # noqa: D102
-        if self._given is None or not self._label_names:
+        if self._user_images is None or not self._label_names:
             return None
-        return self._given.targets(self._label_names)
+        return self._user_images.targets(self._label_names)
 
     @cached_property
-    def _given(self) -> Images | None:
+    def _user_images(self) -> Images | None:
         from headkit.adapters.backbone.preprocessing import preprocessing
         from headkit.export.precision.calibrate import Images
         from headkit.export.preprocess.pillow import Preprocess
 
         if self._calibration is None:
             return None
-        given = Images.load(self._calibration, Preprocess.from_cfg(preprocessing(self._model)))
-        whole = given.held_out[: len(given.held_out) // SAMPLE * SAMPLE]
-        return replace(given, held_out=whole)
+        images = Images.load(self._calibration, Preprocess.from_cfg(preprocessing(self._model)))
+        whole_batches = images.held_out[: len(images.held_out) // SAMPLE * SAMPLE]
+        return replace(images, held_out=whole_batches)
 
-    def _random_pictures(self, number: int) -> list[Array]:
+    def _random_images(self, number: int) -> list[Array]:
         generator = np.random.default_rng(0)
         size = (number, *self.input_size[1:], self.input_size[0])
         return list(generator.integers(0, 256, size, dtype=np.uint8))
 
 
 class OnnxModelUnderTest(ModelUnderTest):
-    """An ONNX file: headkit's own, or any that takes images and has a dynamic batch.
+    """An ONNX file that takes images and has a dynamic batch, from headkit or elsewhere.
 
     Raises:
-        ExportError: it cannot be read, or does not say how large its images are.
+        ExportError: The file cannot be read, or its input is not a batch of images.
     """
 
     def __init__(self, name: str, path: Path) -> None:
@@ -219,14 +221,14 @@ class OnnxModelUnderTest(ModelUnderTest):
         from headkit.export.runtimes.onnxruntime import open_session
 
         session = open_session(path)
-        taken = session.get_inputs()[0]
+        pixels = session.get_inputs()[0]
         self._props = session.get_modelmeta().custom_metadata_map
-        self._dtype = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}.get(taken.type)
-        self._shape = list(taken.shape[1:])
+        self._dtype = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}.get(pixels.type)
+        self._shape = list(pixels.shape[1:])
         if self._dtype is None or len(self._shape) != 3:
             raise ExportError(
-                f"{path} takes {taken.type} {taken.shape}, expected images: float32 or uint8 with "
-                "four dimensions"
+                f"{path} takes {pixels.type} {pixels.shape}, expected images: float32 or uint8 "
+                "with four dimensions"
             )
 
     @cached_property
@@ -250,7 +252,9 @@ class OnnxModelUnderTest(ModelUnderTest):
 
     def onnx(self, precision: str = "fp32", *, optimized: bool = True) -> Path:  # noqa: D102, ARG002
         if precision != "fp32":
-            raise ExportError(f"{self.name} is an ONNX file: it is measured as it is")
+            raise ExportError(
+                f"{self.name} is an ONNX file, whose precision is fixed: it runs as fp32 only"
+            )
         return self._path
 
     def parts(self) -> Parts:  # noqa: D102
@@ -269,47 +273,47 @@ def models_under_test(
     weights: str | Path | None = None,
     images: str | Path | None = None,
 ) -> list[ModelUnderTest]:
-    """Return the models that are measured.
+    """Load the models to measure.
 
     Args:
-        targets: architectures (with random weights, speed does not depend on them), head files, or
+        targets: Architectures (with random weights, which do not change the speed), head files, or
             ONNX files.
-        folder: folder for files that are made on the way.
-        weights: weights of the head files' backbone, see ``load_backbone_of``.
-        images: a folder of images to calibrate reduced precisions with.
+        folder: Folder for temporary files.
+        weights: Weights file of the head files' backbone, see ``load_backbone_of``.
+        images: Folder of images to calibrate reduced precisions and to compare runtimes.
 
     Raises:
-        UnknownArchitecture: timm lacks one of the names, and there is no such head.
-        DataError: a name is given twice, or the folder has no images.
-        ExportError, HeadFormatError, WeightsError: a file cannot be used.
+        UnknownArchitecture: A name is neither an architecture of timm nor a head.
+        DataError: A target appears twice, or the folder has too few images.
+        ExportError, HeadFormatError, WeightsError: A file cannot be used.
     """
-    found: list[ModelUnderTest] = []
-    listed = None
+    models: list[ModelUnderTest] = []
+    paths = None
     if images is not None:
         from headkit.adapters.images import list_images
 
-        listed = list_images(images)
-        listed = listed[:: max(1, len(listed) // MAX_IMAGES)][:MAX_IMAGES]
-        if len(listed) < 2 * SAMPLE:
-            raise DataError(f"{images} has {len(listed)} images, expected at least {2 * SAMPLE}")
+        paths = list_images(images)
+        paths = paths[:: max(1, len(paths) // MAX_IMAGES)][:MAX_IMAGES]
+        if len(paths) < 2 * SAMPLE:
+            raise DataError(f"{images} has {len(paths)} images, expected at least {2 * SAMPLE}")
     for target in targets:
         name = str(target)
-        if name in [model.name for model in found]:
-            raise DataError(f"{name} is named twice")
-        place = folder / str(len(found))
+        if name in [model.name for model in models]:
+            raise DataError(f"the target {name} appears twice: name it once")
+        place = folder / str(len(models))
         if name.endswith(".onnx"):
-            found.append(OnnxModelUnderTest(name, Path(target)))
+            models.append(OnnxModelUnderTest(name, Path(target)))
         else:
-            load, finish, label_names = _parts(target, weights)
-            model = finish(load()).eval()
-            found.append(TorchModelUnderTest(name, model, load, place, listed, label_names))
-    return found
+            load, add_head, label_names = _plan_loading(target, weights)
+            model = add_head(load()).eval()
+            models.append(TorchModelUnderTest(name, model, load, place, paths, label_names))
+    return models
 
 
-def _parts(
+def _plan_loading(
     target: str | Path, weights: str | Path | None
 ) -> tuple[Callable[[], Any], Callable[[Any], Any], Sequence[str]]:
-    """Return what loads a backbone, what gives it its head, and the names of its classes."""
+    """Return a function that loads a backbone, one that adds its head, and its label names."""
     import torch
 
     from headkit.adapters.backbone.classifier import find_classifier
@@ -324,19 +328,19 @@ def _parts(
         load = partial(load_backbone_of, head, weights, folder=path.parent)
         return load, lambda model: attach(model, head), head.label_names or ()
 
-    def random() -> Any:
+    def load_random() -> Any:
         torch.manual_seed(0)
         return load_backbone(str(target), pretrained=False)
 
     return (
-        random,
+        load_random,
         lambda model: model if find_classifier(model).num_classes else adapt(model, CLASSES),
         (),
     )
 
 
 def _unshared(state: dict[str, Any]) -> dict[str, Any]:
-    """Return tensors that share no memory, as safetensors demands."""
+    """Return tensors that share no memory, as safetensors requires."""
     seen: set[int] = set()
     for name, tensor in state.items():
         if tensor.data_ptr() in seen:

@@ -9,7 +9,7 @@ from typing import Any
 
 from headkit.export.runtimes.inference import RunConfig
 
-from .run_configs import absent
+from .run_configs import explain_absence
 
 SIDES = {"cpu": (1024, 2048), "cuda": (8192,)}
 REPEATS = 8
@@ -30,7 +30,7 @@ def peak_gmacs(config: RunConfig) -> float | None:
     import torch
 
     types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    if config.precision not in types or absent(replace(config, runtime="torch")):
+    if config.precision not in types or explain_absence(replace(config, runtime="torch")):
         return None
     torch.set_num_threads(config.threads)
     best = 0.0

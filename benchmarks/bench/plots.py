@@ -9,7 +9,7 @@ from typing import Any
 from headkit.adapters.errors import DependencyMissing
 from headkit.adapters.files import atomic_path
 
-from .display_names import label
+from .display_names import format_label
 
 PALETTE = ("#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#b83280", "#718096", "#b7791f", "#319795")
 GRID, INK = "#e4e7eb", "#1f2933"
@@ -33,16 +33,16 @@ def draw(result: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
     )
 
 
-def styles(names: Iterable[str]) -> dict[str, Style]:
+def choose_styles(names: Iterable[str]) -> dict[str, Style]:
     """Return colour and marker for each name, the same in all plots of a result.
 
     No two of the first 64 look alike.
     """
-    found = {}
+    styles = {}
     for number, name in enumerate(dict.fromkeys(names)):
         turn, place = divmod(number, len(PALETTE))
-        found[name] = {"color": PALETTE[place], "marker": MARKERS[(place + turn) % len(MARKERS)]}
-    return found
+        styles[name] = {"color": PALETTE[place], "marker": MARKERS[(place + turn) % len(MARKERS)]}
+    return styles
 
 
 def _latency(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -53,7 +53,7 @@ def _latency(rows: Sequence[Mapping[str, Any]]) -> Any:
     height = 1.2 + 0.2 * len(rows) / len(batches) + 0.25 * len({row["model"] for row in rows})
     figure = Figure(figsize=(5.2 * len(batches) + 1.5, height), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(batches), squeeze=False, sharey=True)[0]
-    found = styles(label(row) for row in rows)
+    styles = choose_styles(format_label(row) for row in rows)
     for ax, batch in zip(axes, batches, strict=True):
         place, ticks = 0.0, {}
         for model in dict.fromkeys(row["model"] for row in rows):
@@ -62,7 +62,13 @@ def _latency(rows: Sequence[Mapping[str, Any]]) -> Any:
                 median = row["infer_step_time"]
                 whiskers = [[median - row["p05_ms"]], [row["p95_ms"] - median]]
                 ax.errorbar(
-                    median, place, xerr=whiskers, **found[label(row)], ls="", ms=5, elinewidth=0.9
+                    median,
+                    place,
+                    xerr=whiskers,
+                    **styles[format_label(row)],
+                    ls="",
+                    ms=5,
+                    elinewidth=0.9,
                 )
                 ax.annotate(
                     f"{median:.3g}",
@@ -79,9 +85,9 @@ def _latency(rows: Sequence[Mapping[str, Any]]) -> Any:
         ax.set_xscale("log")
         ax.margins(x=0.12, y=0.02)
         ax.set_xlabel(f"ms per call at batch {batch} (median, 5th to 95th percentile, log scale)")
-        quiet(ax, "x")
+        simplify_axes(ax, "x")
     axes[0].invert_yaxis()
-    figure.legend(handles=handles(found), **LEGEND)
+    figure.legend(handles=build_handles(styles), **LEGEND)
     return figure
 
 
@@ -94,13 +100,13 @@ def _throughput(rows: Sequence[Mapping[str, Any]]) -> Any:
     lines = -(-len(models) // columns)
     figure = Figure(figsize=(4.2 * columns, 0.8 + 3 * lines), layout="constrained", dpi=150)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    found = styles(label(row) for row in rows)
+    styles = choose_styles(format_label(row) for row in rows)
     for ax, model in zip(axes, models, strict=False):
-        for name, style in found.items():
+        for name, style in styles.items():
             own = sorted(
                 (row["infer_batch_size"], row["infer_samples_per_sec"])
                 for row in rows
-                if row["model"] == model and label(row) == name
+                if row["model"] == model and format_label(row) == name
             )
             if own:
                 ax.plot(*zip(*own, strict=True), **style, ms=4, lw=1.2)
@@ -112,10 +118,10 @@ def _throughput(rows: Sequence[Mapping[str, Any]]) -> Any:
         ax.set_title(_short(model), fontsize=9)
         ax.set_xlabel("batch size")
         ax.set_ylabel("images per second")
-        quiet(ax, "both")
+        simplify_axes(ax, "both")
     for ax in axes[len(models) :]:
         ax.remove()
-    figure.legend(handles=handles(found), **LEGEND)
+    figure.legend(handles=build_handles(styles), **LEGEND)
     return figure
 
 
@@ -127,18 +133,18 @@ LEGEND: dict[str, Any] = {
 }
 
 
-def handles(found: Mapping[str, Style]) -> list[Any]:
+def build_handles(styles: Mapping[str, Style]) -> list[Any]:
     """Return the symbols of a legend, one for each name."""
     from matplotlib.lines import Line2D
 
-    return [Line2D([], [], **style, ls="", ms=6, label=name) for name, style in found.items()]
+    return [Line2D([], [], **style, ls="", ms=6, label=name) for name, style in styles.items()]
 
 
 def _short(name: str) -> str:
     return name if len(name) <= 30 else f"…{name[-29:]}"
 
 
-def quiet(ax: Any, axis: str) -> None:
+def simplify_axes(ax: Any, axis: str) -> None:
     """Draw grid lines behind the data, and remove the borders at the top and at the right."""
     ax.grid(color=GRID, linewidth=0.6, axis=axis)
     ax.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""Which ways to run a model are measured: combinations, and which of them cannot run here."""
+"""List the ways to run a model that are measured, and explain why one cannot run here."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from headkit.export.runtimes.inference import RunConfig
 from headkit.export.runtimes.table import DEVICES, PRECISIONS, RUNTIMES
 
 
-def absent(config: RunConfig) -> str:
-    """Return why a model cannot run in this way on this machine; empty if it can."""
+def explain_absence(config: RunConfig) -> str:
+    """Return why a model cannot run in this way on this machine, or an empty string if it can."""
     runtime = RUNTIMES[config.runtime]
     if find_spec(runtime.module) is None:
         return str(DependencyMissing.for_feature(config.runtime, runtime.package))
     if runtime.module == "torch" and (config.precision, config.device) == ("bf16", "cpu"):
-        return (
-            "" if multiplies_bfloat16() else "torch has no kernels of bfloat16 for this processor"
-        )
+        return "" if multiplies_bfloat16() else "torch has no bfloat16 kernels for this processor"
     if config.device == "cuda":
         import torch
 
@@ -41,7 +39,7 @@ def absent(config: RunConfig) -> str:
 def run_configs(
     runtimes: Sequence[str], precisions: Sequence[str], devices: Sequence[str], threads: int
 ) -> list[RunConfig]:
-    """Return the combinations of these that the table of runtimes has."""
+    """Return the combinations of these values that the table of runtimes has."""
     return [
         RunConfig(name, precision, device, threads)
         for name in runtimes
@@ -57,18 +55,18 @@ def missing_configs(
     devices: Sequence[str] | None,
     threads: int,
 ) -> list[RunConfig]:
-    """Return the combinations of what was asked for by name that the table of runtimes lacks."""
+    """Return the combinations that were requested by name and that the table of runtimes lacks."""
     return [
         RunConfig(name, precision, device, threads)
         for name in runtimes
         for device in devices or DEVICES
-        for precision in precisions or _precisions_of(name)
+        for precision in precisions or _list_precisions(name)
         if precision not in RUNTIMES[name].inference.get(device, ())
         and (precisions or (devices and device not in RUNTIMES[name].inference))
     ]
 
 
-def _precisions_of(name: str) -> list[str]:
+def _list_precisions(name: str) -> list[str]:
     own = RUNTIMES[name].inference.values()
     return [precision for precision in PRECISIONS if any(precision in some for some in own)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from headkit.benchmarks.bench.display_names import ONNXRUNTIME, label, unmeasured
+from headkit.benchmarks.bench.display_names import ONNXRUNTIME, describe_unmeasured, format_label
 from headkit.benchmarks.bench.process import TIMEOUT_S
 from headkit.benchmarks.studies.peers import BATCHES, EXPORTERS, verdict
 
@@ -74,7 +74,7 @@ def speed(result: Mapping[str, Any]) -> str:
             (_cost_cells(row) for row in rows if row["infer_batch_size"] == 1),
         ),
         "",
-        *(f"- {line}" for line in unmeasured(absent, result)),
+        *(f"- {line}" for line in describe_unmeasured(absent, result)),
         "",
         *_peaks(result),
     ]
@@ -106,11 +106,11 @@ def speedup(row: Mapping[str, Any]) -> tuple[float, float, float]:
 
 
 def _speedup_cells(section: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
-    plain = next(one for one in section["rows"] if label(one) == ONNXRUNTIME)
+    plain = next(one for one in section["rows"] if format_label(one) == ONNXRUNTIME)
     return (
         row["model"],
         str(row["infer_batch_size"]),
-        label(row),
+        format_label(row),
         _speedup_text(row),
         f"{row['same_class']:.1%}",
         f"{row['accuracy']:.1%}",
@@ -122,14 +122,14 @@ def _speedup_text(row: Mapping[str, Any]) -> str:
     if not comparable(row):
         return ""
     value, low, high = speedup(row)
-    return "1" if label(row) == ONNXRUNTIME else f"{value:.2f} ({low:.2f} to {high:.2f})"
+    return "1" if format_label(row) == ONNXRUNTIME else f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _speed_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["model"],
         f"{row['infer_gmacs']:.2f}",
-        label(row),
+        format_label(row),
         f"{row['infer_step_time']:.2f}",
         f"{row['p95_ms']:.2f}",
         f"{row['infer_samples_per_sec']:.0f}",
@@ -156,7 +156,7 @@ def _cost_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     share, accuracy = row["share_of_peak"], row["accuracy"]
     return (
         row["model"],
-        label(row),
+        format_label(row),
         f"{row['same_class']:.1%}",
         "" if accuracy is None else f"{accuracy:.1%}",
         f"{row['logit_difference']:.1e}",

@@ -7,8 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from headkit.benchmarks.bench.display_names import ONNXRUNTIME, label
-from headkit.benchmarks.bench.plots import INK, LEGEND, handles, quiet, save, styles
+from headkit.benchmarks.bench.display_names import ONNXRUNTIME, format_label
+from headkit.benchmarks.bench.plots import (
+    INK,
+    LEGEND,
+    build_handles,
+    choose_styles,
+    save,
+    simplify_axes,
+)
 from headkit.benchmarks.studies.peers import BATCHES, EXPORTERS
 
 from .benchmarks import TASK_TITLES, comparable, select_latencies, speedup
@@ -58,13 +65,13 @@ def _peers(result: Mapping[str, Any]) -> Any:
 def _speed(result: Mapping[str, Any]) -> Any:
     """Draw the speedup over ONNX Runtime in float32, by architecture and batch size."""
     measured = [row for section in result.values() for row in section["rows"]]
-    rows = [row for row in measured if comparable(row) and label(row) != ONNXRUNTIME]
-    others = list(dict.fromkeys(label(row) for row in rows))
+    rows = [row for row in measured if comparable(row) and format_label(row) != ONNXRUNTIME]
+    others = list(dict.fromkeys(format_label(row) for row in rows))
 
     def points(batch: int) -> Iterator[Point]:
         for row in rows:
             if row["infer_batch_size"] == batch:
-                yield row["model"], label(row), *speedup(row)
+                yield row["model"], format_label(row), *speedup(row)
 
     title = "speedup over ONNX Runtime in float32"
     batches = sorted({row["infer_batch_size"] for row in rows})
@@ -79,7 +86,7 @@ def _dots(panels: Mapping[str, list[Point]], candidates: list[str]) -> Any:
     height = 1.4 + (0.22 + 0.09 * len(candidates)) * len(names)
     figure = Figure(figsize=(11, height), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    by_name = styles(candidates)
+    by_name = choose_styles(candidates)
     step = 0.8 / len(candidates)
     for ax, (title, points) in zip(axes, panels.items(), strict=True):
         for name, candidate, value, low, high in points:
@@ -97,13 +104,13 @@ def _dots(panels: Mapping[str, list[Point]], candidates: list[str]) -> Any:
         ax.set_yticks(range(len(names)), names, fontsize=8)
         ax.set_ylim(-0.5, len(names) - 0.5)
         ax.set_xlabel(title)
-        quiet(ax, "x")
+        simplify_axes(ax, "x")
     low, high = axes[0].get_xlim()
     ticks = [tick for tick in (_WIDE if high > _FLAT * low else _NARROW) if low <= tick <= high]
     axes[0].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes[0].set_xticks([], minor=True)
     axes[0].invert_yaxis()
-    figure.legend(handles=handles(by_name), **LEGEND)
+    figure.legend(handles=build_handles(by_name), **LEGEND)
     return figure
 
 
@@ -118,7 +125,7 @@ def _tasks(result: Mapping[str, Any]) -> Any:
     }
     figure = Figure(figsize=(11, 4), layout="constrained", dpi=150)
     axes = figure.subplots(1, len(costs))
-    by_name = styles(TASK_TITLES)
+    by_name = choose_styles(TASK_TITLES)
     for ax, (cost, (title, unit)) in zip(axes, costs.items(), strict=True):
         for section in result.values():
             for name in next(iter(section["tasks"].values()))["measured"]:
@@ -128,9 +135,9 @@ def _tasks(result: Mapping[str, Any]) -> Any:
         ax.set_yscale("log")
         ax.set_xlabel("tasks")
         ax.set_ylabel(title)
-        quiet(ax, "both")
+        simplify_axes(ax, "both")
     titled = {TASK_TITLES[name].replace("`", ""): style for name, style in by_name.items()}
-    figure.legend(handles=handles(titled), **LEGEND)
+    figure.legend(handles=build_handles(titled), **LEGEND)
     return figure
 
 
@@ -143,7 +150,7 @@ def _growth(result: Mapping[str, Any]) -> Any:
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(11, 2.9 * lines), layout="constrained", dpi=150)
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
-    (style,) = styles(["cost"]).values()
+    (style,) = choose_styles(["cost"]).values()
     for ax, (section, cost) in zip(axes, panels, strict=False):
         by, slope = section["by"], section["slopes"][cost]
         sizes = [row[by] for row in section["rows"]]
@@ -157,7 +164,7 @@ def _growth(result: Mapping[str, Any]) -> Any:
         ax.set_xlabel(by)
         ax.set_ylabel(cost.replace("_", " "))
         ax.set_title("" if slope is None else f"slope {slope:z.2f}", fontsize=9)
-        quiet(ax, "both")
+        simplify_axes(ax, "both")
     for ax in axes[len(panels) :]:
         ax.remove()
     return figure

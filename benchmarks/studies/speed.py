@@ -20,7 +20,7 @@ from typing import Any
 import safetensors.torch
 
 from headkit.benchmarks.bench.bench import bench
-from headkit.benchmarks.bench.run_configs import absent, cores, run_configs
+from headkit.benchmarks.bench.run_configs import cores, explain_absence, run_configs
 from headkit.benchmarks.samples import ARCHITECTURE, write_digits, write_weights
 from headkit.export.runtimes.table import DEVICES, PRECISIONS, RUNTIMES
 from headkit.fit import fit
@@ -50,7 +50,10 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     result = bench([path], weights=weights, images=unseen, runtimes=runtimes)
     for one in run_configs(("torch.compile",), PRECISIONS, DEVICES, cores()):
         if one.runtime not in runtimes:
-            why = absent(one) or f"compiling takes minutes, so only {' and '.join(COMPILED)} run"
+            why = (
+                explain_absence(one)
+                or f"compiling takes minutes, so only {' and '.join(COMPILED)} run"
+            )
             result["absent"].append({**asdict(one), "reason": why})
     for row in (*result["rows"], *result["absent"]):
         row["model"] = name

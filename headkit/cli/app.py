@@ -84,7 +84,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train a head on scikit-learn's digits. Then export it, run it and measure it."""
-    from headkit.demo import run, table
+    from headkit.demo import build_table, run
 
     with progress_bar() as progress:
         result = run(out, progress, images_per_class=images_per_class)
@@ -92,7 +92,7 @@ def demo(
     if not as_json:
         from rich.console import Console
 
-        Console().print(table(result))
+        Console().print(build_table(result))
 
 
 @app.command()

@@ -95,7 +95,7 @@ def print_bench(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from headkit.benchmarks.bench.display_names import unmeasured
+    from headkit.benchmarks.bench.display_names import describe_unmeasured
 
     columns: tuple[str, ...]
     columns = ("model", "batch", "runtime", "ms", "p95", "spread", "time ratio", "images/s")
@@ -108,7 +108,7 @@ def print_bench(result: dict[str, Any]) -> None:
     # Wider than the terminal, lines wrap or scroll; Rich would cut cells off.
     Console(width=400).print(table)
     models = {row["model"] for row in (*result["rows"], *result["absent"])}
-    for line in unmeasured(result["absent"], models):
+    for line in describe_unmeasured(result["absent"], models):
         print(line)
     compared = result["images"]
     print(
@@ -120,14 +120,14 @@ def print_bench(result: dict[str, Any]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    from headkit.benchmarks.bench.display_names import label
+    from headkit.benchmarks.bench.display_names import format_label
 
     ratio = row["ratio"]
     share, first, peak = row["share_of_peak"], row["first_prediction_s"], row["peak_bytes"]
     return [
         row["model"],
         str(row["infer_batch_size"]),
-        label(row),
+        format_label(row),
         f"{row['infer_step_time']:.2f}",
         f"{row['p95_ms']:.2f}",
         f"{row['spread']:.0%}",

@@ -34,7 +34,7 @@ def test_demo_leaves_files_and_a_small_head(result: dict[str, object]) -> None:
 def test_table_shows_the_figures(result: dict[str, object]) -> None:
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(demo.table(result))
+        console.print(demo.build_table(result))
     text = capture.get()
-    for word in ("validation accuracy", "head file", "ONNX against torch", "torch eager"):
+    for word in ("validation accuracy", "head file", "difference from torch", "torch eager"):
         assert word in text

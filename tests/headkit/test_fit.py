@@ -300,7 +300,7 @@ def test_one_image_per_class_gives_a_head_without_metrics(
     model = random_backbone()
     with caplog.at_level(logging.WARNING, "headkit"):
         head = headkit.fit(model, folder, workers=0)
-    assert "no image is left to validate on" in caplog.text
+    assert "no image is left for validation" in caplog.text
     assert (head.metrics["num_train"], head.metrics["num_val"]) == (3, 0)
     assert "accuracy" not in head.metrics
     transform = create_transform(**head.pretrained_cfg, is_training=False)

@@ -12,17 +12,17 @@ from torch.utils.flop_counter import FlopCounterMode
 import headkit
 from headkit.benchmarks.bench import run_configs
 from headkit.benchmarks.bench.bench import TIMM_COLUMNS
-from headkit.benchmarks.bench.display_names import unmeasured
+from headkit.benchmarks.bench.display_names import describe_unmeasured
 from headkit.benchmarks.bench.model_under_test import models_under_test
 from headkit.benchmarks.bench.peak import peak_gmacs
-from headkit.benchmarks.bench.plots import MARKERS, PALETTE, styles
-from headkit.benchmarks.bench.run_configs import absent, missing_configs
+from headkit.benchmarks.bench.plots import MARKERS, PALETTE, choose_styles
+from headkit.benchmarks.bench.run_configs import explain_absence, missing_configs
 from headkit.export.runtimes.inference import RunConfig
 from headkit.export.runtimes.table import RUNTIMES
 from tests.backbones import SMALL, active_backbone
 
 ON_CPU: dict[str, Any] = {"devices": ["cpu"], "repeats": 1, "rounds": 3}
-BF16 = [] if absent(RunConfig("torch", "bf16", "cpu", 1)) else [("torch", "bf16")]
+BF16 = [] if explain_absence(RunConfig("torch", "bf16", "cpu", 1)) else [("torch", "bf16")]
 """What there is of it on the processor that the tests run on."""
 CPU_FLAGS = Path("/proc/cpuinfo")
 
@@ -114,7 +114,7 @@ def test_an_onnx_file_is_measured_as_it_is(tmp_path: Path) -> None:
     assert row["first_prediction_s"] is None
     reasons = {(a["runtime"], a["precision"]): a["reason"] for a in result["absent"]}
     assert "torch cannot run it" in reasons["torch", "fp32"]
-    assert "measured as it is" in reasons["onnxruntime", "int8"]
+    assert "precision is fixed" in reasons["onnxruntime", "int8"]
 
 
 def test_a_head_file_is_measured_on_its_backbone(
@@ -168,7 +168,7 @@ def test_users_images_calibrate_and_compare(tmp_path: Path) -> None:
     assert 0 < int8["logit_difference"] < 0.5
 
 
-def test_unavailable_runtimes_are_named_with_the_reason(tmp_path: Path) -> None:
+def test_missing_runtimes_are_reported_with_the_reason(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     path = headkit.export(active_backbone(), tmp_path / "model.onnx").path
@@ -183,8 +183,9 @@ def test_unavailable_runtimes_are_named_with_the_reason(tmp_path: Path) -> None:
     missing = {(row["runtime"], row["precision"], row["device"]) for row in result["absent"]}
     on_gpu = {(one, p, "cuda") for one in ("onnxruntime", "tensorrt") for p in ("fp32", "fp16")}
     assert missing == {("onnxruntime", "int8", "cpu"), *on_gpu}
-    assert unmeasured(result["absent"], [str(path)]) == [
-        f"Not measured: onnxruntime int8: {path} is an ONNX file: it is measured as it is",
+    assert describe_unmeasured(result["absent"], [str(path)]) == [
+        f"Not measured: onnxruntime int8: {path} is an ONNX file, whose precision is fixed: it "
+        "runs as fp32 only",
         "Not measured: onnxruntime fp32 cuda, onnxruntime fp16 cuda, tensorrt fp32 cuda, "
         "tensorrt fp16 cuda: there is no GPU that torch can use",
     ]
@@ -192,7 +193,7 @@ def test_unavailable_runtimes_are_named_with_the_reason(tmp_path: Path) -> None:
         headkit.bench([path], runtimes=["tensorrt"], devices=["cuda"])
 
 
-def test_a_model_is_named_where_others_could_be_measured() -> None:
+def test_a_line_names_its_models_if_others_were_measured() -> None:
     def row(model: str, runtime: str, reason: str) -> dict[str, str]:
         missing = {"runtime": runtime, "precision": "bf16", "device": "cpu"}
         return {"model": model, **missing, "reason": reason}
@@ -203,14 +204,14 @@ def test_a_model_is_named_where_others_could_be_measured() -> None:
         row("one", "openvino", "no"),
         row("other", "openvino", "too large"),
     ]
-    assert unmeasured(rows, ["one", "other"]) == [
+    assert describe_unmeasured(rows, ["one", "other"]) == [
         "Not measured: torch bf16: no",
         "Not measured: openvino bf16 of one: no",
         "Not measured: openvino bf16 of other: too large",
     ]
 
 
-def test_requested_configurations_that_a_runtime_lacks_are_named() -> None:
+def test_requested_configurations_that_a_runtime_lacks_are_reported() -> None:
     def named(precisions: list[str] | None, devices: list[str] | None) -> list[str]:
         found = missing_configs(["onnxruntime", "openvino"], precisions, devices, 1)
         return [f"{one.runtime} {one.precision} {one.device}" for one in found]
@@ -235,7 +236,7 @@ def test_bfloat16_is_left_out_where_torch_would_multiply_it_by_loops(
     )
     assert {row["precision"] for row in result["rows"]} == {"fp32"}
     (row,) = result["absent"]
-    assert row["reason"] == "torch has no kernels of bfloat16 for this processor"
+    assert row["reason"] == "torch has no bfloat16 kernels for this processor"
     assert result["peak_gmacs_per_s"]["bf16 cpu"] is None
     assert peak_gmacs(RunConfig("openvino", "bf16", "cpu", 1)) is None
 
@@ -258,7 +259,7 @@ def test_multiply_adds_of_a_transformer_are_those_of_the_formula(tmp_path: Path)
 
 
 def test_no_two_names_look_alike() -> None:
-    found = styles(str(number) for number in range(len(PALETTE) * len(MARKERS)))
+    found = choose_styles(str(number) for number in range(len(PALETTE) * len(MARKERS)))
     assert len({tuple(style.values()) for style in found.values()}) == len(found)
 
 
@@ -280,8 +281,8 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
         headkit.bench([SMALL], **options)
 
 
-def test_a_target_named_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(headkit.DataError, match="named twice"):
+def test_a_repeated_target_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(headkit.DataError, match="appears twice"):
         models_under_test([SMALL, SMALL], tmp_path)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from headkit.benchmarks.bench import bench
-from headkit.benchmarks.bench.gpu import timed_by_events
+from headkit.benchmarks.bench.gpu import time_by_events
 from headkit.benchmarks.bench.timing import Milliseconds
 from headkit.export.runtimes import onnxruntime as onnxruntime_module
 from headkit.export.runtimes.inference import LoadedModel, RunConfig
@@ -49,14 +49,14 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_call_is_timed_between_events_on_its_stream(noted: list[str]) -> None:
-    milliseconds = timed_by_events(lambda: noted.append("call"), "S")()
+    milliseconds = time_by_events(lambda: noted.append("call"), "S")()
     assert isinstance(milliseconds, Milliseconds)
     assert milliseconds == 1.5
     assert noted == ["enter S", "record start", "call", "record end", "leave", "wait for end"]
 
 
 def test_without_a_stream_the_current_one_is_timed(noted: list[str]) -> None:
-    assert timed_by_events(lambda: noted.append("call"))() == 1.5
+    assert time_by_events(lambda: noted.append("call"))() == 1.5
     assert noted == ["record start", "call", "record end", "wait for end"]
 
 
@@ -67,7 +67,7 @@ def test_bench_times_by_events_on_a_gpu_alone(
     model = LoadedModel(lambda x: x, lambda _: lambda: noted.append("call"), stream="S")
     monkeypatch.setattr(bench._Bench, "_load", lambda *_: model)
     one = bench._Bench(SimpleNamespace(), 1, 1, 0, {})  # type: ignore[arg-type]
-    call = one._ready(RunConfig("torch", "fp32", device, 1), np.zeros((1, 2)))
+    call = one._prepare(RunConfig("torch", "fp32", device, 1), np.zeros((1, 2)))
     assert isinstance(call(), Milliseconds) == timed
     assert ("enter S" in noted) == timed
 

@@ -56,7 +56,7 @@ def test_paths_images_and_arrays_are_the_same(
     assert predictor([]) == []
 
 
-def test_wrong_images_are_named(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
+def test_wrong_images_are_refused(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
     predictor = headkit.Predictor(exported[1])
     (tmp_path / "bad.png").write_bytes(b"no image")
     cases: list[tuple[Any, str]] = [
