@@ -35,7 +35,7 @@ def onnx_backbone(model: nn.Module, folder: Path, *, optimize: bool = True) -> P
 
     Args:
         model: The backbone.
-        folder: Folder of the files, named after all that they depend on.
+        folder: Folder of the files. Their names contain a hash of everything that they depend on.
         optimize: Rewrite the graph with ONNX Runtime's own operators, which other runtimes do not
             support.
 

@@ -8,7 +8,7 @@ from headkit import demo
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """The demo on 20 of the about 180 images of each class."""
+    """Return the result of the demo on 20 images of each class, of about 180."""
     return demo.run(tmp_path_factory.mktemp("demo") / "out", images_per_class=20)
 
 

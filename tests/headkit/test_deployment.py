@@ -47,7 +47,7 @@ def test_exported_model_runs_without_torch(python: Path, shapes: Path, tmp_path:
     done = _run([str(python), "-c", code, *arguments])
     assert json.loads(done.stdout) == expected
 
-    # The command line says what else it needs, and then runs.
+    # The command line reports what else it needs, and runs once that is installed.
     command = [str(python), "-m", "headkit", "predict", *arguments, "--top-k", "1", "--json"]
     refused = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert refused.returncode == 2
@@ -62,7 +62,7 @@ def test_exported_model_runs_without_torch(python: Path, shapes: Path, tmp_path:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    # Elsewhere than in the checkout, whose folders could be imported by chance.
+    # Outside the checkout, as Python might import its folders by chance.
     return subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=Path(sys.prefix).anchor
     )

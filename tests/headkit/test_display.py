@@ -1,4 +1,4 @@
-"""How heads, predictors and stores show themselves, and how heads compare."""
+"""Display of heads, predictors and stores, and equality of heads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "v0_1_0"
 
 
 class _Cells(HTMLParser):
-    """The tags and the texts of a table."""
+    """Collect the tags and the texts of a table."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from tests.backbones import random_backbone
 from tests.images import write_shapes
 
 fit_module = import_module("headkit.fit")
-"""The module; ``headkit.fit`` is the function."""
+"""The module ``headkit.fit``. The attribute ``headkit.fit`` is the function."""
 
 
 def standardized(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -28,11 +28,11 @@ def standardized(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @pytest.fixture
 def folder(shapes: Path, tmp_path: Path) -> Path:
-    """A copy of the images that a test may change."""
+    """Return a copy of the images, which a test may change."""
     return Path(shutil.copytree(shapes, tmp_path / "shapes"))
 
 
-def test_fitted_head_is_the_one_that_scikit_learn_finds(small: Any, shapes: Path) -> None:
+def test_fitted_head_equals_that_of_scikit_learn(small: Any, shapes: Path) -> None:
     head = headkit.fit(small, shapes, val=shapes, l2=1e-2, workers=0)
     assert head.label_names == ("bright", "dark", "striped")
     transform = create_transform(**head.pretrained_cfg, is_training=False)
@@ -62,7 +62,7 @@ def test_same_seed_gives_the_same_head(shapes: Path) -> None:
     assert first.metrics["num_val"] == 6  # a fifth of 8, rounded, in each of three classes
 
 
-def test_train_and_val_folders_are_found(tmp_path: Path) -> None:
+def test_train_and_val_folders_are_used(tmp_path: Path) -> None:
     write_shapes(tmp_path / "train")
     write_shapes(tmp_path / "val", images=2)
     head = headkit.fit(random_backbone(), tmp_path, workers=0)
@@ -70,7 +70,7 @@ def test_train_and_val_folders_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_unreadable_image_is_named_skipped_and_counted(
+def test_unreadable_image_is_reported_skipped_and_counted(
     folder: Path, workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "dark" / "3.png").write_bytes(b"no image")
@@ -82,7 +82,7 @@ def test_unreadable_image_is_named_skipped_and_counted(
     assert str(Path("dark") / "3.png") in caplog.text
 
 
-def test_image_of_more_than_8_bits_is_named_skipped_and_counted(
+def test_image_of_more_than_8_bits_is_reported_skipped_and_counted(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(folder / "dark" / "3.png")
@@ -103,7 +103,7 @@ def test_too_many_unreadable_images_are_an_error(folder: Path) -> None:
     assert headkit.fit(random_backbone(), folder, workers=0, max_unreadable=0.1)
 
 
-def test_class_whose_images_are_all_unreadable_is_named(folder: Path) -> None:
+def test_class_whose_images_are_all_unreadable_is_reported(folder: Path) -> None:
     for path in (folder / "dark").iterdir():
         path.write_bytes(b"")
     with pytest.raises(headkit.DataError, match="no image of class dark could be read"):
@@ -167,7 +167,7 @@ def test_other_kinds_are_trained_and_reproduced(kind: Any, shapes: Path) -> None
     assert any(not np.array_equal(t, other.tensors[n]) for n, t in first.tensors.items())
 
 
-def test_temperature_and_metrics_are_of_the_logits_that_the_head_gives(
+def test_temperature_and_metrics_belong_to_the_logits_of_the_head(
     shapes: Path, tmp_path: Path
 ) -> None:
     model = random_backbone()
@@ -244,7 +244,7 @@ def test_copies_of_an_image_stay_on_one_side(
     assert "other labels" not in caplog.text
 
 
-def test_validation_images_that_are_trained_on_are_reported(
+def test_validation_images_among_the_training_images_are_reported(
     folder: Path, shapes: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copy(folder / "dark" / "1.png", folder / "bright" / "dark1.png")
@@ -255,7 +255,7 @@ def test_validation_images_that_are_trained_on_are_reported(
     assert "1 of them have other labels than the image they repeat" in caplog.text
 
 
-def test_random_crops_are_trained_on_and_not_validated(shapes: Path) -> None:
+def test_random_crops_train_the_head_but_do_not_validate_it(shapes: Path) -> None:
     one = headkit.fit(random_backbone(), shapes, workers=0, l2=1e-2)
     several = headkit.fit(random_backbone(), shapes, workers=0, l2=1e-2, views=3)
     for name in ("num_train", "num_val"):
@@ -310,7 +310,7 @@ def test_one_image_per_class_gives_a_head_without_metrics(
     assert found.tolist() == [target for _, target in data]
 
 
-def test_class_weights_by_name_shift_what_is_predicted(shapes: Path) -> None:
+def test_class_weights_by_name_shift_the_predictions(shapes: Path) -> None:
     biases = []
     for weight in (1.0, 50.0):
         model = random_backbone()
@@ -322,7 +322,7 @@ def test_class_weights_by_name_shift_what_is_predicted(shapes: Path) -> None:
         headkit.fit(random_backbone(), shapes, workers=0, class_weights={"green": 2})
 
 
-def test_report_holds_the_confusions_and_the_reliability(folder: Path, tmp_path: Path) -> None:
+def test_report_contains_the_confusions_and_the_reliability(folder: Path, tmp_path: Path) -> None:
     (folder / "dark" / "0.png").rename(folder / "bright" / "dark0.png")
     head = headkit.fit(random_backbone(), folder, val=folder, workers=0, report=tmp_path / "report")
     found = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -340,7 +340,7 @@ def test_report_holds_the_confusions_and_the_reliability(folder: Path, tmp_path:
         headkit.fit("test_resnet", folder, report=tmp_path / "file")
 
 
-def test_no_cache_leaves_nothing(shapes: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_no_cache_leaves_no_files(shapes: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("HEADKIT_CACHE", str(tmp_path / "cache"))
     headkit.fit(random_backbone(), shapes, workers=0, cache=False)
     assert not (tmp_path / "cache").exists()

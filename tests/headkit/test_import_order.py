@@ -64,7 +64,7 @@ print(json.dumps({
 def processes(
     small_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict[str, Any]]:
-    """What two fresh processes report; one of them imported every module before."""
+    """Return the reports of two fresh processes, one of which imported every module first."""
     root = tmp_path_factory.mktemp("import_order")
     data = write_shapes(root / "images", images=90)  # more than are too few for ONNX Runtime
     reports = {}

@@ -75,7 +75,7 @@ app()
 
 
 def test_help_takes_at_most_twice_as_long_as_that_of_the_smallest_command() -> None:
-    """The ratio is taken in turns, so that other work on the machine slows both."""
+    """The two commands take turns, so that other work on the machine slows both."""
 
     def seconds(*arguments: str) -> float:
         start = time.perf_counter()
@@ -96,7 +96,7 @@ def test_every_public_name_loads() -> None:
 
 
 def test_help_of_export_shows_its_arguments() -> None:
-    """``headkit.export`` is a package that can be called; users want to see the function."""
+    """``headkit.export`` is a callable package, but users want the help of the function."""
     from headkit.export.exporter import export
 
     signature = inspect.signature(headkit.export)
@@ -119,7 +119,7 @@ def test_importing_the_package_export_imports_nothing_heavy() -> None:
 
 
 def test_export_has_a_help_without_torch() -> None:
-    """Where only exported models are run."""
+    """A deployment that only runs exported models has no torch."""
     code = (
         "import sys; sys.modules['torch'] = None; import headkit, inspect;"
         "assert 'Running an exported model' in headkit.export.__doc__;"

@@ -23,7 +23,7 @@ from tests.backbones import SMALL, active_backbone
 
 ON_CPU: dict[str, Any] = {"devices": ["cpu"], "repeats": 1, "rounds": 3}
 BF16 = [] if explain_absence(RunConfig("torch", "bf16", "cpu", 1)) else [("torch", "bf16")]
-"""What there is of it on the processor that the tests run on."""
+"""The rows in bfloat16 that the processor of the tests supports."""
 CPU_FLAGS = Path("/proc/cpuinfo")
 
 
@@ -47,7 +47,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return result, out
 
 
-def test_rows_hold_times_memory_agreement_and_ratios(
+def test_rows_contain_times_memory_agreement_and_ratios(
     measured: tuple[dict[str, Any], Path],
 ) -> None:
     result, _ = measured
@@ -222,7 +222,7 @@ def test_requested_configurations_that_a_runtime_lacks_are_reported() -> None:
     assert named(["bf16"], ["cpu"]) == ["onnxruntime bf16 cpu"]
 
 
-def test_bfloat16_is_left_out_where_torch_would_multiply_it_by_loops(
+def test_bfloat16_is_skipped_if_torch_has_no_kernels_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(run_configs, "multiplies_bfloat16", lambda: False)

@@ -1,4 +1,4 @@
-"""The order of events, streams and copies on a GPU, on stand-ins that note what is called."""
+"""The order of events, streams and copies on a GPU, tested on stand-ins that record the calls."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +17,9 @@ from headkit.export.runtimes.inference import LoadedModel, RunConfig
 
 
 @pytest.fixture
-def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is called, in order."""
-    notes: list[str] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list of calls, which the stand-ins extend."""
+    calls: list[str] = []
     names = iter(("start", "end"))
 
     class Event:
@@ -28,10 +28,10 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             self.name = next(names)
 
         def record(self) -> None:
-            notes.append(f"record {self.name}")
+            calls.append(f"record {self.name}")
 
         def synchronize(self) -> None:
-            notes.append(f"wait for {self.name}")
+            calls.append(f"wait for {self.name}")
 
         def elapsed_time(self, other: "Event") -> float:
             assert (self.name, other.name) == ("start", "end")
@@ -39,37 +39,37 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     @contextmanager
     def stream(which: object) -> Iterator[None]:
-        notes.append(f"enter {which}")
+        calls.append(f"enter {which}")
         yield
-        notes.append("leave")
+        calls.append("leave")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    return notes
+    return calls
 
 
-def test_a_call_is_timed_between_events_on_its_stream(noted: list[str]) -> None:
-    milliseconds = time_by_events(lambda: noted.append("call"), "S")()
+def test_a_call_is_timed_between_events_on_its_stream(calls: list[str]) -> None:
+    milliseconds = time_by_events(lambda: calls.append("call"), "S")()
     assert isinstance(milliseconds, Milliseconds)
     assert milliseconds == 1.5
-    assert noted == ["enter S", "record start", "call", "record end", "leave", "wait for end"]
+    assert calls == ["enter S", "record start", "call", "record end", "leave", "wait for end"]
 
 
-def test_without_a_stream_the_current_one_is_timed(noted: list[str]) -> None:
-    assert time_by_events(lambda: noted.append("call"))() == 1.5
-    assert noted == ["record start", "call", "record end", "wait for end"]
+def test_the_current_stream_is_the_default(calls: list[str]) -> None:
+    assert time_by_events(lambda: calls.append("call"))() == 1.5
+    assert calls == ["record start", "call", "record end", "wait for end"]
 
 
 @pytest.mark.parametrize(("device", "timed"), [("cpu", False), ("cuda", True)])
-def test_bench_times_by_events_on_a_gpu_alone(
-    device: str, timed: bool, noted: list[str], monkeypatch: pytest.MonkeyPatch
+def test_bench_uses_events_only_on_a_gpu(
+    device: str, timed: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = LoadedModel(lambda x: x, lambda _: lambda: noted.append("call"), stream="S")
+    model = LoadedModel(lambda x: x, lambda _: lambda: calls.append("call"), stream="S")
     monkeypatch.setattr(bench._Bench, "_load", lambda *_: model)
     one = bench._Bench(SimpleNamespace(), 1, 1, 0, {})  # type: ignore[arg-type]
     call = one._prepare(RunConfig("torch", "fp32", device, 1), np.zeros((1, 2)))
     assert isinstance(call(), Milliseconds) == timed
-    assert ("enter S" in noted) == timed
+    assert ("enter S" in calls) == timed
 
 
 @pytest.mark.parametrize(

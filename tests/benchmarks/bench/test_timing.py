@@ -13,8 +13,8 @@ from headkit.benchmarks.bench.timing import Milliseconds, Race, Timing, alternat
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _nothing_to_collect() -> Iterator[None]:
-    """A race collects garbage before each repeat: what was there before is not searched."""
+def _freeze_objects() -> Iterator[None]:
+    """Freeze existing objects, so that the garbage collection before each repeat skips them."""
     gc.collect()
     gc.freeze()
     yield

@@ -16,7 +16,7 @@ Weights = dict[str, str | Path | None]
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """Weights files of three small architectures."""
+    """Return the weights files of three small architectures."""
     folder = tmp_path_factory.mktemp("weights")
     found: Weights = {}
     for name in ("test_resnet", "test_vit", "test_efficientnet"):

@@ -28,7 +28,7 @@ def warm(model: nn.Module) -> Any:
 
 @pytest.fixture(scope="module")
 def plain(model: nn.Module, warm: headkit.Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A swappable model without probabilities: it has no input for a temperature."""
+    """Return a swappable model without probabilities, which has no input for a temperature."""
     path = tmp_path_factory.mktemp("swap") / "plain.onnx"
     headkit.export(warm, path, "swappable", backbone=model)
     return path
@@ -36,7 +36,7 @@ def plain(model: nn.Module, warm: headkit.Head, tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def scaled(model: nn.Module, warm: headkit.Head, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with probabilities, and the input ``temperature``."""
+    """Return a swappable model with probabilities and the input ``temperature``."""
     path = tmp_path_factory.mktemp("swap") / "scaled.onnx"
     headkit.export(warm, path, "swappable", backbone=model, probabilities=True)
     return path
@@ -67,7 +67,7 @@ def test_adapter_does_not_inherit_the_temperature_of_the_models_own_head(
     assert np.allclose([[row[str(n)] for n in range(3)] for row in scores], expected, atol=1e-6)
 
 
-def test_temperature_needs_an_input_to_get_into_an_adapter(
+def test_adapter_with_a_temperature_needs_a_model_with_that_input(
     model: nn.Module, plain: Path, scaled: Path, tmp_path: Path
 ) -> None:
     head, path = head_for(model, 3, temperature=0.5), tmp_path / "head.onnx_adapter"
@@ -103,13 +103,13 @@ def test_adapter_of_another_backbone_is_refused(plain: Path, tmp_path: Path) -> 
     with pytest.raises(headkit.BackboneMismatch, match=f"{wrong[:-1]}.*{right}.*--force"):
         headkit.Predictor(plain, {"other": path})
     assert read_adapter(info, inputs, "other", path, force=True).info.num_classes == 5
-    # A head that was grafted by force stays one of another backbone.
+    # A head that was grafted with force still belongs to another backbone.
     headkit.graft(plain, head, tmp_path / "forced.onnx_adapter", force=True)
     with pytest.raises(headkit.BackboneMismatch):
         headkit.Predictor(plain, {"other": tmp_path / "forced.onnx_adapter"})
 
 
-def test_adapter_file_says_task_and_backbone_as_integers(
+def test_adapter_file_stores_task_and_backbone_as_integers(
     model: nn.Module, plain: Path, tmp_path: Path
 ) -> None:
     head = head_for(model, 3)
@@ -119,9 +119,7 @@ def test_adapter_file_says_task_and_backbone_as_integers(
     assert f"{held.get_model_version():031b}" == f"{int(head.backbone.fingerprint, 16):0256b}"[:31]
 
 
-def test_tensor_without_an_input_is_refused_and_not_dropped(
-    model: nn.Module, plain: Path, tmp_path: Path
-) -> None:
+def test_tensor_without_an_input_is_refused(model: nn.Module, plain: Path, tmp_path: Path) -> None:
     head, path = head_for(model, 3), tmp_path / "weight.onnx"
     weight = head.with_changes(tensors={"fc.weight": head.tensors["fc.weight"]})
     headkit.graft(plain, weight, path)  # no bias, and no input for one
@@ -134,8 +132,8 @@ def test_tensor_without_an_input_is_refused_and_not_dropped(
     headkit.Predictor(path, {"counted": weight.with_changes(tensors=counted)})
 
 
-def test_counter_that_the_graph_never_reads_is_no_input(tmp_path: Path) -> None:
-    """LeViT's classifier normalizes: its BatchNorm counts batches."""
+def test_counter_that_the_graph_never_reads_needs_no_input(tmp_path: Path) -> None:
+    """LeViT's classifier contains a BatchNorm, which counts batches."""
     levit = random_backbone("levit_128s", **SHORT["levit_128s"])
     first, second = head_for(levit, 5), head_for(levit, 3)
     assert any(name.endswith("num_batches_tracked") for name in second.tensors)

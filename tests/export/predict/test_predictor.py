@@ -43,7 +43,7 @@ def test_probabilities_are_those_of_timms_transform_and_torch(
     )
 
 
-def test_paths_images_and_arrays_are_the_same(
+def test_paths_images_and_arrays_give_equal_predictions(
     exported: tuple[nn.Module, Path], shapes: Path
 ) -> None:
     predictor = headkit.Predictor(exported[1])

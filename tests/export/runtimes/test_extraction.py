@@ -26,9 +26,7 @@ def _pixels(model: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "crossvit_tiny_240"])
-def test_onnx_runtime_gives_the_features_that_torch_gives(
-    architecture: str, tmp_path: Path
-) -> None:
+def test_onnx_runtime_extracts_the_features_of_torch(architecture: str, tmp_path: Path) -> None:
     model = active_backbone(architecture, **SHORT.get(architecture, {}))
     pixels = _pixels(model)
     expected = TorchRuntime().start(model, tmp_path, BATCH)(pixels)
@@ -39,7 +37,7 @@ def test_onnx_runtime_gives_the_features_that_torch_gives(
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05)])
-def test_openvino_gives_the_features_that_torch_gives(
+def test_openvino_extracts_the_features_of_torch(
     precision: str, tolerance: float, tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
@@ -81,7 +79,7 @@ assert got
     assert ended.returncode == 0, ended.stderr
 
 
-def test_bfloat16_of_torch_is_near(tmp_path: Path) -> None:
+def test_bfloat16_of_torch_is_close_to_float32(tmp_path: Path) -> None:
     model = active_backbone("test_vit")
     pixels = _pixels(model)
     (expected,) = TorchRuntime().start(model, tmp_path, BATCH)(pixels)
@@ -109,7 +107,7 @@ def test_missing_runtime_says_what_to_install(small: Any, monkeypatch: pytest.Mo
         choose_runtime("openvino", "fp32", small)
 
 
-def test_backbone_that_cannot_be_converted_is_run_by_torch(
+def test_torch_runs_a_backbone_that_cannot_be_converted(
     shapes: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -30,7 +30,7 @@ def test_provider_that_is_not_installed_names_the_pip_line(provider: str, model:
 def test_provider_that_cannot_start_is_an_error_and_not_the_cpu(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ONNX Runtime goes on with the CPU and a line in its log."""
+    """ONNX Runtime itself would continue on the CPU with a line in its log."""
     installed = [providers()["cuda"].execution, "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: installed)
     with pytest.raises(headkit.ExportError, match=r"'cuda'.* cannot start|cannot read model"):

@@ -1,4 +1,4 @@
-"""One table says what runs a model: a new runtime is one module and one row."""
+"""The table of runtimes: a new runtime is one module and one row."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def test_predictor_takes_the_providers_of_the_table() -> None:
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_the_module_of_a_row_gives_logits_and_features(name: str, tmp_path: Path) -> None:
+def test_the_module_of_a_row_computes_logits_and_features(name: str, tmp_path: Path) -> None:
     row = RUNTIMES[name]
     if find_spec(row.module) is None:
         pytest.skip(f"{row.module} is not installed")
@@ -60,7 +60,7 @@ def test_the_module_of_a_row_gives_logits_and_features(name: str, tmp_path: Path
 
 
 class _Model:
-    """A model in each form that a runtime takes."""
+    """A model in all forms that runtimes load."""
 
     input_size = (3, 160, 160)
 
@@ -75,7 +75,7 @@ class _Model:
         return headkit.export(self._model, path, precision=precision, optimize=optimized).path
 
 
-def test_a_module_and_a_row_make_a_runtime(
+def test_a_module_and_a_row_add_a_runtime(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[RunConfig] = []

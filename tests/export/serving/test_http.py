@@ -27,13 +27,13 @@ from tests.backbones import SMALL, active_backbone
 REFRESH = 0.2
 """Seconds after which the service looks a name up again."""
 GENEROUS = 120
-"""Seconds that no answer takes, however busy the machine is: it only ends a test that hangs."""
+"""Seconds after which a test that hangs ends. Even on a busy machine no answer takes as long."""
 KINDS: dict[str, Kind] = {"plain": "linear", "deep": "mlp", "angle": "cosine"}
 
 
 @dataclass
 class Served:
-    """A running server with what it serves."""
+    """A running server, its service and its store."""
 
     port: int
     store: HeadStore
@@ -105,7 +105,7 @@ def test_answers_equal_those_of_the_exported_model(served: Served) -> None:
             assert one["score"] == pytest.approx(two["score"], abs=1e-4)
 
 
-def test_a_star_asks_all_heads_of_this_backbone(served: Served) -> None:
+def test_a_star_stands_for_all_heads_of_this_backbone(served: Served) -> None:
     status, answers = served.predict(picture(), "*")
     assert status == 200
     assert set(KINDS) <= set(answers)
@@ -144,7 +144,7 @@ def test_new_versions_and_moved_tags_are_picked_up(served: Served) -> None:
         (bytes(300_000), "plain", 413, "bytes are allowed"),
     ],
 )
-def test_each_mistake_has_its_status(
+def test_each_error_has_its_status(
     served: Served, image: bytes, head: str, status: int, message: str
 ) -> None:
     found, answer = served.predict(image, head)
@@ -174,7 +174,7 @@ def test_an_image_of_many_pixels_is_refused_before_it_is_decoded(
     assert decoded == []
 
 
-def test_a_body_of_unannounced_length_is_counted(served: Served) -> None:
+def test_a_large_body_without_a_content_length_is_refused(served: Served) -> None:
     with socket.create_connection(("127.0.0.1", served.port)) as connection:
         connection.sendall(
             b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
@@ -200,7 +200,7 @@ def test_a_body_of_unannounced_length_is_counted(served: Served) -> None:
     assert served.predict(picture(), "plain")[0] == 200
 
 
-def test_cut_connections_leave_the_server_serving(served: Served) -> None:
+def test_server_survives_cut_connections(served: Served) -> None:
     body, kind = encode_form(picture(), ["plain"])
     for cut in (0, 10, len(body) // 2, len(body)):
         with socket.create_connection(("127.0.0.1", served.port)) as connection:
@@ -302,7 +302,7 @@ def test_a_narrow_image_is_refused_before_it_is_resized(served: Served) -> None:
     assert (status, "1 x 30000 pixels" in answer["detail"]) == (413, True)
 
 
-def test_a_damaged_head_is_left_out_of_all_heads(served: Served) -> None:
+def test_a_star_skips_a_damaged_head(served: Served) -> None:
     base = Head.load(served.folder / "plain.safetensors").with_changes(notes="to be damaged")
     version = served.store.publish(base, "damaged")
     digest = version.digest
@@ -317,7 +317,7 @@ def test_a_damaged_head_is_left_out_of_all_heads(served: Served) -> None:
     assert (status, "was changed" in answer["detail"]) == (503, True)
 
 
-def test_known_heads_are_served_while_the_store_is_gone(served: Served) -> None:
+def test_known_heads_are_served_while_the_store_is_unreadable(served: Served) -> None:
     root, away = Path(served.store.url), served.folder / "away"
     assert served.predict(picture(), "plain")[0] == 200
     (_, listed), *_ = served.ask(("GET", "/heads"))
@@ -339,7 +339,9 @@ def test_known_heads_are_served_while_the_store_is_gone(served: Served) -> None:
     assert served.predict(picture(), "never-asked-for")[0] == 404
 
 
-def test_all_heads_may_be_too_many(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_star_for_too_many_heads_is_refused(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(served.service.heads, "max_heads", 2)
     status, answer = served.predict(picture(), "*")
     assert (status, "more heads than the 2" in answer["detail"]) == (422, True)

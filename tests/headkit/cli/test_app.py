@@ -15,7 +15,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def trained(shapes: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the head file ``head.safetensors`` and its backbone's weights."""
+    """Return a folder with the head file ``head.safetensors`` and its backbone's weights."""
     folder = tmp_path_factory.mktemp("trained")
     shutil.copy(small_weights, folder)
     head = headkit.fit(SMALL, shapes, weights=small_weights, workers=0)
@@ -115,7 +115,7 @@ def test_unwritable_output_is_refused_before_any_work(
     (tmp_path / "file").write_bytes(b"")
     suffix = {"fit": ".safetensors", "export": ".onnx"}[command]
     arguments = {
-        # The architecture does not exist either: the output is looked at first.
+        # The architecture does not exist either, but the output is checked first.
         "fit": ("--backbone", "no_such_architecture", "--data", shapes),
         "export": (trained / "head.safetensors",),
     }[command]
