@@ -7,6 +7,7 @@ that it uses, so no caller loads a library that it does not need.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 from types import ModuleType
@@ -121,6 +122,18 @@ def resolve_preprocessing(model: nn.Module) -> dict[str, Any]:
                 average = sum(resolved[name]) / len(resolved[name])
                 resolved[name] = (average,) * channels
     return resolved
+
+
+def pooling_to_keep(model: nn.Module) -> dict[str, str]:
+    """Return the argument with which ``reset_classifier`` keeps the pooling that ``model`` has.
+
+    Before timm 1.0.31 some models go back to average pooling without it. Newer ones keep theirs, and
+    no argument is needed.
+    """
+    parameters = inspect.signature(model.reset_classifier).parameters  # type: ignore[arg-type]
+    default = parameters["global_pool"].default if "global_pool" in parameters else None
+    pooling = _pooling(model)
+    return {"global_pool": pooling} if isinstance(default, str) and pooling is not None else {}
 
 
 def _pooling(model: nn.Module) -> str | None:

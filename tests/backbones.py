@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+import timm.models
 import torch
 
 import headkit
@@ -37,3 +39,9 @@ def active_backbone(architecture: str = SMALL, seed: int = 0, **timm_kwargs: Any
     model = random_backbone(architecture, seed, **timm_kwargs)
     randomize_constants(model)
     return model
+
+
+stores_arguments = pytest.mark.skipif(
+    not hasattr(timm.models, "get_model_args"),
+    reason="before 1.0.31 timm does not store the arguments of a model that headkit did not make",
+)

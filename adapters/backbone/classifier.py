@@ -14,7 +14,7 @@ from typing import Any, cast
 import timm
 from torch import Tensor, nn
 
-from headkit.adapters.compat import num_writes
+from headkit.adapters.compat import num_writes, pooling_to_keep
 from headkit.adapters.errors import ContractError, first_line
 
 from .encoders import add_classifier_methods
@@ -198,7 +198,7 @@ def _check_agreement(probe: nn.Module, modules: dict[str, nn.Module], created: s
 
 def _reset_classifier(model: nn.Module, num_classes: int) -> None:
     arguments_for = find_row(RESET_ARGUMENTS, model)
-    arguments = arguments_for(model) if arguments_for else {}
+    arguments = pooling_to_keep(model) | (arguments_for(model) if arguments_for else {})
     try:
         cast(Any, model).reset_classifier(num_classes, **arguments)
     except AttributeError as error:  # as in timm before 1.0.29, from no classes to some

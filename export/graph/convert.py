@@ -10,9 +10,9 @@ from typing import Any
 import onnx
 import onnx_ir
 import onnxscript.optimizer
-import timm.models
 import torch
 from onnx_ir.passes import common
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from headkit.adapters.backbone.classifier import (
@@ -34,6 +34,8 @@ from .condconv import replace_condconv
 from .heads_in_graph import feature_shapes
 
 TRACED_BATCH = 2
+OPSET = 20
+"""The first opset with Gelu, of which an MLP head is made."""
 _BATCH = torch.export.Dim("batch")
 _CLASSES = torch.export.Dim(CLASSES)
 
@@ -162,6 +164,7 @@ def _export_program(
                 module.eval(),
                 args,
                 dynamo=True,
+                opset_version=OPSET,
                 input_names=list(inputs),
                 output_names=list(outputs),
                 dynamic_shapes=dynamic_shapes,
@@ -240,7 +243,7 @@ def _fuse(module: nn.Module, path: str, classifier: Sequence[str]) -> None:
             _fuse(child, child_path, classifier)
         else:
             holder = nn.ModuleDict({name: child})
-            setattr(module, name, timm.models.reparameterize_model(holder, inplace=True)[name])
+            setattr(module, name, reparameterize_model(holder, inplace=True)[name])
 
 
 def _name_as_in_state_dict(program: onnx.ModelProto) -> None:

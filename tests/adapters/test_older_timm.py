@@ -11,7 +11,7 @@ import torch
 
 from headkit import ContractError, save_head
 from headkit.adapters import compat
-from headkit.adapters.backbone.classifier import find_classifier
+from headkit.adapters.backbone.classifier import find_classifier, replace_classifier
 from headkit.adapters.backbone.load import create_model
 from headkit.adapters.backbone.preprocessing import preprocessing
 
@@ -79,3 +79,18 @@ def test_reset_that_this_timm_cannot_do_names_the_version(monkeypatch: pytest.Mo
     monkeypatch.setattr(type(model), "reset_classifier", as_before)
     with pytest.raises(ContractError, match=r"has no attribute 'weight'; install timm>=1\.0\.29"):
         find_classifier(model)
+
+
+def test_pooling_stays_where_reset_classifier_has_a_default_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = create_model("test_resnet", pretrained=False, global_pool="max")
+    current = type(model).reset_classifier
+
+    def as_before(self: Any, num_classes: int, global_pool: str = "avg") -> None:
+        current(self, num_classes, global_pool)
+
+    monkeypatch.setattr(type(model), "reset_classifier", as_before)
+    replace_classifier(model, 3)
+    assert model.global_pool.pool_type == "max"  # type: ignore[union-attr]
+    assert model.get_classifier().out_features == 3  # type: ignore[operator]

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import headkit
-from tests.backbones import SMALL, random_backbone
+from tests.backbones import SMALL, random_backbone, stores_arguments
 
 PLAIN = """
 import sys
@@ -41,6 +41,7 @@ def test_plain_timm_and_safetensors_load_a_head_bit_for_bit(
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
 
+@stores_arguments
 def test_head_can_be_taken_from_a_model_that_timm_made_and_a_user_trained() -> None:
     model = timm.create_model(SMALL, num_classes=4)
     head = headkit.head_of(model, "abcd", metrics={"accuracy": 0.5}, notes="by hand")
@@ -52,6 +53,7 @@ def test_head_can_be_taken_from_a_model_that_timm_made_and_a_user_trained() -> N
     assert head.backbone.parameters == sum(p.numel() for p in model.parameters()) - 4 * 97
 
 
+@stores_arguments
 def test_half_precision_heads_survive(tmp_path: Path) -> None:
     for dtype in (torch.float16, torch.bfloat16):
         model = timm.create_model(SMALL, num_classes=4).to(dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import headkit
-from tests.backbones import active_backbone
+from tests.backbones import active_backbone, stores_arguments
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,7 @@ class _BatchBound(nn.Module):
         return self.inner(x + 1.0 if torch.compiler.is_exporting() else x)
 
 
+@stores_arguments
 def test_numbers_that_change_in_conversion_are_caught(tmp_path: Path) -> None:
     with pytest.raises(headkit.ParityError, match="at batch 1"):
         headkit.export(_BatchBound(), tmp_path / "model.onnx")
@@ -125,6 +126,7 @@ def test_export_is_a_function_and_a_package() -> None:
     assert package.predict.predictor.Predictor is headkit.Predictor
 
 
+@stores_arguments
 def test_constants_that_the_rewriter_loses_are_kept(tmp_path: Path) -> None:
     """In successive clamps of gemma4_vit, onnxscript's rewriter drops a constant."""
     model = headkit.adapt(timm.create_model("gemma4_vit_167m", depth=1, img_size=96), 3)
