@@ -127,8 +127,8 @@ def resolve_preprocessing(model: nn.Module) -> dict[str, Any]:
 def pooling_to_keep(model: nn.Module) -> dict[str, str]:
     """Return the argument with which ``reset_classifier`` keeps the pooling that ``model`` has.
 
-    Before timm 1.0.31 some models go back to average pooling without it. Newer ones keep theirs, and
-    no argument is needed.
+    Before timm 1.0.31 some models go back to average pooling without it. Newer ones keep theirs
+    and need no argument.
     """
     parameters = inspect.signature(model.reset_classifier).parameters  # type: ignore[arg-type]
     default = parameters["global_pool"].default if "global_pool" in parameters else None
