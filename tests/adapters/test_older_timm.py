@@ -85,7 +85,7 @@ def test_pooling_stays_where_reset_classifier_has_a_default_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = create_model("test_resnet", pretrained=False, global_pool="max")
-    current = type(model).reset_classifier
+    current = type(model).reset_classifier  # type: ignore[attr-defined]
 
     def as_before(self: Any, num_classes: int, global_pool: str = "avg") -> None:
         current(self, num_classes, global_pool)
