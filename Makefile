@@ -6,9 +6,9 @@ DEMO := .venv/.installed-demo
 DEV := .venv/.installed-dev
 LOWEST := .venv-lowest/.installed
 INSTALL := -m pip install --quiet --disable-pip-version-check
-LOWEST_TESTS := tests/adapters/backbone tests/adapters/heads tests/adapters/fitting tests/export/graph \
-	tests/export/predict tests/export/precision tests/headkit/test_demo.py tests/headkit/test_fit.py \
-	tests/test_compatibility.py tests/test_lowest.py
+LOWEST_TESTS := tests/adapters/heads tests/adapters/fitting tests/adapters/test_older_timm.py tests/export/graph \
+	tests/export/predict tests/headkit/test_demo.py tests/headkit/test_fit.py tests/test_compatibility.py \
+	tests/test_lowest.py
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-slow lint coverage bench bench-full docs clean wheel-files test-lowest
@@ -26,7 +26,7 @@ $(DEV): pyproject.toml | $(VENV)
 
 $(LOWEST): pyproject.toml requirements-lowest.txt
 	$(PYTHON) -m venv --clear .venv-lowest
-	.venv-lowest/bin/python $(INSTALL) --requirement requirements-lowest.txt --editable ".[demo]"
+	.venv-lowest/bin/python $(INSTALL) --requirement requirements-lowest.txt --editable ".[demo,plot]"
 	@touch $@
 
 demo: $(DEMO)  ## digits as PNG files -> head -> verified ONNX -> predictions

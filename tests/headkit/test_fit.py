@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -146,6 +147,7 @@ def test_one_solution_is_spread_over_several_modules(
     assert np.abs(found - reference.predict_proba(x)).max() < 1e-2
 
 
+@pytest.mark.skipif(not timm.is_model("efficientvim_m1"), reason="timm is older than EfficientViM")
 def test_architecture_whose_logits_are_more_than_a_mean_is_trained(shapes: Path) -> None:
     model = random_backbone("efficientvim_m1")
     head = headkit.fit(model, shapes, val=shapes, workers=0)
