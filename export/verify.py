@@ -71,8 +71,8 @@ def verify(
         difference = _difference(outputs[batch][name], expected.cpu().numpy(), batch)
         if not difference <= tolerance:
             raise ParityError(
-                f"at batch {batch} ONNX Runtime and torch differ in {name} by {difference:.1e} of "
-                f"the largest value, allowed is {tolerance:.0e}; no file was written"
+                f"at batch {batch} ONNX Runtime and torch differ in {name} by {difference:.1e} "
+                f"times the largest value; the limit is {tolerance:.0e}; no file was written"
             )
         differences[batch] = max(differences[batch], difference)
 
@@ -167,7 +167,7 @@ def verify_preprocessing(
     if not difference <= PIXEL_TOLERANCE:
         raise ParityError(
             f"the graph's pixels differ from Pillow's by {difference:.1e} of their range on "
-            f"average, allowed is {PIXEL_TOLERANCE:.1e}; no file was written"
+            f"average; the limit is {PIXEL_TOLERANCE:.1e}; no file was written"
         )
     in_turn, at_once = (
         session.run(None, feed)
@@ -179,8 +179,8 @@ def verify_preprocessing(
     worst = max(_difference(a, b, 1) for a, b in zip(at_once, in_turn, strict=True))
     if not worst <= tolerance:
         raise ParityError(
-            f"with preprocessing in the graph the outputs differ by {worst:.1e} of the largest "
-            f"value, allowed is {tolerance:.0e}; no file was written"
+            f"with preprocessing in the graph the outputs differ by {worst:.1e} times the largest "
+            f"value; the limit is {tolerance:.0e}; no file was written"
         )
     return difference
 

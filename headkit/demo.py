@@ -127,7 +127,7 @@ def build_table(result: dict[str, Any]) -> Table:
     worst = max(result["difference"].values())
     rows.add_row(
         "difference from torch",
-        f"at most {worst:.1e} of the largest logit at batch sizes "
+        f"at most {worst:.1e} times the largest logit at batch sizes "
         f"{', '.join(result['difference'])}",
     )
     for batch, timings in result["latency_ms"].items():

@@ -78,8 +78,8 @@ def test_figures_of_several_machines_name_their_sections() -> None:
     other = {"cores": 4, "processor": "B", "packages": {"torch": "2.1", "timm": "1.0"}}
     sections = {"x": {"machine": one}, "y": {"machine": other}, "z": {"machine": one}}
     assert machines(sections) == [
-        "Measured with torch 2.0 and timm 1.0 on 2 cores of A. This holds for x, z.",
-        "Measured with torch 2.1 and timm 1.0 on 4 cores of B. This holds for y.",
+        "Measured with torch 2.0 and timm 1.0 (processor: 2 cores of A). This holds for x, z.",
+        "Measured with torch 2.1 and timm 1.0 (processor: 4 cores of B). This holds for y.",
     ]
 
 

@@ -32,5 +32,5 @@ def describe_unmeasured(absent: Iterable[Mapping[str, Any]], models: Collection[
     lines = []
     for (reason, own), names in grouped.items():
         of_models = "" if set(own) == set(models) else f" of {', '.join(own)}"
-        lines.append(f"Not measured: {', '.join(names)}{of_models}: {reason}")
+        lines.append(f"Not measured: {', '.join(names)}{of_models}. Reason: {reason.rstrip('.')}.")
     return lines

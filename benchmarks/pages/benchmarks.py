@@ -10,6 +10,7 @@ from headkit.benchmarks.bench.process import TIMEOUT_S
 from headkit.benchmarks.studies.peers import BATCHES, EXPORTERS, verdict
 
 from .machines import machines
+from .wording import reword
 
 TASK_TITLES = {
     "sessions": "a full ONNX model per task",
@@ -18,7 +19,25 @@ TASK_TITLES = {
     "state_dicts": "a full `state_dict` per task",
     "heads": "one backbone, head files",
 }
-VERDICTS = ("agrees", "other logits", "fixed batch", "does not run", "no file")
+VERDICT_TITLES = {
+    "agrees": "agrees with torch",
+    "other logits": "different logits",
+    "fixed batch": "fixed batch size",
+    "does not run": "does not run",
+    "no file": "no file",
+}
+"""Column titles by the verdict of the study ``peers``."""
+
+COST_TITLES = {
+    "call_ms": "ms per call",
+    "load_seconds": "seconds to load",
+    "memory_bytes": "bytes of memory",
+    "head_file_bytes": "bytes of the head file",
+    "solve_seconds": "seconds to fit",
+    "list_ms": "ms to list",
+    "publish_ms": "ms to publish",
+}
+"""Titles by the cost of the study ``growth``."""
 
 
 def speed(result: Mapping[str, Any]) -> str:
@@ -28,8 +47,8 @@ def speed(result: Mapping[str, Any]) -> str:
     lines = [
         "![Speedup over ONNX Runtime in float32](benchmarks/speed.png)",
         "",
-        "For each architecture, the fastest runtime in a precision below float32, and its accuracy "
-        "on digits that the head was not fitted to:",
+        "This table shows, for each architecture, the fastest runtime in a precision below "
+        "float32, and its accuracy on held-out digits:",
         "",
         *_table(
             (
@@ -54,10 +73,14 @@ def speed(result: Mapping[str, Any]) -> str:
             *_table((*head, "speedup over ONNX Runtime fp32"), map(_speed_cells, own)),
             "",
         ]
-    absent = [row for section in result.values() for row in section["absent"]]
+    absent = [
+        {**row, "reason": reword(row["reason"])}
+        for section in result.values()
+        for row in section["absent"]
+    ]
     lines += [
-        "How predictions change with runtime and precision, on digits that the head was not fitted "
-        "to, and what a new process needs to classify one image:",
+        "This table shows how predictions on held-out digits change with runtime and precision, "
+        "and the time and memory that a new process needs to classify one image:",
         "",
         *_table(
             (
@@ -174,11 +197,11 @@ def peers(result: Mapping[str, Any], plot: str = "peers") -> str:
     for batch in map(str, BATCHES):
         sections = {name: section["batches"][batch] for name, section in measured.items()}
         lines += [
-            f"Milliseconds per call at batch {batch}, and headkit's time relative to the best of "
-            "the others (below 1: headkit is faster than each of them):",
+            f"Milliseconds per call at batch {batch}, and headkit's time divided by that of the "
+            "fastest other exporter (below 1, headkit is faster than all of them):",
             "",
             *_table(
-                ("architecture", *EXPORTERS, "headkit / best other"),
+                ("architecture", *EXPORTERS, "headkit / fastest other"),
                 (_latency_cells(name, one) for name, one in sections.items()),
             ),
             "",
@@ -186,7 +209,7 @@ def peers(result: Mapping[str, Any], plot: str = "peers") -> str:
             "",
         ]
     lines += [
-        "Time to export, and size of the file:",
+        "Export time and file size:",
         "",
         *_table(
             ("architecture", *EXPORTERS),
@@ -232,12 +255,17 @@ def _outcome(batch: str, sections: Mapping[str, Mapping[str, Any]]) -> list[str]
         for peer, ratio in one["ratios"].items()
         if ratio["low"] > 1
     ]
-    return [
-        f"At batch {batch} headkit's file is faster than every other file for "
-        f"{', '.join(faster) or 'no architecture'}. It is slower than at least one other file for "
-        f"{', '.join(slower) or 'no architecture'}. A difference counts only if the interval of "
-        "the ratio excludes 1."
+    sentences = [
+        f"At batch {batch} headkit's file is faster than every other file for {', '.join(faster)}."
+        if faster
+        else f"At batch {batch} there is no architecture for which headkit's file is faster than "
+        "every other file.",
+        f"headkit's file is slower than at least one other file for {', '.join(slower)}."
+        if slower
+        else "No other file is faster than headkit's for any architecture.",
+        "A difference counts only if the interval of the ratio excludes 1.",
     ]
+    return [" ".join(sentences)]
 
 
 def _exports(score: Mapping[str, Any]) -> list[str]:
@@ -247,22 +275,23 @@ def _exports(score: Mapping[str, Any]) -> list[str]:
         rows.append(
             (
                 exporter,
-                *(str(len(verdicts.get(kind, ()))) for kind in VERDICTS),
+                *(str(len(verdicts.get(kind, ()))) for kind in VERDICT_TITLES),
                 f"{outcome['bytes'] / 1e6:,.1f} MB",
             )
         )
         missed += [
-            f"- {exporter}, {kind}: {', '.join(f'`{name}`' for name in sorted(verdicts[kind]))}"
-            for kind in VERDICTS[1:]
-            if kind in verdicts
+            f"- {exporter}, {title}: {', '.join(f'`{name}`' for name in sorted(verdicts[kind]))}"
+            for kind, title in VERDICT_TITLES.items()
+            if kind in verdicts and kind != "agrees"
         ]
     return [
         f"Each exporter exports the smallest architecture of each of {score['architectures']} "
-        "families. It traces the model with two images; ONNX Runtime then runs the file with one, "
-        f"three and eight. An export may take {TIMEOUT_S // 60} minutes. The size of files is the "
-        f"sum over the {score['common']} architectures that every exporter can export:",
+        "families. It traces the model with two images. ONNX Runtime then runs the file with one, "
+        f"three and eight images. The time limit of an export is {TIMEOUT_S // 60} minutes. The "
+        f'column "size of files" is the total over the {score["common"]} architectures that every '
+        "exporter can export:",
         "",
-        *_table(("exporter", *VERDICTS, "size of files"), rows),
+        *_table(("exporter", *VERDICT_TITLES.values(), "size of files"), rows),
         "",
         *missed,
     ]
@@ -270,7 +299,7 @@ def _exports(score: Mapping[str, Any]) -> list[str]:
 
 def _export_cell(row: Mapping[str, Any]) -> str:
     if "error" in row:
-        return verdict(row)
+        return VERDICT_TITLES[verdict(row)]
     return f"{row['export_seconds']:.1f} s, {row['bytes'] / 1e6:.1f} MB"
 
 
@@ -295,7 +324,13 @@ def tasks(result: Mapping[str, Any]) -> str:
                         ),
                     )
                 )
-    head = ("tasks", "method", "size of files", "time until all have answered", "resident memory")
+    head = (
+        "tasks",
+        "method",
+        "size of files",
+        "time until all tasks have a result",
+        "resident memory",
+    )
     plot = "![Files, time and memory against tasks](benchmarks/tasks.png)"
     return "\n".join([*_table(head, rows), "", plot, "", *machines(result)])
 
@@ -315,7 +350,7 @@ def growth(result: Mapping[str, Any]) -> str:
                 (
                     section["by"],
                     f"{first[section['by']]:,} to {last[section['by']]:,}",
-                    cost.replace("_", " "),
+                    COST_TITLES[cost],
                     f"{first[cost]:,}",
                     f"{last[cost]:,}",
                     "" if slope is None else f"{slope:z.2f}",

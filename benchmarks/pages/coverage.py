@@ -7,30 +7,35 @@ from collections import defaultdict
 from headkit.benchmarks.coverage.contract import Row
 from headkit.benchmarks.coverage.record import Key
 
+from .wording import reword
+
 HEAD = """# Coverage
 
-This page shows for each architecture of timm {timm} whether it passes the contract of the adapter
-layer and the export. `make docs` generates the page from `benchmarks/results/coverage.jsonl`. The
-command `headkit coverage --structure --macs --fresh --out benchmarks/results/coverage.jsonl` writes
-that file from scratch. Runs with `--numeric --max-params 1000M`, `--export --smallest` and
-`--export --max-params 30M` instead of the first three options add to it.
+For each architecture of timm {timm}, this page shows whether it passes headkit's checks: that the
+adapter layer works with it, and that it exports to ONNX. `make docs` generates the page from
+`benchmarks/results/coverage.jsonl`. The command
+`headkit coverage --structure --macs --fresh --out benchmarks/results/coverage.jsonl` writes that
+file from scratch. Three more runs add to it. They replace the first three options with
+`--numeric --max-params 1000M`, with `--export --smallest`, and with `--export --max-params 30M`.
 
-| check | tried | passed | what it checks |
+| check | architectures | passed | what it checks |
 | --- | --- | --- | --- |
 {summary}
 
-**structure** runs on the meta device, without weights. It finds the classifier, replaces it with n,
-0 and m classes, compares its tensors with those of plain timm, and installs each kind of head.
+**structure** runs on the meta device, without weights. It finds the classifier, replaces it with
+classifiers for n, 0 and m classes, compares its tensors with those of plain timm, and installs each
+kind of head.
 
-**numeric** runs on real tensors with random weights. `classify(features(x))` must equal `model(x)`
-to 1e-5 of the largest logit; the largest difference is {worst:.1e}. A saved head must compute the
-same logits bit for bit in a fresh model. Training steps in train mode must change the head and
-nothing else. The features must be the same without a classifier. The check uses smaller images
-than the architecture's own if the architecture accepts them.
+**numeric** runs on real tensors with random weights. `classify(features(x))` may differ from
+`model(x)` by at most 1e-5 times the largest logit; the largest difference is {worst:.1e}. A saved
+head must compute the same logits, bit for bit, in a fresh model. Training steps in train mode must
+change the head and nothing else. The features must not change when the classifier is removed. The
+check uses images that are smaller than the architecture's default input if the architecture accepts
+them.
 
-**export** converts backbone and head to ONNX with random weights, at the architecture's own input
-size, with branches fused if timm can fuse them. It compares ONNX Runtime with torch at batch sizes
-1, 3 and 8; the tolerance is 1e-4 of the largest logit. {exported}
+**export** converts backbone and head to ONNX with random weights, at the architecture's default
+input size, with branches fused if timm can fuse them. It compares ONNX Runtime with torch at batch
+sizes 1, 3 and 8; the tolerance is 1e-4 times the largest logit. {exported}
 
 {untried}
 
@@ -46,7 +51,7 @@ The columns of the tables are:
 - **kind**: kind of head that `adapt` chooses.
 - **B/class**: bytes per class of that head in float32.
 - **tags**: pretrained tags with their licences.
-- **s, n, e**: results of structure, numeric and export: ✓ passed, ✗ failed, - not tried.
+- **s, n, e**: results of structure, numeric and export: ✓ passed, ✗ failed, - not checked.
 """
 
 
@@ -62,8 +67,8 @@ def page(rows: dict[Key, Row]) -> str:
             summary="\n".join(
                 _summary(check, by_check[check], what)
                 for check, what in (
-                    ("structure", "the contract without weights"),
-                    ("numeric", "the contract on real tensors"),
+                    ("structure", "the adapter layer works, without weights"),
+                    ("numeric", "the adapter layer works, on real tensors"),
                     ("export", "ONNX Runtime agrees with torch"),
                     ("macs", "multiply-adds can be counted"),
                 )
@@ -95,9 +100,9 @@ def _summary(check: str, rows: dict[str, Row], what: str) -> str:
 def _untried(structure: dict[str, Row], numeric: dict[str, Row]) -> str:
     sizes = [row["parameters"] for name, row in structure.items() if name not in numeric]
     if not sizes:
-        return "The numeric check tried every architecture."
+        return "The numeric check covers every architecture."
     return (
-        f"The numeric check did not try {len(sizes)} architectures; the smallest of them has "
+        f"The numeric check leaves out {len(sizes)} architectures; the smallest of them has "
         f"{min(sizes) / 1e6:.0f} million parameters."
     )
 
@@ -105,7 +110,7 @@ def _untried(structure: dict[str, Row], numeric: dict[str, Row]) -> str:
 def _exported(structure: dict[str, Row], export: dict[str, Row]) -> str:
     passed = [row for row in export.values() if row["passed"]]
     if not passed:
-        return "No architecture was tried."
+        return "No architecture passed."
     worst = max(row["difference"] for row in passed)
     small = [name for name, row in structure.items() if row["parameters"] <= 30e6]
     tried = sum(name in export for name in small)
@@ -113,15 +118,15 @@ def _exported(structure: dict[str, Row], export: dict[str, Row]) -> str:
     known = len({row["family"] for row in structure.values()})
     opsets = ", ".join(str(opset) for opset in sorted({row["opset"] for row in passed}))
     return (
-        f"The check tried {tried} of the {len(small)} architectures with at most 30 million "
+        f"The check covers {tried} of the {len(small)} architectures with at most 30 million "
         f"parameters. At least one architecture passed in {len(families)} of {known} families. The "
-        f"largest difference is {worst:.1e}, the opset {opsets}."
+        f"largest difference is {worst:.1e}, and the opset is {opsets}."
     )
 
 
 def _failures(by_check: dict[str, dict[str, Row]]) -> str:
     failed = [
-        f"- `{name}`, {check}: {row['error']}"
+        f"- `{name}`, {check}: {reword(row['error'])}"
         for check, rows in sorted(by_check.items())
         for name, row in rows.items()
         if not row["passed"]

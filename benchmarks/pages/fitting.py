@@ -16,11 +16,11 @@ def table(result: Mapping[str, Any]) -> str:
     solver, loop, kill = result["solver"], result["loop"], result["kill"]
     rows = [
         (
-            f"solve {solver['strengths']} strengths and select the best, {solver['rows']:,} x "
-            f"{solver['features']:,} features, {solver['classes']} classes",
+            f"fit at {solver['strengths']} regularization strengths and select the best; "
+            f"{solver['rows']:,} x {solver['features']:,} features, {solver['classes']} classes",
             f"{solver['seconds']['path']:.2f} s; a single fit of scikit-learn's "
-            f"`LogisticRegression(max_iter=1000)` takes {solver['seconds']['scikit_learn']:.1f} s: "
-            f"{solver['ratio']:.0f} times as long",
+            f"`LogisticRegression(max_iter=1000)` takes {solver['seconds']['scikit_learn']:.1f} s "
+            f"({solver['ratio']:.0f} times as long)",
         ),
         (
             "validation log loss of that head",
@@ -31,16 +31,16 @@ def table(result: Mapping[str, Any]) -> str:
             f"from image files to a head, {loop['architecture']}, {loop['images']:,} images, "
             "empty cache",
             f"{loop['fit_seconds']:.1f} s, accuracy {loop['fit_accuracy']:.4f}; {loop['epochs']} "
-            f"epochs of AdamW on the frozen backbone take {loop['loop_seconds']:.0f} s, accuracy "
-            f"{loop['loop_accuracy']:.4f}: {loop['ratio']:.0f} times as long",
+            f"epochs of AdamW on the frozen backbone take {loop['loop_seconds']:.0f} s "
+            f"({loop['ratio']:.0f} times as long), accuracy {loop['loop_accuracy']:.4f}",
         ),
         *_memory(result["memory"]),
         (
-            f"killed {kill['kills']} times during extraction, then run to the end",
+            f"a run that was killed {kill['kills']} times during extraction and then finished",
             "the same head, bit for bit" if kill["same_head"] else "ANOTHER head",
         ),
     ]
-    lines = ["| what | measured |", "| --- | --- |"]
+    lines = ["| measurement | result |", "| --- | --- |"]
     lines += [f"| {what} | {measured} |" for what, measured in rows]
     return "\n".join([*lines, "", *_extraction(result["extraction"]), "", _closing(result)])
 
@@ -78,8 +78,8 @@ def _closing(result: Mapping[str, Any]) -> str:
     runs = len(result["solver"]["all_seconds"]["path"])
     return "\n".join(
         [
-            f"Medians of {runs} alternating runs; the loop of {result['loop']['epochs']} epochs "
-            "ran once.",
+            f"The times are medians of {runs} alternating runs. The loop of "
+            f"{result['loop']['epochs']} epochs ran once.",
             *machines(result),
         ]
     )

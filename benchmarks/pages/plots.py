@@ -18,7 +18,7 @@ from headkit.benchmarks.bench.plots import (
 )
 from headkit.benchmarks.studies.peers import BATCHES, EXPORTERS
 
-from .benchmarks import TASK_TITLES, comparable, select_latencies, speedup
+from .benchmarks import COST_TITLES, TASK_TITLES, comparable, select_latencies, speedup
 
 _FLAT = 3
 """Smallest ratio that a panel shows above and below its values; noise would fill a smaller one."""
@@ -120,7 +120,7 @@ def _tasks(result: Mapping[str, Any]) -> Any:
 
     costs = {
         "bytes": ("megabytes of files", 1e6),
-        "seconds": ("seconds until all have answered", 1),
+        "seconds": ("seconds until all tasks have a result", 1),
         "resident_bytes": ("megabytes of resident memory", 1e6),
     }
     figure = Figure(figsize=(11, 4), layout="constrained", dpi=150)
@@ -162,7 +162,7 @@ def _growth(result: Mapping[str, Any]) -> Any:
             if max(values) < _FLAT * min(values):
                 ax.set_ylim(min(values) / _FLAT, max(values) * _FLAT)
         ax.set_xlabel(by)
-        ax.set_ylabel(cost.replace("_", " "))
+        ax.set_ylabel(COST_TITLES[cost])
         ax.set_title("" if slope is None else f"slope {slope:z.2f}", fontsize=9)
         simplify_axes(ax, "both")
     for ax in axes[len(panels) :]:

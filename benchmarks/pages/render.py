@@ -44,14 +44,14 @@ def demo(result: Mapping[str, Any]) -> str:
     share = result["model_bytes"] / result["head_bytes"]
     worst = max(result["difference"].values())
     lines = [
-        "| what | measured |",
+        "| measurement | result |",
         "| --- | --- |",
         f"| validation accuracy | {result['accuracy']:.4f} on {result['num_val']} images |",
         f"| duration | {result['total_seconds']:.0f} s on {result['machine']['cores']} cores |",
-        f"| size of the head file | {result['head_bytes']:,} bytes; the whole model has "
-        f"{result['model_bytes']:,} ({share:.0f} times as many) |",
-        f"| largest difference between ONNX Runtime and torch | {worst:.1e} of the largest logit, "
-        f"at batch sizes {', '.join(result['difference'])} |",
+        f"| size of the head file | {result['head_bytes']:,} bytes; the whole model takes "
+        f"{result['model_bytes']:,} bytes ({share:.0f} times as many) |",
+        f"| largest difference between ONNX Runtime and torch | {worst:.1e} times the largest "
+        f"logit, at batch sizes {', '.join(result['difference'])} |",
     ]
     for batch, timings in result["latency_ms"].items():
         eager, onnx = timings["torch_eager"]["median_ms"], timings["onnxruntime"]["median_ms"]
@@ -68,17 +68,17 @@ def deployment(result: Mapping[str, Any]) -> str:
     memory, pixels = result["memory"], result["pixels"]
     more = memory["bytes_with_all"] - memory["bytes_with_one"]
     lines = [
-        "| what | measured |",
+        "| measurement | result |",
         "| --- | --- |",
         f"| graft a head into {graft['architecture']} | {graft['seconds']['graft']:.3f} s; a new "
-        f"export takes {graft['seconds']['export']:.1f} s: {graft['ratio']:.0f} times as long; "
+        f"export takes {graft['seconds']['export']:.1f} s ({graft['ratio']:.0f} times as long); "
         f"the logits are "
-        f"{'equal bit for bit' if graft['logits_bit_equal'] else 'NOT equal'} |",
+        f"{'equal, bit for bit' if graft['logits_bit_equal'] else 'NOT equal'} |",
         f"| {multi['heads']} heads in one multi model, {multi['architecture']}, batch "
-        f"{multi['batch']} | {multi['ratio']:.3f} times the time of a model with one head |",
-        f"| another head at each call of a swappable session, batch 1 | "
-        f"{switch['arrays']['ratio']:.3f} times the time with the same head at each call; with "
-        f"adapter files {switch['adapter_files']['ratio']:.3f} times |",
+        f"{multi['batch']} | takes {multi['ratio']:.3f} times as long as a model with one head |",
+        f"| a different head for each call of a swappable session, batch 1 | takes "
+        f"{switch['arrays']['ratio']:.3f} times as long as the same head for each call; with "
+        f"adapter files, {switch['adapter_files']['ratio']:.3f} times as long |",
         f"| {memory['heads']:,} heads in a session instead of one | {more / 1e6:.0f} MB more "
         f"memory; the head files take {memory['head_files_bytes'] / 1e6:.0f} MB and load in "
         f"{memory['load_seconds']:.1f} s |",
@@ -101,7 +101,7 @@ def deployment(result: Mapping[str, Any]) -> str:
             f"| {name} | {row['bytes'] / 1e6:.1f} | {row['latency_ms_batch_1']['median_ms']:.1f} "
             f"| {row['latency_ms_batch_16']['median_ms']:.1f} | {same} | {accuracy:.4f} |"
         )
-    return "\n".join([*lines, "", "Medians of alternating runs.", *machines(result)])
+    return "\n".join([*lines, "", "The times are medians of alternating runs.", *machines(result)])
 
 
 BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -183,7 +183,7 @@ def table(result: Mapping[str, Any]) -> str:
     measured_on = result["machine"]
     lines = [
         "| training images per class | what is trained | trained parameters "
-        "| validation accuracy | seconds | bytes of the file |",
+        "| validation accuracy | seconds | file size in bytes |",
         "|---:|---|---:|---:|---:|---:|",
     ]
     lines += [
@@ -195,17 +195,18 @@ def table(result: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"`{result['architecture']}`, weights: {result['weights']}; data: {result['data']}, scaled "
-        f"to {height} x {width}; {result['num_val']} validation images; medians of up to "
+        f"to {height} x {width}; {result['num_val']} validation images; medians over up to "
         f"{max(len(row['accuracies']) for row in result['rows'])} training sets. "
-        f"{measured_on['cores']} cores of {measured_on['processor']}, torch "
-        f"{measured_on['packages']['torch']}, timm {measured_on['packages']['timm']}.",
+        f"Measured with torch {measured_on['packages']['torch']} and timm "
+        f"{measured_on['packages']['timm']} (processor: {measured_on['cores']} cores of "
+        f"{measured_on['processor']}).",
     ]
     return "\n".join(lines)
 
 
 _TITLES = {
-    "head": "head: `fit` computes the features once and solves",
-    "classifier": "classifier: AdamW, through the frozen backbone in every epoch",
+    "head": "head: `fit`, which computes the features once",
+    "classifier": "classifier: AdamW, which runs the frozen backbone in every epoch",
     "network": "whole network: AdamW",
 }
 

@@ -143,7 +143,7 @@ async def _send_bad_requests(port: int, image: bytes) -> dict[str, int]:
     black = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(black, "PNG")
     requests = {
-        "no image": (b"no image", "head-000"),
+        "not an image": (b"not an image", "head-000"),
         "unknown head": (image, "no-such-head"),
         "100 megapixels": (black.getvalue(), "head-000"),
         "30 MB": (bytes(30_000_000), "head-000"),
@@ -162,7 +162,7 @@ async def _send_bad_requests(port: int, image: bytes) -> dict[str, int]:
     writer.write(f"{start}Content-Length: {len(body)}\r\n\r\n".encode() + body[:1000])
     await writer.drain()
     writer.close()
-    return {**statuses, "cut connection": 0}
+    return {**statuses, "dropped connection": 0}
 
 
 def _publish(folder: Path) -> list[Path]:

@@ -207,7 +207,7 @@ def check_cost(cost: Cost, max_cost: float, precision: str) -> None:
             f"to {cost.accuracy_after:.1%}"
         )
     if loss > max_cost + 1e-9:  # binary floats do not hold every share exactly
-        raise ParityError(f"{precision} {effect}, allowed is {max_cost:.1%}; {advice}")
+        raise ParityError(f"{precision} {effect}; the limit is {max_cost:.1%}; {advice}")
 
 
 class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]

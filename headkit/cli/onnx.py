@@ -112,7 +112,7 @@ def _format_exported(result: dict[str, Any]) -> list[str]:
     worst, batches = max(result["difference"].values()), ", ".join(map(str, result["difference"]))
     lines = [
         f"{result['model']}: {result['bytes']:,} bytes, opset {result['opset']}; largest "
-        f"difference from torch at batch sizes {batches}: {worst:.1e} of the largest value"
+        f"difference from torch at batch sizes {batches}: {worst:.1e} times the largest value"
     ]
     if result["pixel_difference"] is not None:
         lines.append(

@@ -184,10 +184,10 @@ def test_missing_runtimes_are_reported_with_the_reason(tmp_path: Path) -> None:
     on_gpu = {(one, p, "cuda") for one in ("onnxruntime", "tensorrt") for p in ("fp32", "fp16")}
     assert missing == {("onnxruntime", "int8", "cpu"), *on_gpu}
     assert describe_unmeasured(result["absent"], [str(path)]) == [
-        f"Not measured: onnxruntime int8: {path} is an ONNX file, whose precision is fixed: it "
-        "runs as fp32 only",
+        f"Not measured: onnxruntime int8. Reason: {path} is an ONNX file, whose precision is "
+        "fixed: it runs as fp32 only.",
         "Not measured: onnxruntime fp32 cuda, onnxruntime fp16 cuda, tensorrt fp32 cuda, "
-        "tensorrt fp16 cuda: there is no GPU that torch can use",
+        "tensorrt fp16 cuda. Reason: there is no GPU that torch can use.",
     ]
     with pytest.raises(headkit.ExportError, match="there is no GPU that torch can use"):
         headkit.bench([path], runtimes=["tensorrt"], devices=["cuda"])
@@ -202,12 +202,12 @@ def test_a_line_names_its_models_if_others_were_measured() -> None:
         row("one", "torch", "no"),
         row("other", "torch", "no"),
         row("one", "openvino", "no"),
-        row("other", "openvino", "too large"),
+        row("other", "openvino", "too large."),
     ]
     assert describe_unmeasured(rows, ["one", "other"]) == [
-        "Not measured: torch bf16: no",
-        "Not measured: openvino bf16 of one: no",
-        "Not measured: openvino bf16 of other: too large",
+        "Not measured: torch bf16. Reason: no.",
+        "Not measured: openvino bf16 of one. Reason: no.",
+        "Not measured: openvino bf16 of other. Reason: too large.",
     ]
 
 

@@ -284,9 +284,11 @@ def test_logits_that_cannot_be_compared_are_refused() -> None:
 def test_check_uses_accuracy_if_it_is_known_and_agreement_otherwise() -> None:
     check_cost(Cost(100, 0.5, 0.1, 0.2, 0.90, 0.88), 0.02, "int8")
     check_cost(Cost(100, 0.98, 0.1, 0.2), 0.02, "int8")
-    with pytest.raises(ParityError, match=r"from 90\.0% to 87\.0%, allowed is 2\.0%; calibrate"):
+    with pytest.raises(ParityError, match=r"from 90\.0% to 87\.0%; the limit is 2\.0%; calibrate"):
         check_cost(Cost(100, 1.0, 0.1, 0.2, 0.90, 0.87), 0.02, "int8")
-    with pytest.raises(ParityError, match=r"class of 3\.0% of 100 images, allowed is 2\.0%; keep"):
+    with pytest.raises(
+        ParityError, match=r"class of 3\.0% of 100 images; the limit is 2\.0%; keep"
+    ):
         check_cost(Cost(100, 0.97, 0.1, 0.2), 0.02, "fp16")
 
 
