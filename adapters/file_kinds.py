@@ -88,7 +88,7 @@ def check_argument(argument: str, path: object, expected: FileKind, usage: str) 
     """
     mistake = explain_wrong_kind(path, expected) if isinstance(path, str | Path) else None
     if mistake is not None:
-        raise expected.error(f"{argument} is {path}: {mistake}; write {usage}")
+        raise expected.error(f"cannot use {path} as {argument}: {mistake}; pass {usage}")
 
 
 def _safetensors_metadata(path: Path) -> dict[str, str] | None:

@@ -27,10 +27,10 @@ def check_writable(path: str | Path) -> Path:
     path = Path(path)
     try:
         if path.is_dir():
-            raise OutputError(f"cannot write {path}: it is a folder; name a file")
+            raise OutputError(f"cannot write {path}: it is a folder, expected the path of a file")
         folder = next(folder for folder in path.parents if folder.exists())
         if not folder.is_dir():
-            raise OutputError(f"cannot write {path}: {folder} is a file; name a folder")
+            raise OutputError(f"cannot write {path}: {folder} is a file, expected a folder")
         with _temporary_path(folder / path.name):
             pass
     except OSError as error:
@@ -47,7 +47,7 @@ def make_parent_folder(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+        raise OutputError(f"cannot create the folder {path.parent}: {error.strerror}") from error
 
 
 @contextmanager
@@ -153,5 +153,5 @@ def cache_folder(cache: bool | str | Path = True) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the cache {folder}: {error.strerror}") from error
+        raise OutputError(f"cannot create the cache {folder}: {error.strerror}") from error
     return folder

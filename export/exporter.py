@@ -236,7 +236,7 @@ def _load_model_and_heads(
     """Return a copy of the model that export may change, the heads, and the first head."""
     if isinstance(source, nn.Module):
         if form == "multi":
-            raise ExportError("the form 'multi' takes heads by name: {name: head, ...}")
+            raise ExportError("the form 'multi' needs named heads: pass {name: head, ...}")
         model = copy_structure(source, share_tensors=True)
         if form == "backbone" and not find_classifier(model).num_classes:
             replace_classifier(model, 1)
@@ -278,17 +278,21 @@ def _load_heads(source: Any, form: str) -> dict[str, Head]:
         if not isinstance(source, Head | str | Path) and len(source) == 1:
             (source,) = source.values() if isinstance(source, Mapping) else source
         if not isinstance(source, Head | str | Path):
-            raise ExportError(f"the form {form!r} takes one head, found {len(source)}")
+            raise ExportError(
+                f"the form {form!r} takes one head, found {len(source)}: pass one head, or use "
+                "form='multi' (--form multi)"
+            )
         return {"": load_head(source)}
     if isinstance(source, Mapping):
         return {name: load_head(head) for name, head in source.items()}
     listed = [source] if isinstance(source, str | Path) else source
     if isinstance(listed, Head) or any(isinstance(head, Head) for head in listed):
-        raise ExportError("the form 'multi' takes heads by name: {name: head, ...}")
+        raise ExportError("the form 'multi' needs named heads: pass {name: head, ...}")
     heads = {head_name(head): load_head(head) for head in listed}
     if len(heads) < len(listed):
         raise ExportError(
-            "two head files have the same name: rename one, or pass {name: head, ...}"
+            f"two of the heads {', '.join(map(str, listed))} have the same file name: rename one "
+            "file, or pass {name: head, ...}"
         )
     return heads
 

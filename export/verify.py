@@ -126,8 +126,9 @@ def verify_runs(path: Path, info: ModelInfo, heads: Heads, *, seed: int = 0) -> 
             logits = outputs[logits_name(name)]
             if logits.shape != (batch, head.num_classes) or not np.isfinite(logits).all():
                 raise ParityError(
-                    f"in {info.precision} {logits_name(name)} is {list(logits.shape)} at batch "
-                    f"{batch}, expected finite {[batch, head.num_classes]}; no file was written"
+                    f"in {info.precision} at batch size {batch}, {logits_name(name)} has the shape "
+                    f"{list(logits.shape)}, expected {[batch, head.num_classes]} without NaN or "
+                    "infinite values; no file was written"
                 )
             if info.probabilities:
                 task = get_task(head.task)
@@ -135,8 +136,9 @@ def verify_runs(path: Path, info: ModelInfo, heads: Heads, *, seed: int = 0) -> 
                 difference = _difference(outputs[probabilities_name(name)], expected, batch)
                 if not difference <= TOLERANCE:
                     raise ParityError(
-                        f"in {info.precision} {probabilities_name(name)} does not follow from the "
-                        "logits; no file was written"
+                        f"in {info.precision}, the output {probabilities_name(name)} differs from "
+                        f"the scores of its logits by {difference:.1e}, expected at most "
+                        f"{TOLERANCE:.0e}; no file was written"
                     )
 
 
@@ -197,13 +199,15 @@ def _run(session: ort.InferenceSession, pixels: Array, batch: int) -> dict[str, 
     try:
         return dict(zip(names, session.run(names, {"pixel_values": pixels}), strict=True))
     except Exception as error:  # onnxruntime's own classes share no root below Exception
-        raise ExportError(f"ONNX Runtime fails at batch {batch}: {first_line(error)}") from error
+        raise ExportError(
+            f"ONNX Runtime failed at batch size {batch}: {first_line(error)}"
+        ) from error
 
 
 def _difference(actual: Array, expected: Array, batch: int) -> float:
     if actual.shape != expected.shape:
         raise ParityError(
-            f"at batch {batch} ONNX Runtime returns shape {list(actual.shape)}, "
-            f"torch {list(expected.shape)}; no file was written"
+            f"at batch size {batch}, ONNX Runtime returns the shape {list(actual.shape)}, but "
+            f"torch returns {list(expected.shape)}; no file was written"
         )
     return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-12))

@@ -157,7 +157,10 @@ def fit(
         on = np.ones(len(held.targets), np.bool_) if val_source else mask
         validation = LabeledFeatures.from_views([held], on) if on.any() else None
         if validation is None:
-            logger.warning("no image is left for validation: the head has no metrics")
+            logger.warning(
+                "no images are left for validation, so the head will have no metrics: pass val "
+                "(--val) or more images per class"
+            )
         names = train_source.label_names or get_task(train_source.task).label_names(examples.y)
         model, choices = train_classifier(
             backbone, plan, examples, validation, len(names), train_source.task, weighing, l2, seed
@@ -202,7 +205,7 @@ def _check(
         raise ValueError(f"holdout is {holdout}, expected a share between 0 and 1")
     for strength in () if l2 is None else (l2,) if isinstance(l2, int | float) else l2:
         if not strength > 0:
-            raise ValueError(f"l2 is {strength}, expected a positive strength")
+            raise ValueError(f"l2 is {strength}, expected a positive number")
     if kind is not None and kind not in KINDS:
         raise ContractError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     for name, value in (("views", views), ("batch_size", batch_size)):

@@ -273,7 +273,7 @@ def architecture(name: str) -> Architecture:
     names = [one.name for one in row.tags]
     if tag not in names:
         near = difflib.get_close_matches(tag, names, n=3, cutoff=0.3) or names[:5]
-        hint = f"nearest: {', '.join(near)}" if near else "it has none"
+        hint = f"nearest: {', '.join(near)}" if near else "it has no pretrained weights"
         raise UnknownArchitecture(f"{name} has no pretrained tag {tag!r}; {hint}")
     return replace(row, tags=(row.tags[names.index(tag)],))
 

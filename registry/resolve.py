@@ -42,7 +42,9 @@ def head_file(word: str | Path, store: str | Path | None = None) -> Path:
     try:
         return HeadStore(store).pull(str(word))
     except RegistryError as error:
-        raise RegistryError(f"there is no file {word}, and as a reference: {error}") from error
+        raise RegistryError(
+            f"there is no file {word}, and looking it up in the store failed: {error}"
+        ) from error
 
 
 def load_head(head: Head | str | Path) -> Head:

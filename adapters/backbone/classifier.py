@@ -94,9 +94,10 @@ def replace_classifier(model: nn.Module, num_classes: int) -> Classifier:
     stray = set(after) - set(before) - set(now.tensors)
     if now.num_classes != num_classes or bool(now.tensors) != bool(num_classes) or stray:
         raise ContractError(
-            f"reset_classifier({num_classes}) of {name_of(model)} leaves {now.num_classes} classes "
-            f"with {', '.join(now.tensors) or 'no tensors'}"
-            + (f" and the new tensors {', '.join(sorted(stray))}" if stray else "")
+            f"after reset_classifier({num_classes}), the classifier of {name_of(model)} has "
+            f"{now.num_classes} classes and the tensors {', '.join(now.tensors) or 'none'}, "
+            f"expected {num_classes} classes"
+            + (f"; tensors outside it are new: {', '.join(sorted(stray))}" if stray else "")
         )
     reference = next(iter(tensor for tensor, *_ in before.values() if tensor.is_floating_point()))
     for path in now.paths if num_classes else ():
@@ -204,7 +205,7 @@ def _reset_classifier(model: nn.Module, num_classes: int) -> None:
     except AttributeError as error:  # as in timm before 1.0.29, from no classes to some
         raise ContractError(
             f"reset_classifier of {name_of(model)} fails in timm {timm.__version__}: "
-            f"{first_line(error)}; install timm>=1.0.29, or start with another number of classes"
+            f"{first_line(error)}; install timm>=1.0.29, or create it with another num_classes"
         ) from error
 
 

@@ -79,8 +79,8 @@ class _EncoderWithClassifier:
         encoder = cast(Any, self)
         if global_pool not in (None, getattr(encoder, "global_pool", None)):
             raise ContractError(
-                f"global_pool is {global_pool!r}, but the pooling of an encoder never changes "
-                "after its creation: call reset_classifier without it"
+                f"global_pool is {global_pool!r}, but the pooling of an encoder cannot be changed: "
+                "call reset_classifier without global_pool"
             )
         reference = next(encoder.parameters())
         encoder.num_classes = num_classes

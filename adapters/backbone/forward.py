@@ -73,8 +73,8 @@ def classify(model: nn.Module, features: Features) -> Tensor:
 def _classify(model: nn.Module, classifier: Classifier, branches: tuple[Tensor, ...]) -> Tensor:
     if not branches or len(classifier.paths) % len(branches):
         raise ContractError(
-            f"there are {len(branches)} feature tensors for the {len(classifier.paths)} modules of "
-            f"the classifier of {name_of(model)}: pass what features(model, x) returns"
+            f"got {len(branches)} feature tensors, expected {len(classifier.paths)}, one for each "
+            f"classifier module of {name_of(model)}: pass what features(model, x) returns"
         )
     outputs = {}
     for number, (path, width) in enumerate(zip(classifier.paths, classifier.widths, strict=True)):
@@ -149,7 +149,8 @@ def _record_forward(model: nn.Module, classifier: Classifier, x: Any) -> _Forwar
             repeated = path in record.arguments
             if repeated or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
                 raise ContractError(
-                    f"{name_of(model)}: its classifier {path} is not called once, with one tensor"
+                    f"{name_of(model)} must call its classifier {path} exactly once per forward "
+                    "pass, with a single tensor"
                 )
             record.arguments[path] = args[0]
             record.inputs[path] = args[0][kept].clone()  # a classifier may work in place
@@ -185,8 +186,8 @@ def _find_problem(model: nn.Module, classifier: Classifier, record: _ForwardReco
     for tensor in (record.result, *(() if tokens else record.inputs.values())):
         if tensor.ndim != 2 and tensor.shape[2:] != (1, 1):
             return (
-                f"the features are not pooled, their shape is {list(tensor.shape)}: "
-                "create it with a global_pool other than ''"
+                f"the features have the shape {list(tensor.shape)}, so they are not pooled: "
+                "create the model with a global_pool other than ''"
             )
     unused = [path for path in classifier.paths if path not in record.outputs]
     if unused:
@@ -195,8 +196,8 @@ def _find_problem(model: nn.Module, classifier: Classifier, record: _ForwardReco
     result = record.result.flatten(1)
     if logits.shape != result.shape:
         return (
-            f"the output of its classifier has the shape {list(logits.shape)}, that of the model "
-            f"{list(result.shape)}, expected the same"
+            f"the output of its classifier has the shape {list(logits.shape)}, but the output of "
+            f"the model has {list(result.shape)}; expected equal shapes"
         )
     if result.is_meta:
         return None
@@ -205,8 +206,8 @@ def _find_problem(model: nn.Module, classifier: Classifier, record: _ForwardReco
     tolerance = max(TOLERANCE, 4 * torch.finfo(result.dtype).eps)
     if not torch.allclose(logits, result, rtol=0, atol=tolerance * scale, equal_nan=True):
         return (
-            "the output of its classifier is not the output of the model, which changes the logits "
-            "after the classifier"
+            "the output of its classifier differs from the output of the model: the model changes "
+            "the logits after the classifier"
         )
     return None
 

@@ -80,8 +80,8 @@ def check_architecture(architecture: str) -> None:
     kind = detect_file_kind(architecture)
     if kind is not None:
         raise UnknownArchitecture(
-            f"the architecture is {architecture}: it is {kind.noun}, expected the name of a timm "
-            "architecture, such as resnet50"
+            f"{architecture} is {kind.noun}, expected the name of a timm architecture, such as "
+            "resnet50"
         )
     name, _, tag = architecture.partition(".")
     if not timm.is_model(name):
@@ -140,13 +140,13 @@ def _names_by_position(
         expected = timm.create_model(architecture, pretrained=False, **kwargs).state_dict()
     if len(expected) != len(state):
         raise WeightsError(
-            f"cannot remap by position: the file has {len(state)} tensors, "
+            f"cannot remap by position: the file has {len(state)} tensors, but "
             f"{architecture} has {len(expected)}"
         )
     for (name, tensor), (file_name, loaded) in zip(expected.items(), state.items(), strict=True):
         if tensor.shape != loaded.shape:
             raise WeightsError(
-                f"cannot remap by position: {file_name} has shape {tuple(loaded.shape)}, "
+                f"cannot remap by position: {file_name} has the shape {tuple(loaded.shape)}, but "
                 f"{architecture} expects {tuple(tensor.shape)} for {name}"
             )
     return list(expected)
@@ -170,6 +170,6 @@ def _create_with_weights(
             ) from error
         raise WeightsError(
             f"timm could not load pretrained weights of {architecture}: {first_line(error)}; "
-            "name a file with weights=FILE (--weights FILE), or ask for random weights with "
+            "pass a file with weights=FILE (--weights FILE), or use random weights with "
             "pretrained=False"
         ) from error

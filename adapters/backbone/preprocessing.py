@@ -21,7 +21,7 @@ def timm_cfg(model: nn.Module) -> dict[str, Any]:
     cfg = getattr(model, "pretrained_cfg", None)
     if not isinstance(cfg, dict) or "architecture" not in cfg:
         raise ContractError(
-            f"{type(model).__name__} has no pretrained_cfg: create it with timm.create_model"
+            f"{type(model).__name__} has no pretrained_cfg: create the model with timm.create_model"
         )
     return cfg
 

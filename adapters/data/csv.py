@@ -74,7 +74,7 @@ def open_csv(file: Path, task: TaskName | None = None) -> tuple[ImageDataset, Im
     chosen = chosen or get_task(_detect_task(csv_file))
     train = [line for line in csv_file.lines if not line.in_validation]
     if not train:
-        raise DataError(f"{file} has no line of the split train")
+        raise DataError(f"{file} has no training lines: no line has the split train")
     names = _output_names(csv_file, train, chosen)
     if chosen.exclusive:
         check_two_classes(str(file), names)
@@ -99,7 +99,7 @@ def open_validation_csv(file: Path, train: ImageDataset) -> ImageDataset:
         else csv_file.lines
     )
     if not lines:
-        raise DataError(f"{file} has no line of the split val")
+        raise DataError(f"{file} has no validation lines: no line has the split val")
     if not task.has_classes:
         outputs = _output_names(csv_file, lines, task)
         if set(outputs) != set(train.label_names):
@@ -125,7 +125,7 @@ def _read_lines(file: Path, task: Task | None) -> _CsvFile:
         if len(cells) != len(header):
             raise DataError(
                 f"{file} line {number} has {len(cells)} columns, expected {len(header)} "
-                f"({', '.join(header)}): put text that contains a comma between quotes"
+                f"({', '.join(header)}): put quotes around values that contain a comma"
             )
         if not cells[path]:
             raise DataError(f"{file} line {number} has no path")
@@ -140,7 +140,7 @@ def _read_lines(file: Path, task: Task | None) -> _CsvFile:
         image = os.path.join(folder, cells[path])  # noqa: PTH118
         lines.append(_Line(number, image, tuple(cells[i].strip() for i in values), in_validation))
     if not lines:
-        raise DataError(f"{file} lists no images: it ends after its first line")
+        raise DataError(f"{file} lists no images: it has only a header line")
     csv_file = _CsvFile(file, columns, split is not None, lines)
     csv_file = _CsvFile(file, columns, split is not None, _drop_duplicates(csv_file))
     _check_images_exist(csv_file, folder)
@@ -199,13 +199,13 @@ def _drop_duplicates(csv_file: _CsvFile) -> list[_Line]:
         if known.values != line.values:
             raise DataError(
                 f"{both} have different labels for {line.path}: {SEPARATOR.join(known.values)} and "
-                f"{SEPARATOR.join(line.values)} (write several labels of one image on one line, "
-                f"separated by {SEPARATOR})"
+                f"{SEPARATOR.join(line.values)} (to give an image several labels, write them on "
+                f"one line, separated by {SEPARATOR})"
             )
         repeated.append(line)
     if repeated:
         logger.warning(
-            "%s lists %d images again with the same label, such as %s in line %d; duplicates are "
+            "%s has %d duplicate lines (same image, same label), such as %s on line %d: they are "
             "ignored",
             csv_file.file,
             len(repeated),
@@ -221,7 +221,7 @@ def _check_images_exist(csv_file: _CsvFile, folder: str) -> None:
         listed = [f"{line.path} (line {line.number})" for line in missing]
         raise DataError(
             f"{len(missing)} of the {len(csv_file.lines)} images in {csv_file.file} do not exist: "
-            f"{shorten_list(listed, 3)}; paths are relative to {folder or 'the working folder'}"
+            f"{shorten_list(listed, 3)}; paths are relative to {folder or 'the current folder'}"
         )
 
 

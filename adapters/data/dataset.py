@@ -71,7 +71,7 @@ def check_known_classes(where: str, classes: Iterable[str], known: Iterable[str]
     unknown = sorted(set(classes).difference(known))
     if unknown:
         raise DataError(
-            f"{where} has the class {shorten_list(unknown)}, which the training data lacks"
+            f"{where} has classes that the training data does not have: {shorten_list(unknown)}"
         )
 
 

@@ -46,7 +46,10 @@ def open_folder(root: Path, train_classes: tuple[str, ...] | None = None) -> Ima
         raise DataError(f"no images in {root}: expected one folder per class with images in it")
     if "" in labels:
         loose = paths[labels.index("")]
-        raise DataError(f"{root} holds images next to the class folders, such as {loose}")
+        raise DataError(
+            f"{root} has images outside the class folders, such as {loose}: move each into the "
+            "folder of its class"
+        )
     _check_no_empty_class(root, paths)
     classes = set(labels)
     _check_utf8(root, classes)
@@ -81,7 +84,7 @@ def _list_images(root: str) -> tuple[list[str], list[str]]:
             paths.append(entry.path)
             labels.append(label)
         elif (identity := _identity(entry.path)) in (above for *_, above in open_folders):
-            logger.warning("%s leads back to a folder above it: left out", entry.path)
+            logger.warning("skipped %s: it links back to a folder above it", entry.path)
         else:
             open_folders.append((_entries(entry.path), entry.name, identity))
     return paths, labels
@@ -122,8 +125,8 @@ def _check_no_empty_class(root: Path, paths: list[str]) -> None:
     empty = [name for name in folders if not name.startswith(".") and name not in filled]
     if empty:
         raise DataError(
-            f"class {shorten_list(sorted(empty, key=natural_key))} of {root} has no image: "
-            "add images or remove the folder"
+            f"{root} has class folders without images: "
+            f"{shorten_list(sorted(empty, key=natural_key))}; add images or remove the folders"
         )
 
 

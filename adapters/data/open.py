@@ -50,7 +50,8 @@ def open_data(
     if val is not None:
         if own_val is not None:
             raise DataError(
-                f"{data} has its own validation lines, but val is {val}: remove one of them"
+                f"{data} has its own validation lines, but val is {val}: omit val (--val) or "
+                "remove those lines"
             )
         return train, _open_val(val, train)
     if own_val is None:
@@ -97,8 +98,8 @@ def _is_csv(path: Path) -> bool:
 def _check_multiclass(data: str | Path, task: TaskName | None) -> None:
     if task is not None and not get_task(task).exclusive:
         raise DataError(
-            f"{data} has one class per image, which is the task multiclass; {task} needs a CSV "
-            "with the columns path,label"
+            f"{data} has one class per image, so it only suits the task multiclass; {task} needs a "
+            "CSV file with the columns path,label"
         )
 
 
@@ -111,8 +112,8 @@ def _warn_of_labels_with_one_image(train: ImageDataset) -> None:
     single = [name for name, n in zip(train.label_names, images, strict=True) if n == 1]
     if single:
         logger.warning(
-            "%d labels of %s have only one image, which stays in training, so they are not "
-            "validated: %s",
+            "%d labels of %s have only one image, which is used for training, so the metrics do "
+            "not cover them: %s",
             len(single),
             train.name,
             shorten_list(single),

@@ -112,7 +112,10 @@ def _class_map(
         return None
     if bool(names) != bool(train_classes):
         unnamed = "the training data has" if names else f"{where} has"
-        raise DataError(f"{unnamed} no class names, so the classes of the two cannot be matched")
+        raise DataError(
+            f"{unnamed} no class names, so the classes of training and validation data cannot be "
+            "matched"
+        )
     check_known_classes(where, names, train_classes)
     if names == train_classes:
         return None
@@ -139,7 +142,7 @@ def _open_hfds(
         if len(labels) < len(names):
             empty = [name for name in names if name not in labels]
             logger.warning(
-                "%s has classes without images, which are left out: %s", where, shorten_list(empty)
+                "skipped the classes of %s that have no images: %s", where, shorten_list(empty)
             )
     else:
         check_known_classes(where, by_value.values(), train_classes)
@@ -220,7 +223,7 @@ def _open_shards(root: str, split: str, where: str) -> tuple[tuple[str, ...], di
             shard for shard in reader.split_info.filenames if not Path(root, shard).is_file()
         ]
         if missing:
-            raise DataError(f"{where} lacks the shard {shorten_list(missing, 3)} in {root}")
+            raise DataError(f"{where}: shards are missing in {root}: {shorten_list(missing, 3)}")
     names = reader.info.get("label_names") or _read_names(Path(root, CLASSES_FILE))
     # timm skips images that it cannot read and only logs a line. This stream serves this check
     # alone: once read here, it would pass all shards to each worker.

@@ -60,7 +60,7 @@ def count_duplicates(train: ExtractedFeatures, val: ExtractedFeatures | None) ->
     counts = {"num_duplicates": len(copies)}
     if len(copies):
         logger.warning(
-            "%d of %d images repeat another one: %s",
+            "%d of %d images are duplicates of another image: %s",
             len(copies),
             len(group),
             _format_pairs(
@@ -72,7 +72,7 @@ def count_duplicates(train: ExtractedFeatures, val: ExtractedFeatures | None) ->
         )
         if len(other):
             logger.warning(
-                "%d of them have other labels than the image they repeat: %s",
+                "%d of the duplicates have a different label from the original image: %s",
                 len(other),
                 _format_pairs(
                     [(train.names[i], train.names[first[group[i]]]) for i in other[:_LISTED]]
@@ -84,7 +84,7 @@ def count_duplicates(train: ExtractedFeatures, val: ExtractedFeatures | None) ->
     shared = np.flatnonzero(unique[at] == val.pixel_digests)
     if len(shared):
         logger.warning(
-            "%d of %d validation images are training images too, which flatters the metrics: %s",
+            "%d of %d validation images are also training images, which inflates the metrics: %s",
             len(shared),
             len(at),
             _format_pairs([(val.names[i], train.names[first[at[i]]]) for i in shared[:_LISTED]]),

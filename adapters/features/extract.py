@@ -149,7 +149,9 @@ def _extract_files(
         # A file that changed during extraction was stored under the digest of its new content.
         remaining = _find_missing(job, digests)
         digests[remaining] = hash_files([paths[i] for i in remaining], index)
-    raise DataError(f"{paths[missing[0]]} changes while it is read: try again when it is complete")
+    raise DataError(
+        f"{paths[missing[0]]} kept changing while it was read: try again when it is complete"
+    )
 
 
 def _find_missing(job: ExtractionJob, digests: Digests) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -39,8 +39,13 @@ def check_class_weights(
         return "balanced"
     unknown = sorted(set(class_weights) - set(dataset.label_names))
     if unknown:
-        raise DataError(f"class_weights names {', '.join(unknown[:5])}, which {dataset.name} lacks")
+        raise DataError(
+            f"class_weights has labels that {dataset.name} does not have: {', '.join(unknown[:5])}"
+        )
     weights = [float(class_weights.get(name, 1)) for name in dataset.label_names]
-    if not all(weight > 0 for weight in weights):
-        raise ValueError("class_weights has a weight that is not positive")
+    for name, weight in zip(dataset.label_names, weights, strict=True):
+        if not weight > 0:
+            raise ValueError(
+                f"class_weights has the weight {weight} for {name}, expected a positive number"
+            )
     return torch.tensor(weights)

@@ -20,7 +20,7 @@ def check_crops(whole: ExtractedFeatures, crops: Sequence[ExtractedFeatures]) ->
         if changed:
             raise DataError(
                 f"{len(changed)} images could be read for some crops and not for others, such as "
-                f"{changed[0]}: the data changed during the work; fit again"
+                f"{changed[0]}: the files changed while they were read; run fit again"
             )
 
 

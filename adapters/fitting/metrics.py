@@ -48,7 +48,7 @@ def measure(logits: Any, y: Any, task: TaskName, temperature: float = 1.0) -> di
     """
     z = _to_array(logits)
     if not len(z):
-        raise ValueError("no image to measure: logits are empty")
+        raise ValueError("logits are empty, expected at least one image")
     metrics = get_task(task).measure(z, _to_array(y), temperature)
     return {name: _round(value) for name, value in metrics.items()}
 

@@ -156,7 +156,7 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
     """
     if isinstance(model, str | Path | Head):
         raise ValueError(
-            f"attach takes a model and then a head, but the model is a {type(model).__name__}: "
+            f"the first argument of attach is a {type(model).__name__}, expected a model: "
             "write attach(load_backbone(ARCHITECTURE), HEAD)"
         )
     if not isinstance(head, Head):
@@ -184,19 +184,20 @@ def _attach(
     architecture = timm_cfg(model)["architecture"]
     if architecture != head.architecture:
         raise BackboneMismatch(
-            f"this head was trained on {head.architecture}, the backbone is {architecture}"
+            f"this head was trained on {head.architecture}, but the backbone is {architecture}: "
+            f"load {head.architecture}"
         )
     width = num_features(model)
     if width != head.num_features:
         raise BackboneMismatch(
-            f"this head takes {head.num_features} features, the backbone has {width}"
+            f"this head takes {head.num_features} features, but the backbone has {width}"
         )
     pooled = model_arguments(model).get("global_pool", "") or ""
     if not force and pooled != head.global_pool:
         raise BackboneMismatch(
-            f"this head was trained with global_pool {head.global_pool!r}, the backbone has "
-            f"{pooled!r}: create it with global_pool={head.global_pool!r}, or attach it in Python "
-            "with attach(model, head, force=True)"
+            f"this head was trained with global_pool {head.global_pool!r}, but the backbone has "
+            f"{pooled!r}: create the backbone with global_pool={head.global_pool!r}, or attach the "
+            "head in Python with attach(model, head, force=True)"
         )
     if not force:
         info = identify()
@@ -204,9 +205,9 @@ def _attach(
             raise BackboneMismatch(
                 "this head was trained on "
                 f"{_describe(head.backbone.tag, head.backbone.source)} with fingerprint "
-                f"{head.backbone.fingerprint[:12]}, the backbone is "
+                f"{head.backbone.fingerprint[:12]}, but the backbone is "
                 f"{_describe(info.tag, info.source)} with fingerprint {info.fingerprint[:12]}: "
-                "load the weights that the head was trained on, or attach it in Python with "
+                "load the weights that the head was trained on, or attach the head in Python with "
                 "attach(model, head, force=True)"
             )
     tensors = safetensors.torch.load(safetensors.numpy.save(dict(head.tensors)))
@@ -217,8 +218,8 @@ def _attach(
     head_shapes = {name: list(value.shape) for name, value in tensors.items()}
     if model_shapes != head_shapes:
         raise BackboneMismatch(
-            f"the head's tensors are {head_shapes}, "
-            f"the classifier of {architecture} has {model_shapes}"
+            f"the head's tensors have the shapes {head_shapes}, but those of the classifier of "
+            f"{architecture} have {model_shapes}"
         )
     install_classifier(model, kind, head.num_classes, tensors)
     model.load_state_dict(tensors, strict=False)

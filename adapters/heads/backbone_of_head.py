@@ -39,12 +39,13 @@ def load_backbone_of(
             raise WeightsError(
                 f"this head's backbone came from the file {name}, which is not in "
                 f"{' or in '.join(str(place.absolute()) for place in places)}: "
-                "name it with weights=FILE (--weights FILE)"
+                "pass its path with weights=FILE (--weights FILE)"
             )
     if weights is None and kind in ("random", "unknown"):
         raise WeightsError(
-            f"the source of this head's backbone is {head.backbone.source!r}: "
-            "name its file with weights=FILE (--weights FILE) or pass the backbone itself"
+            f"the weights of this head's backbone cannot be found, as their source is "
+            f"{head.backbone.source!r}: pass them with weights=FILE (--weights FILE), or pass the "
+            "backbone itself"
         )
     name = f"{head.architecture}.{head.backbone.tag}" if head.backbone.tag else head.architecture
     return load_backbone(name, weights, remap=remap, **head.model_args)

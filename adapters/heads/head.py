@@ -97,7 +97,8 @@ class Head:
             raise HeadFormatError(f"num_classes is {self.num_classes}, expected at least 1")
         if self.label_names is not None and len(self.label_names) != self.num_classes:
             raise HeadFormatError(
-                f"{len(self.label_names)} label names for {self.num_classes} classes"
+                f"the head has {len(self.label_names)} label names, expected {self.num_classes}, "
+                "one per class"
             )
         check_task(self.task)
         if not 0 < self.temperature < float("inf"):
@@ -205,7 +206,9 @@ class Head:
         try:
             return _sort_header(safetensors.numpy.save(dict(self.tensors), metadata))
         except UnicodeEncodeError as error:
-            raise HeadFormatError(f"a text of the head is not valid Unicode: {error}") from error
+            raise HeadFormatError(
+                f"a string in the head's description is not valid Unicode: {error}"
+            ) from error
 
     def save(self, path: str | Path) -> Path:
         """Write the complete head file or nothing. Return the path.
@@ -240,8 +243,8 @@ class Head:
                     )
                 if metadata.get("version") != VERSION:
                     raise HeadFormatError(
-                        f"its version is {metadata.get('version')!r}, this headkit reads "
-                        f"{VERSION!r}; install a newer headkit"
+                        f"its version is {metadata.get('version')!r}, but this headkit reads "
+                        f"{VERSION!r}: install a newer headkit"
                     )
                 tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
             return cls.from_json(tensors, json.loads(metadata.get("head", "")))

@@ -120,7 +120,7 @@ def install_classifier(
     now = find_classifier(model)
     if now.paths != classifier.paths:
         raise ContractError(
-            f"{name_of(model)} cannot take a {kind} head: its classifier moves from "
+            f"{name_of(model)} does not support heads of kind {kind!r}: its classifier moves from "
             f"{', '.join(classifier.paths)} to {', '.join(now.paths)}"
         )
 
@@ -140,6 +140,7 @@ def detect_kind(model: nn.Module) -> Kind:
     if all(isinstance(module, nn.Linear) for module in modules):
         return "linear"
     raise ContractError(
-        f"a head file cannot name the kind of classifier that {name_of(model)} has: "
-        f"{', '.join(type(module).__name__ for module in modules)}"
+        f"the classifier of {name_of(model)} is of an unknown kind "
+        f"({', '.join(type(module).__name__ for module in modules)}), expected one of "
+        f"{', '.join(KINDS)}"
     )

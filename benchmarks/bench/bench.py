@@ -128,18 +128,21 @@ def bench(
     for name, number in (("batches", min(batches, default=0)), ("rounds", rounds)):
         if number < 1:
             raise ValueError(f"{name} is {number}, expected at least 1")
-    if repeats < 1 or cold_starts < 0 or (threads is not None and threads < 1):
-        raise ValueError(
-            f"repeats is {repeats}, threads {threads} and cold_starts {cold_starts}: expected at "
-            "least 1, 1 and 0"
-        )
+    for name, number, least in (
+        ("repeats", repeats, 1),
+        ("threads", 1 if threads is None else threads, 1),
+        ("cold_starts", cold_starts, 0),
+    ):
+        if number < least:
+            raise ValueError(f"{name} is {number}, expected at least {least}")
     if out is not None:
         check_plots()
         _make_folder(Path(out))
     configs = run_configs(runtimes, all_precisions, all_devices, threads or cores())
     if not configs:
         raise ValueError(
-            f"{', '.join(runtimes)} has no {', '.join(all_precisions)} on {', '.join(all_devices)}"
+            f"no requested runtime ({', '.join(runtimes)}) supports a requested precision "
+            f"({', '.join(all_precisions)}) on {' or '.join(all_devices)}"
         )
     unsupported = missing_configs(runtimes, precisions, devices, threads or cores())
     report = progress or (lambda *_: None)
@@ -154,7 +157,9 @@ def bench(
             rows += bench_one.measure(configs, batches)
             missing += bench_one.absent
             missing += [
-                _absent_row(model, one, f"{one.runtime} has no {one.precision} on {one.device}")
+                _absent_row(
+                    model, one, f"{one.runtime} does not support {one.precision} on {one.device}"
+                )
                 for one in unsupported
             ]
             report("models", number + 1, len(models))
@@ -190,7 +195,7 @@ class _Bench:
         agreements = self._run_each(configs)
         if not agreements:
             reasons = "; ".join(sorted({row["reason"] for row in self.absent}))
-            raise ExportError(f"nothing can run {self.model.name}: {reasons}")
+            raise ExportError(f"no requested runtime can run {self.model.name}: {reasons}")
         cold = {}
         if self.cold_starts:
             cold = cold_start(self.model, list(agreements), self.cold_starts)
@@ -325,7 +330,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise OutputError(f"cannot create the folder {folder}: {error.strerror}") from error
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:

@@ -253,7 +253,7 @@ class OnnxModelUnderTest(ModelUnderTest):
     def onnx(self, precision: str = "fp32", *, optimized: bool = True) -> Path:  # noqa: D102, ARG002
         if precision != "fp32":
             raise ExportError(
-                f"{self.name} is an ONNX file, whose precision is fixed: it runs as fp32 only"
+                f"{self.name} is an ONNX file, whose precision is fixed: it is listed as fp32"
             )
         return self._path
 
@@ -299,7 +299,7 @@ def models_under_test(
     for target in targets:
         name = str(target)
         if name in [model.name for model in models]:
-            raise DataError(f"the target {name} appears twice: name it once")
+            raise DataError(f"the target {name} appears twice: list it once")
         place = folder / str(len(models))
         if name.endswith(".onnx"):
             models.append(OnnxModelUnderTest(name, Path(target)))

@@ -34,10 +34,13 @@ def run_in_process(module: str, *arguments: str, timeout_s: float = TIMEOUT_S) -
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ExportError(f"a new process took longer than {timeout_s:g} s") from error
+        raise ExportError(
+            f"the process `python -m {module}` took longer than {timeout_s:g} s"
+        ) from error
     if ended.returncode:
         lines = [line for line in ended.stderr.splitlines() if line.strip()]
-        raise ExportError((lines or [f"a process ended with status {ended.returncode}"])[-1][:300])
+        silent = f"the process `python -m {module}` ended with status {ended.returncode}"
+        raise ExportError((lines or [silent])[-1][:300])
     values: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     # All processes of a machine share this clock.
     return {**values, "seconds": values.pop("done_at") - start}

@@ -82,7 +82,7 @@ def compare(
         for folder in ("heads", "onnx"):
             (out / folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {out}: {error.strerror}") from error
+        raise OutputError(f"cannot create the folder {out}: {error.strerror}") from error
     report = progress or (lambda *_: None)
     options = {"data": str(Path(data).absolute() if Path(data).exists() else data), **fit_options}
     settings = json.dumps(options, sort_keys=True, default=str)
@@ -131,7 +131,7 @@ def _expand_names(
             raise DataError(f"no architecture with pretrained weights matches {pattern!r}")
         weights_by_name |= {name: weights_by_name.get(name, weights) for name in matching}
     if not weights_by_name:
-        raise DataError("name at least one backbone")
+        raise DataError("backbones is empty, expected at least one architecture")
     for name in weights_by_name:
         check_architecture(name)
     return weights_by_name
@@ -150,7 +150,7 @@ def _fit_and_export(
     except DataError:
         raise  # the data are the same for every backbone
     except HeadkitError as error:
-        logger.warning("%s: %s", name, first_line(error))
+        logger.warning("skipped the backbone %s: %s", name, first_line(error))
         return {"name": name, "error": first_line(error)}
     finally:
         gc.collect()
@@ -208,8 +208,8 @@ def _read(record: Path) -> list[dict[str, Any]]:
         return []
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ContractError(
-            f"{record} is not the record of a comparison ({first_line(error)}): remove it or name "
-            "another folder"
+            f"{record} does not hold the results of a comparison ({first_line(error)}): remove it "
+            "or choose another folder"
         ) from error
 
 

@@ -134,7 +134,11 @@ def numeric(name: str) -> Row:
     with torch.no_grad():
         logits = model(x)
         difference = relative_difference(classify(model, entered), logits)
-    _expect(difference <= TOLERANCE, f"classify(features(x)) differs by {difference:.1e}")
+    _expect(
+        difference <= TOLERANCE,
+        f"classify(features(x)) differs from model(x) by {difference:.1e} of the largest logit, "
+        f"expected at most {TOLERANCE:.0e}",
+    )
     _expect(bool(logits.isfinite().all()), "logits are not finite")
     _expect(bool((logits[0] != logits[1]).any()), "two images have the same logits")
 
@@ -148,7 +152,7 @@ def numeric(name: str) -> Row:
         attach(other, saved)
     with torch.no_grad():
         _expect(
-            torch.equal(other(x), logits), "a saved head computes other logits in a fresh model"
+            torch.equal(other(x), logits), "a saved head computes different logits in a new model"
         )
     del other
 
@@ -168,7 +172,9 @@ def numeric(name: str) -> Row:
     with torch.no_grad():
         without = features(model, x)
     pairs = zip(_branches(entered), _branches(without), strict=True)
-    _expect(all(torch.equal(a, b) for a, b in pairs), "the features change without a classifier")
+    _expect(
+        all(torch.equal(a, b) for a, b in pairs), "removing the classifier changes the features"
+    )
     return {"difference": difference, "input": list(x.shape[1:])}
 
 

@@ -53,10 +53,13 @@ def randomize_weights(model: nn.Module) -> tuple[float, float]:
             return tried[strength]
     best = min(tried, key=lambda strength: tried[strength][1])
     if tried[best][1] > _CHAOTIC:
-        measured = (f"{strength:g}: {a:.1e} and {b:.1e}" for strength, (a, b) in tried.items())
+        measured = (
+            f"scale {strength:g} gives a difference of {a:.1e} and an error of {b:.1e}"
+            for strength, (a, b) in tried.items()
+        )
         raise ContractError(
-            f"no scaling of BatchNorm inputs makes the logits of two images differ by {_SPREAD:g} "
-            f"and keeps the error of float32 at most {_CHAOTIC:g}; tried {', '.join(measured)}"
+            "no scale of the BatchNorm inputs makes the logits of two images differ by at least "
+            f"{_SPREAD:g} with a float32 error of at most {_CHAOTIC:g}: {'; '.join(measured)}"
         )
     if best:
         scale_batchnorm_inputs(model, x, best)

@@ -152,6 +152,11 @@ def match_architectures(globs: str, rows: dict[Key, Row] | None = None) -> list[
     """
     known = sorted(timm.list_models()) if rows is None else smallest_of_each_family(rows)
     names = [name for name in known if any(fnmatchcase(name, g) for g in globs.split(","))]
+    if not known:
+        raise UnknownArchitecture(
+            "there are no results of --structure to choose the smallest architectures from: run "
+            "headkit coverage --structure with the same --out first"
+        )
     if not names:
         raise UnknownArchitecture.with_nearest(globs, known)
     return names

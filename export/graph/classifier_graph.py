@@ -39,10 +39,11 @@ def classifier_model(
     if built is not None:
         return built
     if converted is None or converted.graph.name != head.kind:
-        kinds = "linear, mlp and cosine" if len(features) == 1 else "no other"
-        kinds = kinds if converted is None else f"{converted.graph.name!r} and {kinds}"
+        accepted = ["linear", "mlp", "cosine"] if len(features) == 1 else []
+        accepted += [] if converted is None else [converted.graph.name]
+        kinds = ", ".join(accepted) or "none"
         raise ExportError(
-            f"the head is of the kind {head.kind!r}, the model takes {kinds}: "
+            f"this model cannot take a head of kind {head.kind!r} (it takes {kinds}): "
             "export the head with its backbone instead"
         )
     expected = {i.name: declared_shape(i) for i in converted.graph.input if i.name not in features}
@@ -53,7 +54,7 @@ def classifier_model(
     }
     if fitting != shapes:
         raise ExportError(
-            f"the head's tensors are {shapes}, the model's classifier takes {fitting}: "
+            f"the head's tensors have the shapes {shapes}, but the model takes {fitting}: "
             "export the head with its backbone instead"
         )
     return converted

@@ -74,8 +74,8 @@ def convert(
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if dtypes != {torch.float32}:
         raise ExportError(
-            f"the model has parameters of {', '.join(sorted(map(str, dtypes)))}, expected float32: "
-            "call model.float(), and pass precision='fp16' for a small file"
+            f"the model's parameters are {', '.join(sorted(map(str, dtypes)))}, expected float32: "
+            "call model.float() first; precision='fp16' makes the file smaller"
         )
     size = tuple(head.pretrained_cfg["input_size"])
     device = next(model.parameters()).device
@@ -176,7 +176,7 @@ def _export_program(
                 f"torch cannot convert {what} to ONNX: {_root_cause(error)}"
             ) from error
         if program is None:
-            raise ExportError(f"torch returned no ONNX program for {what}, expected one")
+            raise ExportError(f"torch.onnx.export returned None for {what}, expected a program")
         if not optimize:
             _fold_constants(program.model)
         converted: onnx.ModelProto = program.model_proto

@@ -76,10 +76,10 @@ def graft(
     check_argument("the head", path, HEAD, _USAGE)
     out = check_output(out, MODEL, ADAPTER)
     if path is not None and _same_file(path, out):
-        raise OutputError(f"cannot write {out}: it is the head file; name another file")
+        raise OutputError(f"cannot write {out}: it is the head file; choose another path")
     if _same_file(Path(onnx_path), out) and not (overwrite or force):
         raise OutputError(
-            f"cannot write {out}: it is the model itself; name another file, or pass "
+            f"cannot write {out}: it is the model itself; choose another path, or pass "
             "overwrite=True (--overwrite) to replace it, or force=True (--force), which also skips "
             "the check of the backbone's weights"
         )
@@ -101,7 +101,7 @@ def _write_adapter(source: OpenModel, head: Head, out: Path) -> ModelInfo:
     info = source.info
     if info.form != "swappable":
         raise ExportError(
-            f"a {info.form} model takes no adapters; export the backbone in the form 'swappable'"
+            f"a {info.form} model takes no adapters; export the head with form='swappable'"
         )
     write_adapter(info, swappable_inputs(source.model), head, out)
     return info
@@ -131,8 +131,8 @@ def _check_same_tensors(info: ModelInfo, head: Head) -> None:
     same_kind = own.description.get("kind") == head.kind
     if same_kind and any(not f".{name}".endswith(".bias") for name in differing):
         raise ExportError(
-            f"the head's tensors are {', '.join(head.tensors)}, the model's head of the same kind "
-            f"has {', '.join(own.tensors)}: export the head with its backbone instead"
+            f"the head has the tensors {', '.join(head.tensors)}, but the model's own head of that "
+            f"kind has {', '.join(own.tensors)}: export the head with its backbone instead"
         )
 
 
@@ -156,14 +156,17 @@ def _with_head(
         if add:
             raise ExportError(f"a {info.form} model takes one head; only a multi model takes more")
         return {"": head}
-    if not name:
-        raise ExportError("this model has several heads: name the head (--name)")
     names = ", ".join(heads)
+    if not name:
+        raise ExportError(
+            f"this model has the heads {names}: pass name=NAME (--name NAME) to say which one to "
+            "replace, or what to call the new one"
+        )
     if add and name in heads:
-        raise ExportError(f"the model has a head {name!r} already; omit --add to replace it")
+        raise ExportError(f"the model already has a head {name!r}; omit --add to replace it")
     if not add and name not in heads:
         raise ExportError(
-            f"the model has no head {name!r} to replace, but {names}; pass --add to add one"
+            f"the model has no head {name!r} to replace; it has {names}. Pass --add to add a head"
         )
     return {**heads, name: head}
 
@@ -188,8 +191,9 @@ def _check_runs(info: ModelInfo, head: Head, opset: int) -> None:
             (logits,) = session.run(["logits"], features)
             if logits.shape != (batch, head.num_classes) or not np.isfinite(logits).all():
                 raise ExportError(
-                    f"the head computes {list(logits.shape)} at batch {batch}, expected finite "
-                    f"{[batch, head.num_classes]}"
+                    f"at batch size {batch}, the head computes logits of shape "
+                    f"{list(logits.shape)}, expected {[batch, head.num_classes]} without NaN or "
+                    "infinite values"
                 )
     except ExportError:
         raise

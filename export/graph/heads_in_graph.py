@@ -94,7 +94,9 @@ def remove_heads(model: onnx.ModelProto, info: ModelInfo) -> dict[str, Head]:
     try:
         heads = _read_heads(info, tensors)
     except (KeyError, ValueError) as error:
-        raise ExportError(f"the model lacks tensors of its heads: {error}") from error
+        raise ExportError(
+            f"the tensors of the model's heads are missing or damaged ({error}): export it again"
+        ) from error
     for index in sorted(indices.values(), reverse=True):
         del graph.initializer[index]
     kept_inputs = [value for value in graph.input if value.name not in indices]
@@ -164,7 +166,7 @@ def check_heads(form: str, heads: Heads, *, probabilities: bool) -> None:
     for name in heads if form == "multi" else ():
         if not _NAME.fullmatch(name):
             raise ExportError(
-                f"a head is called {name!r}, expected letters, digits, '.', '_' and '-'"
+                f"the name of a head is {name!r}, expected only letters, digits, '.', '_' and '-'"
             )
     for head in heads.values():
         if probabilities and not get_task(head.task).has_classes:

@@ -118,8 +118,11 @@ class ModelInfo:
         if name is None and len(names) == 1:
             return self.heads[0]
         if name is None or name not in names:
-            problem = "name one head" if name is None else f"there is no head {name!r}"
-            raise ExportError(f"{problem}; this {self.form} model has {', '.join(names) or 'none'}")
+            problem = "no head was requested" if name is None else f"there is no head {name!r}"
+            raise ExportError(
+                f"{problem}: this {self.form} model has "
+                f"{'the heads ' + ', '.join(names) if names else 'no heads'}"
+            )
         return self.heads[names.index(name)]
 
     def check_backbone(self, head: Head, *, force: bool | None = False) -> None:
@@ -136,24 +139,24 @@ class ModelInfo:
         """
         if head.architecture != self.backbone["architecture"]:
             raise BackboneMismatch(
-                f"this head was trained on {head.architecture}, "
-                f"the model is {self.backbone['architecture']}"
+                f"this head was trained on {head.architecture}, but the model's backbone is "
+                f"{self.backbone['architecture']}: export the head with its own backbone"
             )
         or_force = "" if force is None else ", or pass force=True (--force)"
         expected, actual = head.backbone.fingerprint, self.backbone["backbone"]["fingerprint"]
         if actual != expected and not force:
             raise BackboneMismatch(
-                f"this head was trained on a {head.architecture} with fingerprint "
-                f"{expected[:12]}, the model's is {actual[:12]}: export the head with its own "
-                f"backbone{or_force}"
+                f"this head was trained on {head.architecture} weights with the fingerprint "
+                f"{expected[:12]}, but the model's weights have {actual[:12]}: export the head "
+                f"with its own backbone{or_force}"
             )
         description = json.loads(_json(head.to_json()))
         for key in _COMPARED:
             own = json.loads(_json(self.backbone[key]))
             if description[key] != own and not force:
                 raise BackboneMismatch(
-                    f"this head was trained with {key} {description[key]}, the model has {own}: "
-                    f"export the head by itself{or_force}"
+                    f"this head was trained with {key} {description[key]}, but the model has "
+                    f"{own}: export the head to a model of its own{or_force}"
                 )
 
     def with_heads(self, *heads: HeadInfo) -> ModelInfo:
@@ -207,8 +210,8 @@ class ModelInfo:
             raise ExportError(f"{name} is an ONNX model that headkit did not export")
         if props.get("version") != VERSION:
             raise ExportError(
-                f"{name} has metadata version {props.get('version')!r}, "
-                f"this headkit reads {VERSION!r}"
+                f"{name} has metadata version {props.get('version')!r}, but this headkit reads "
+                f"{VERSION!r}: export the model again, or install a matching headkit"
             )
         try:
             backbone = json.loads(props["backbone"])

@@ -102,7 +102,7 @@ def open_model(path: str | Path) -> OpenModel:
         if missing:
             raise ExportError(
                 f"cannot read model {path}: its external data {', '.join(missing)} is missing; "
-                "keep both files in one folder"
+                "keep it in the same folder as the model"
             )
         return OpenModel(onnx.load(path), infos[0], None)
     except ExportError:

@@ -102,7 +102,7 @@ class OnnxEdit:
         outer.ClearField("graph")
         size = len(inner) + sum(field.end - field.start for field in self._weights)
         if self._file.closed:
-            raise ValueError("the ONNX file is closed, expected it open: write before you close it")
+            raise ValueError("the ONNX file is already closed: call write before close")
         with path.open("wb") as file:
             file.write(outer.SerializeToString(deterministic=True))
             file.write(_header(_GRAPH, size) + inner)

@@ -138,8 +138,8 @@ def check_measurable(heads: Heads) -> None:
     """
     if not heads or not all(get_task(head.task).exclusive for head in heads.values()):
         raise ExportError(
-            "the cost of a reduced precision is measured on the classes of images: "
-            "export heads for multiclass, and not the form 'backbone'"
+            "the cost of fp16 and int8 is measured on predicted classes, which needs multiclass "
+            "heads: use precision 'fp32' for other tasks and for the form 'backbone'"
         )
 
 

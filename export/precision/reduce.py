@@ -31,7 +31,7 @@ try:
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 except ImportError as missing:
-    raise DependencyMissing.for_feature("float16 and int8", "onnxruntime") from missing
+    raise DependencyMissing.for_feature("a reduced precision", "onnxruntime") from missing
 
 Array = np.ndarray[Any, Any]
 
@@ -160,11 +160,14 @@ def compare_logits(before: Array, after: Array, targets: Array | None = None) ->
         DataError: There are no images.
     """
     if before.ndim != 2 or before.shape != after.shape:
-        raise ValueError(f"logits are {before.shape} before and {after.shape} after")
+        raise ValueError(
+            f"logits have the shape {before.shape} before and {after.shape} after; expected equal"
+            " shapes"
+        )
     if targets is not None and targets.shape != before.shape[:1]:
         raise ValueError(f"targets are {targets.shape}, expected {before.shape[:1]}")
     if not len(before):
-        raise DataError("no held-out images to compare on; give at least one")
+        raise DataError("there are no held-out images to compare on: pass at least one")
     difference = np.abs(after.astype(np.float64) - before) / max(np.abs(before).max(), 1e-12)
     difference[~np.isfinite(difference)] = np.inf
     predicted, expected = after.argmax(1), before.argmax(1)
@@ -194,7 +197,7 @@ def check_cost(cost: Cost, max_cost: float, precision: str) -> None:
     advice = f"{_ADVICE.get(precision, 'keep fp32')}, or allow more with max_cost"
     if not math.isfinite(cost.max_difference):
         raise ParityError(
-            f"{precision} has logits that are not finite on some of {cost.images} images; "
+            f"{precision} gives NaN or infinite logits for some of the {cost.images} images; "
             "use another precision"
         )
     if cost.accuracy_before is None or cost.accuracy_after is None:

@@ -33,8 +33,8 @@ def head_arrays(info: ModelInfo, inputs: Inputs, head: Head) -> dict[str, Array]
     for key in ("kind", *(["task"] if info.probabilities else [])):
         if head.to_json()[key] != own.description[key]:
             raise ExportError(
-                f"this swappable model takes heads of the {key} {own.description[key]!r}, but the "
-                f"head is of the {key} {head.to_json()[key]!r}: export a model with that head"
+                f"this swappable model takes heads whose {key} is {own.description[key]!r}, "
+                f"but the {key} of this head is {head.to_json()[key]!r}: export a model with it"
             )
     _check_no_tensor_is_lost(info, inputs, head)
     arrays = {
@@ -167,8 +167,8 @@ def _check_task(info: ModelInfo, task: str, whose: str) -> None:
     own = info.heads[0].task.name
     if task != own:
         raise ExportError(
-            f"this swappable model takes adapters of the task {own!r}, but {whose} is of the task "
-            f"{task!r}: export a model with a head of that task"
+            f"this swappable model takes adapters for the task {own!r}, but {whose} is for the "
+            f"task {task!r}: export a model with a head for that task"
         )
 
 
@@ -176,9 +176,10 @@ def _check_model_version(info: ModelInfo, model_version: int, path: Path) -> Non
     fingerprint = info.backbone["backbone"]["fingerprint"]
     if model_version != _model_version(fingerprint):
         raise BackboneMismatch(
-            f"the adapter {path} was made for a backbone with fingerprint "
-            f"{f'{model_version << 1:08x}'[:7]}, the model's is {fingerprint[:7]}: make an adapter "
-            "from a head of this backbone (headkit graft), or pass force=True (--force)"
+            f"the adapter {path} was made for a backbone with the fingerprint "
+            f"{f'{model_version << 1:08x}'[:7]}, but the model's backbone has {fingerprint[:7]}: "
+            "make an adapter from a head of this backbone (headkit graft), or pass force=True "
+            "(--force)"
         )
 
 
@@ -207,7 +208,7 @@ def _count_classes(inputs: Inputs, shapes: Mapping[str, list[int]], path: Path) 
     if not fits or set(shapes) != set(inputs):
         raise ExportError(
             f"the adapter {path} holds arrays of the shapes {shapes}, but the model takes "
-            f"{ {key: list(dims) for key, dims in inputs.items()} }: make it for this model "
-            "(headkit graft)"
+            f"{ {key: list(dims) for key, dims in inputs.items()} }: make an adapter for this "
+            "model (headkit graft)"
         )
     return classes.pop()

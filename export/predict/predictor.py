@@ -233,8 +233,8 @@ class Predictor:
         if head is None or head not in self._heads:
             names = ", ".join(filter(None, self._heads))
             if head is None:
-                raise ExportError(f"the model has several heads: name one of {names}")
-            advice = f"name one of {names}" if names else "omit the name to use its own head"
+                raise ExportError(f"the model has several heads: choose one of {names}")
+            advice = f"choose one of {names}" if names else "omit the name to use its own head"
             raise ExportError(f"the model has no head {head!r}: {advice}")
         return head
 

@@ -52,7 +52,7 @@ class Preprocess:
         """
         channels, height, width = cfg["input_size"]
         if channels != 3:
-            raise ValueError(f"the model takes {channels} channels, but images have 3")
+            raise ValueError(f"the number of the model's input channels is {channels}, expected 3")
         if cfg["interpolation"] not in _RESAMPLING:
             raise ValueError(
                 f"interpolation is {cfg['interpolation']!r}, expected one of {[*_RESAMPLING]}"

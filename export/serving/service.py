@@ -141,8 +141,8 @@ class Service:
         resized = target**2 * max(width, height) / max(min(width, height), 1)
         if max(width * height, resized) > self.limits.pixels:
             raise TooLarge(
-                f"the image has {width} x {height} pixels, which are up to "
-                f"{max(width * height, int(resized)):,} while it is resized; at most "
+                f"the image has {width} x {height} pixels and needs "
+                f"{max(width * height, int(resized)):,} pixels during resizing; at most "
                 f"{self.limits.pixels:,} are allowed: send a smaller image"
             )
 

@@ -128,11 +128,11 @@ class StoreHeads:
             except BackboneMismatch:
                 continue
             except RegistryError as error:
-                logger.warning("* skips the head %s: %s", entry.name, error)
+                logger.warning("skipped the head %s in a request for *: %s", entry.name, error)
             if len(heads) > self.max_heads:
                 raise TooManyHeads(
-                    f"* stands for more heads than the {self.max_heads} allowed per request: name "
-                    "the heads"
+                    f"* matches more heads than the {self.max_heads} allowed per request: list the "
+                    "heads by name"
                 )
         return heads
 

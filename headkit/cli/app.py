@@ -47,7 +47,7 @@ def _print_version(requested: bool) -> None:
 
 @app.callback()
 def _common(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,  # noqa: ARG001
     version: Annotated[  # noqa: ARG001
         bool,
         typer.Option(
@@ -77,13 +77,13 @@ app.add_typer(cli_heads.app, name="heads")
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the demo's files.")] = Path("demo"),
     images_per_class: Annotated[
         int | None, typer.Option(help="Number of images of each digit. Default: all, about 180.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a head on scikit-learn's digits. Then export it, run it and measure it."""
+    """Train a head on scikit-learn's digits data set. Then export the head and time it."""
     from headkit.demo import build_table, run
 
     with progress_bar() as progress:
@@ -99,48 +99,55 @@ def demo(
 def coverage(
     structure: Annotated[
         bool,
-        typer.Option("--structure", help="Check the contract on the meta device, without weights."),
+        typer.Option("--structure", help="Check the classifier's structure, without weights."),
     ] = False,
     numeric: Annotated[
-        bool, typer.Option("--numeric", help="Check the contract with real tensors.")
+        bool, typer.Option("--numeric", help="Check features, logits and training on real tensors.")
     ] = False,
     macs: Annotated[bool, typer.Option("--macs", help="Count the multiply-adds.")] = False,
     export: Annotated[
-        bool, typer.Option("--export", help="Export to ONNX, run it and compare with torch.")
+        bool,
+        typer.Option(
+            "--export", help="Export each architecture to ONNX and compare the outputs to torch."
+        ),
     ] = False,
-    only: Annotated[str, typer.Option(help="Globs of architectures, separated by commas.")] = "*",
+    only: Annotated[str, typer.Option(help="Globs for names, separated by commas.")] = "*",
     smallest: Annotated[
         bool,
-        typer.Option("--smallest", help="Check only the smallest architecture of each family."),
+        typer.Option(
+            "--smallest",
+            help="Check only the smallest architecture of each family. This needs the results of "
+            "--structure in --out.",
+        ),
     ] = False,
     max_params: Annotated[
         str | None,
         typer.Option(
-            help="Maximum number of parameters, such as 100M. Larger architectures run only "
-            "--structure."
+            help="Maximum number of parameters, such as 100M. Only --structure is run for larger "
+            "architectures."
         ),
     ] = None,
     workers: Annotated[int, typer.Option(help="Number of processes, each with one thread.")] = 2,
     timeout: Annotated[
-        float, typer.Option(help="Maximum seconds per architecture and check.")
+        float, typer.Option(help="Time limit in seconds for each check of an architecture.")
     ] = 600,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Run checks again that have already passed.")
+        bool, typer.Option("--fresh", help="Rerun checks that have already passed.")
     ] = False,
     out: Annotated[
         Path,
-        typer.Option(help="File of JSON lines for the results. A stopped run resumes from it."),
+        typer.Option(help="JSON Lines file for the results. An interrupted run resumes from it."),
     ] = Path("coverage.jsonl"),
     as_json: Json = False,
 ) -> None:
-    """Check headkit on timm's architectures. The results are recorded in a file."""
+    """Check that headkit supports timm's architectures. The results are recorded in a file."""
     from headkit.adapters.files import check_writable
 
     flags = {"structure": structure, "numeric": numeric, "macs": macs, "export": export}
     checks = [name for name, is_set in flags.items() if is_set]
     if not checks:
         raise ValueError(
-            "no check is selected: pass --structure, --numeric, --macs or --export, or several"
+            "no check is selected: pass at least one of --structure, --numeric, --macs and --export"
         )
     check_writable(out)
     limit = None if max_params is None else parse_count(max_params)
@@ -164,7 +171,8 @@ def coverage(
     for check in checks:
         lines.append(f"{check}: {passed[check]} of {passed[check] + len(failed[check])} pass")
         lines += [f"  {row['name']}: {row['error']}" for row in failed[check]]
-    lines.append(f"{summary.seconds:.0f} s, at most {summary.peak_bytes / 1e9:.1f} GB, in {out}")
+    peak = f"{summary.peak_bytes / 1e9:.1f} GB of memory"
+    lines.append(f"took {summary.seconds:.0f} s and at most {peak}; the results are in {out}")
     result = {
         "passed": passed,
         "failed": failed,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .terminal import Json, Weights, progress_bar, show
+from .terminal import Json, progress_bar, show
 
 
 def bench(
@@ -30,34 +30,40 @@ def bench(
         str | None, typer.Option(help="Devices, separated by commas: cpu, cuda. Default: both.")
     ] = None,
     batches: Annotated[
-        str, typer.Option(help="Numbers of images per call, separated by commas.")
+        str, typer.Option(help="Batch sizes (images per call), separated by commas.")
     ] = "1,16",
     threads: Annotated[
         int | None, typer.Option(help="Number of CPU threads. Default: one per core.")
     ] = None,
-    weights: Weights = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights file for the backbones. Default: random weights for architectures, and "
+            "the weights that a head names."
+        ),
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of images for the calibration of int8 and the comparison of predictions. "
+            help="Folder of images used to calibrate int8 and compare the runtimes' predictions. "
             "Default: random images."
         ),
     ] = None,
     repeats: Annotated[
         int,
         typer.Option(
-            help="Number of times that each model is loaded again and measured. With fewer than 8, "
-            "the intervals of the time ratios are too narrow."
+            help="Number of times to reload and measure each model. With fewer than 8, the "
+            "confidence intervals of the time ratios are too narrow."
         ),
     ] = 8,
     rounds: Annotated[
-        int, typer.Option(help="Number of turns that each runtime gets per repeat.")
+        int, typer.Option(help="Number of rounds per repeat. Each round measures every runtime.")
     ] = 3,
     cold_starts: Annotated[
         int,
         typer.Option(
-            help="Number of processes that measure the first prediction of each runtime. 0 skips "
-            "this."
+            help="Number of new processes per runtime that time its first prediction. 0 skips this "
+            "measurement."
         ),
     ] = 3,
     out: Annotated[
@@ -112,10 +118,10 @@ def print_bench(result: dict[str, Any]) -> None:
         print(line)
     compared = result["images"]
     print(
-        "time ratio: time divided by that of the first line with the same model and batch size, "
-        "and its interval\n"
+        "time ratio: time relative to the first row with the same model and batch size, with its "
+        "confidence interval\n"
         f"same class: share of {compared['number']} {'random' if compared['random'] else 'given'} "
-        "images on which the first line predicts the same class"
+        "images that get the same class as in the first row"
     )
 
 

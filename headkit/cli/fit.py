@@ -12,21 +12,22 @@ from .terminal import Json, Remap, Weights, progress_bar, show
 Data = Annotated[
     str,
     typer.Option(
-        help="Images with labels: a folder with one folder per class, a CSV file with the columns "
-        "path and label, or a data set that timm reads, such as hfds/NAME or wds/FOLDER."
+        help="Labeled images: a folder with one subfolder per class, a CSV file with the columns "
+        "path and label, or a data set that timm can read, such as hfds/NAME or wds/FOLDER."
     ),
 ]
 Val = Annotated[
     str | None,
     typer.Option(
-        help="Validation images, in any form of --data. Default: the validation split of --data, "
-        "else a share of it (--holdout)."
+        help="Validation images, in any form that --data accepts. Default: the validation split of "
+        "--data if it has one, otherwise a held-out part of --data (see --holdout)."
     ),
 ]
 Task = Annotated[
     str | None,
     typer.Option(
-        help="Kind of targets: multiclass, multilabel or regression. Default: read from the data."
+        help="Task: multiclass, multilabel or regression. Default: multilabel if an image in the "
+        "CSV file has several labels, otherwise multiclass."
     ),
 ]
 Kind = Annotated[
@@ -36,27 +37,26 @@ Kind = Annotated[
         "own or linear, depending on the architecture."
     ),
 ]
-Holdout = Annotated[
-    float, typer.Option(help="Share of each class that is held out for validation.")
-]
+Holdout = Annotated[float, typer.Option(help="Fraction of each class to hold out for validation.")]
 L2 = Annotated[
     str | None,
     typer.Option(
-        help="Strength of the L2 penalty of a linear head. Of several, separated by commas, "
-        "the one with the lowest validation loss is used. Default: chosen from a wide range."
+        help="Strength of the L2 penalty for a linear head, or several strengths separated by "
+        "commas: the one with the lowest validation loss is used. Default: search a wide range."
     ),
 ]
 ClassWeights = Annotated[
     str | None,
     typer.Option(
-        help="'balanced' (rare classes weigh more), or LABEL=WEIGHT pairs, separated by commas. "
+        help="'balanced' (rare classes count more), or LABEL=WEIGHT pairs separated by commas. "
         "Default: 1 for each class."
     ),
 ]
 Views = Annotated[
     int,
     typer.Option(
-        help="Number of crops of each training image: the evaluation crop, then random crops."
+        help="Number of crops per training image. The first is the evaluation crop; the others are "
+        "random."
     ),
 ]
 Runtime = Annotated[
@@ -68,11 +68,11 @@ Executor = Annotated[
 ]
 Cache = Annotated[
     Path | None,
-    typer.Option(help="Folder in which features are kept. Default: the user's cache folder."),
+    typer.Option(help="Folder for cached features. Default: the user's cache folder."),
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not keep features.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not cache features.")]
 Seed = Annotated[
-    int, typer.Option(help="Random seed of the held-out images, the crops and the training.")
+    int, typer.Option(help="Random seed for the held-out images, the crops and the training.")
 ]
 BatchSize = Annotated[int, typer.Option(help="Number of images per forward pass.")]
 Workers = Annotated[
@@ -80,7 +80,7 @@ Workers = Annotated[
     typer.Option(help="Number of processes that decode images. Default: one per core."),
 ]
 MaxUnreadable = Annotated[
-    float, typer.Option(help="Largest accepted share of images that cannot be read.")
+    float, typer.Option(help="Maximum fraction of images that may be unreadable.")
 ]
 
 
@@ -114,7 +114,7 @@ def fit(
     notes: Annotated[str, typer.Option(help="Free text that is stored in the head file.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Train a head on the features of a frozen backbone, and save it."""
+    """Train a head on the features of a frozen backbone, and save the head."""
     from headkit.adapters.file_kinds import HEAD, check_output
     from headkit.adapters.heads.tasks import get_task
 
@@ -174,9 +174,9 @@ def compare(
     out: Annotated[
         Path, typer.Option(help="Folder for compare.json, the plot, the heads and the models.")
     ],
-    batch: Annotated[int, typer.Option(help="Number of images per measured call.")] = 1,
+    batch: Annotated[int, typer.Option(help="Batch size for measuring latency.")] = 1,
     threads: Annotated[
-        int | None, typer.Option(help="Number of threads of ONNX Runtime. Default: one per core.")
+        int | None, typer.Option(help="Number of ONNX Runtime threads. Default: one per core.")
     ] = None,
     val: Val = None,
     task: Task = None,
@@ -196,7 +196,7 @@ def compare(
     max_unreadable: MaxUnreadable = 0.05,
     as_json: Json = False,
 ) -> None:
-    """Compare backbones by accuracy and latency. Each gets a head, fitted on the data."""
+    """Compare backbones by accuracy and latency. A head is trained on the data for each one."""
     from headkit.benchmarks.compare.compare import compare as compare_backbones
 
     with progress_bar("backbones") as progress:
@@ -230,7 +230,7 @@ def compare(
         from rich.console import Console
 
         Console(width=None if sys.stdout.isatty() else 120).print(_build_table(result))
-        print(f"wrote {out}/ with compare.json, pareto.png, heads/ and onnx/")
+        print(f"wrote compare.json, pareto.png, heads/ and onnx/ to {out}/")
     if all("error" in row for row in result["rows"]):
         raise typer.Exit(1)
 

@@ -52,8 +52,8 @@ def publish(
     parent: Annotated[
         str | None,
         typer.Option(
-            help="Reference to the head that this one was made from. Default: the newest version "
-            "of the name."
+            help="Reference to the head that this one is derived from. Default: the newest version "
+            "under the same name."
         ),
     ] = None,
     publisher: Annotated[
@@ -66,7 +66,7 @@ def publish(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Publish a head file as the next version of a name."""
+    """Publish a head file under a name, as its next version."""
     version = _open_store(store).publish(
         path, name, tags=tag or (), publisher=publisher, parent=parent, notes=notes
     )
@@ -75,11 +75,11 @@ def publish(
 
 @app.command("list")
 def list_heads(
-    pattern: Annotated[str, typer.Argument(help="Glob of names, such as flowers*.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Glob for the names, such as flowers*.")] = "*",
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """List the names in a store."""
+    """List the heads in a store."""
     rows = _open_store(store).list(pattern)
     header = ("head", "latest", "versions", "yanked", "tags")
     cells = [(r.name, r.latest, len(r.versions), len(r.yanked), ", ".join(r.tags)) for r in rows]
@@ -88,7 +88,7 @@ def list_heads(
 
 @app.command("show")
 def show_head(ref: Ref, store: Store = None, as_json: Json = False) -> None:
-    """Show a version and the history of its name."""
+    """Show a version of a head, and the head's version history."""
     heads = _open_store(store)
     version = heads.resolve(ref)
     tags = heads.tags(version.name)
@@ -150,7 +150,7 @@ def pull(
 def push(
     head: Annotated[str, typer.Argument(help="Head file, or reference to a head in the store.")],
     url: Annotated[
-        str, typer.Argument(help="Place on the Hub: hf://user/repo, or hf://user/repo/name.")
+        str, typer.Argument(help="Destination on the Hub: hf://user/repo or hf://user/repo/name.")
     ],
     private: Annotated[
         bool | None,
@@ -161,13 +161,13 @@ def push(
     message: Annotated[
         str | None,
         typer.Option(
-            help="Message of the commit. Default: the head's architecture and number of classes."
+            help="Commit message. Default: the head's architecture and number of classes."
         ),
     ] = None,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Push a head to the Hugging Face Hub. The repository gets a model card."""
+    """Push a head to the Hugging Face Hub, with a model card for the repository."""
     from headkit.registry.hub.hub import push as push_to_hub
     from headkit.registry.resolve import head_file
 
@@ -182,7 +182,7 @@ def set_tag(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Point a tag to a version; an existing tag moves."""
+    """Set a tag on a version. An existing tag is moved."""
     version = _open_store(store).tag(ref, tag)
     show(asdict(version), as_json, f"{version.name}@{tag} is {version}")
 
@@ -192,7 +192,7 @@ def untag(
     ref: Annotated[str, typer.Argument(help="Name and tag, such as flowers@prod.")],
     store: Store = None,
 ) -> None:
-    """Remove a tag; the version stays."""
+    """Remove a tag. The version is kept."""
     name, _, tag = ref.partition("@")
     _open_store(store).untag(name, tag)
     print(f"removed the tag {ref}")
@@ -205,16 +205,16 @@ def yank(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Yank a version: `latest` skips it. Its number and its tags still work."""
+    """Yank a version, so that `latest` skips it. Its number and its tags still work."""
     version = _open_store(store).yank(ref, undo=undo)
     show(asdict(version), as_json, f"{version} is {'no longer ' if undo else ''}yanked")
 
 
 @app.command()
 def verify(store: Store = None, as_json: Json = False) -> None:
-    """Check every object of a store. Exit with status 1 if something is wrong."""
+    """Check every object in a store. Exit with status 1 if there are problems."""
     problems = _open_store(store).verify()
-    show({"problems": problems}, as_json, "\n".join(problems) or "nothing is wrong")
+    show({"problems": problems}, as_json, "\n".join(problems) or "no problems found")
     if problems:
         raise typer.Exit(1)
 
@@ -222,7 +222,7 @@ def verify(store: Store = None, as_json: Json = False) -> None:
 @app.command()
 def gc(
     grace_hours: Annotated[
-        float, typer.Option(help="Age in hours below which an object is kept.")
+        float, typer.Option(help="Keep objects that are newer than this many hours.")
     ] = 24,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be deleted; delete nothing.")
@@ -230,7 +230,7 @@ def gc(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Delete unused files: heads without a version, and remains of interrupted publishers."""
+    """Delete unused files: heads that no version uses, and leftovers of interrupted publishing."""
     if grace_hours < 0:
         raise ValueError(f"grace-hours is {grace_hours}, expected 0 or more")
     deleted = _open_store(store).gc(grace_seconds=grace_hours * 3600, dry_run=dry_run)

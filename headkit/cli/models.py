@@ -16,7 +16,7 @@ def models(
     pattern: Annotated[
         str,
         typer.Argument(
-            help="Part of a name such as resnet50 or resnet50.a1_in1k, or a glob. Default: all.",
+            help="Part of a name, such as resnet50 or resnet50.a1_in1k, or a glob. Default: all.",
             show_default=False,
         ),
     ] = "",
@@ -38,7 +38,7 @@ def models(
     exportable: Annotated[
         bool,
         typer.Option(
-            "--exportable", help="List only architectures whose ONNX export agreed with torch."
+            "--exportable", help="List only architectures whose ONNX export is known to work."
         ),
     ] = False,
     pretrained: Annotated[

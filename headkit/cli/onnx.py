@@ -7,25 +7,31 @@ from typing import Annotated, Any
 
 import typer
 
-from .terminal import Json, Remap, Weights, show
+from .terminal import Json, Remap, show
 
 
 def export(
     heads: Annotated[
         list[Path],
         typer.Argument(
-            help="Head file, or reference to a head in the store; several for the form multi."
+            help="Head file, or reference to a head in the store. --form multi takes several."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Path of the new ONNX file, with the suffix .onnx.")],
     form: Annotated[
         str,
         typer.Option(
-            help="Form of the model. merged: one fixed head; swappable: one head, which each call "
-            "can replace; multi: several heads at once; backbone: features and no head."
+            help="Form of the model. merged: one fixed head; swappable: one head that can be "
+            "replaced in each call; multi: several heads at once; backbone: features only, no head."
         ),
     ] = "merged",
-    weights: Weights = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights file for the backbone. Default: the weights that the head names, from "
+            "the Hugging Face Hub or from a file in the head's folder or the current folder."
+        ),
+    ] = None,
     remap: Remap = False,
     preprocess: Annotated[
         bool,
@@ -38,7 +44,7 @@ def export(
         bool,
         typer.Option(
             "--probabilities",
-            help="Add the output probabilities: softmax or sigmoid of the logits.",
+            help="Add an output named probabilities: softmax or sigmoid of the logits.",
         ),
     ] = False,
     precision: Annotated[
@@ -47,22 +53,20 @@ def export(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of images for fp16 and int8. One half calibrates; the other half measures "
-            "the cost of the precision."
+            help="Folder of images; required for fp16 and int8. Half of them are for calibration; "
+            "the other half measure what the lower precision costs."
         ),
     ] = None,
     max_cost: Annotated[
         float,
         typer.Option(
-            help="Largest accepted cost of the precision: share of --images whose class changes, "
-            "or loss of accuracy if --images has a folder per class."
+            help="Maximum cost of fp16 or int8: the fraction of --images whose predicted class "
+            "changes, or the loss of accuracy if --images has one folder per class."
         ),
     ] = 0.02,
     optimize: Annotated[
         bool,
-        typer.Option(
-            help="Rewrite the graph for speed with operators that only ONNX Runtime supports."
-        ),
+        typer.Option(help="Speed up the graph by using operators that only ONNX Runtime supports."),
     ] = True,
     config: Annotated[
         bool,
@@ -136,34 +140,34 @@ def graft(
     out: Annotated[
         Path,
         typer.Option(
-            help="Path of the new ONNX file. For a swappable model, NAME.onnx_adapter writes only "
-            "the head, as an adapter file for ONNX Runtime."
+            help="Path of the new ONNX file. If it ends in .onnx_adapter (swappable models only), "
+            "only the head is written, as an adapter file for ONNX Runtime."
         ),
     ],
     name: Annotated[
         str | None,
         typer.Option(
-            help="Name of the head in a multi model. Default: the name of its file without the "
+            help="Name of the head in a multi model. Default: the head's file name without the "
             "suffix, or its published name."
         ),
     ] = None,
     add: Annotated[
         bool,
-        typer.Option("--add", help="Add the head to a multi model instead of replacing one."),
+        typer.Option("--add", help="Add the head to a multi model; do not replace a head."),
     ] = False,
     force: Annotated[
         bool,
         typer.Option(
             "--force",
-            help="Accept a head that was trained on other weights of the same architecture "
-            "(its logits change), and allow --out to be the model itself.",
+            help="Accept a head that was trained on other weights of the same architecture (its "
+            "logits will differ from those in training), and allow --out to be the model itself.",
         ),
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
             "--overwrite",
-            help="Allow --out to be the model itself. The head must be trained on its weights.",
+            help="Allow --out to be the model itself. The backbone's weights are still checked.",
         ),
     ] = False,
     as_json: Json = False,
@@ -196,7 +200,7 @@ def predict(
     ] = None,
     name: Annotated[
         list[str] | None,
-        typer.Option(help="Name of a head of a multi model; repeatable. Default: all heads."),
+        typer.Option(help="Name of a head in a multi model; repeatable. Default: all heads."),
     ] = None,
     force: Annotated[
         bool,
@@ -225,7 +229,8 @@ def predict(
     _check_order(model, images)
     extra = {head_name(path): path for path in head or []}
     if len(extra) < len(head or []):
-        raise ValueError("two of the head files have the same name: rename one")
+        shown = ", ".join(map(str, head or []))
+        raise ValueError(f"two of the heads {shown} have the same file name: rename one file")
     predictor = Predictor(model, dict(extra), provider, threads=threads, force=force)
     paths = [path for argument in images for path in list_images(argument)]
     names = name or list(extra) or predictor.heads
@@ -247,11 +252,11 @@ def _check_order(model: Path, images: list[Path]) -> None:
     usage = "the model first and then images: predict MODEL.onnx IMAGE --head HEAD.safetensors"
     check_argument("the model", model, MODEL, usage)
     if is_image(model) and model.is_file():
-        raise ExportError(f"the model is {model}: it is an image; pass {usage}")
+        raise ExportError(f"{model} is an image, expected an ONNX model; pass {usage}")
     for image in images:
         kind = detect_file_kind(image)
         if kind is not None:
-            raise DataError(f"an image is {image}: it is {kind.noun}; pass {usage}")
+            raise DataError(f"{image} is {kind.noun}, expected an image; pass {usage}")
 
 
 def _format_prediction(row: dict[str, Any]) -> str:

@@ -17,8 +17,8 @@ def serve(
     backbone: Annotated[
         str,
         typer.Option(
-            help="ONNX file of the form backbone, or an architecture. An architecture is exported "
-            "first, which needs torch."
+            help="ONNX file exported with --form backbone, or an architecture. An architecture is "
+            "exported first, which needs torch."
         ),
     ],
     weights: Weights = None,
@@ -38,20 +38,20 @@ def serve(
     ] = 16,
     refresh: Annotated[
         float,
-        typer.Option(help="Seconds after which names and tags are read from the store again."),
+        typer.Option(help="Seconds to cache the names and tags that are read from the store."),
     ] = 1.0,
     max_upload_mb: Annotated[float, typer.Option(help="Maximum size of a request in MiB.")] = 20,
     max_megapixels: Annotated[
         float, typer.Option(help="Maximum size of an image in megapixels.")
     ] = 50,
     timeout: Annotated[
-        float, typer.Option(help="Maximum seconds from a request to its response.")
+        float, typer.Option(help="Time limit in seconds for answering a request.")
     ] = 30,
     max_waiting: Annotated[
-        int, typer.Option(help="Maximum number of images that wait for the backbone.")
+        int, typer.Option(help="Maximum number of images that may wait for the backbone.")
     ] = 1000,
 ) -> None:
-    """Serve all heads of a store over HTTP on one backbone. This needs headkit[serve]."""
+    """Serve all heads in a store over HTTP, with one shared backbone. Needs headkit[serve]."""
     from headkit.adapters.errors import DependencyMissing
 
     for module in ("fastapi", "uvicorn", "prometheus_client", "multipart"):

@@ -15,7 +15,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")
 Weights = Annotated[
     Path | None,
     typer.Option(
-        help="Weights file of the backbone. Default: timm downloads its own from the Hub."
+        help="Weights file for the backbone. Default: timm's pretrained weights from the Hugging "
+        "Face Hub."
     ),
 ]
 Remap = Annotated[

@@ -64,13 +64,14 @@ class HubPlace:
         parts = url.removeprefix(SCHEME).split("/")
         if not url.startswith(SCHEME) or len(parts) not in (2, 3):
             raise RegistryError(
-                f"{url!r} is not a head on the Hub: expected hf://user/repo[@revision] or "
+                f"{url!r} is not the URL of a head on the Hub, expected hf://user/repo[@revision] "
+                "or "
                 "hf://user/repo[@revision]/name"
             )
         name, _, revision = parts[1].partition("@")
         repo = f"{parts[0]}/{name}"
         if not _REPO.fullmatch(repo):
-            raise RegistryError(f"{repo!r} is not the name of a repository on the Hub")
+            raise RegistryError(f"{repo!r} is not a valid repository name: expected user/repo")
         return cls(repo, check_name(parts[2]) if len(parts) == 3 else "", revision)
 
     def path(self, file: str) -> str:
@@ -126,7 +127,10 @@ def push(
             commit_url = _commit(api, place, info.sha, files, message)
             if commit_url:
                 return commit_url
-    raise RegistryError(f"{url}: other pushes were faster in {ATTEMPTS} attempts: try again")
+    raise RegistryError(
+        f"{url}: gave up after {ATTEMPTS} attempts, as others kept pushing at the same time: try "
+        "again later"
+    )
 
 
 def pull(url: str, out: str | Path | None = None, *, token: str | None = None) -> Path:
@@ -165,7 +169,9 @@ def _card_files(
         return Path(path).read_text(encoding="utf-8")
 
     if CARD_FILE in names and GENERATED not in read_text(CARD_FILE):
-        logger.warning("%s: kept the %s, as headkit did not write it", place.repo, CARD_FILE)
+        logger.warning(
+            "%s: did not update %s, because headkit did not write it", place.repo, CARD_FILE
+        )
         return {}
     configs = {place.folder: config}
     for name in names:
@@ -224,6 +230,6 @@ def _translate_errors(url: str) -> Iterator[None]:
             f"{url}: there is no such repository, or it is private and needs `hf auth login`"
         ) from error
     except EntryNotFoundError as error:
-        raise RegistryError(f"{url}: the repository has no {HEAD_FILE} there") from error
+        raise RegistryError(f"{url}: the repository has no {HEAD_FILE} at this path") from error
     except Exception as error:  # the client's own errors, its HTTP library's, the system's
         raise RegistryError(f"{url}: {first_line(error)}") from error

@@ -70,7 +70,10 @@ class Objects:
         except ValueError as error:
             raise RegistryError(f"{self.url}/{STORE} is not JSON: {first_line(error)}") from error
         if actual != expected:
-            raise RegistryError(f"{self.url}/{STORE} says {actual}, expected {expected}")
+            raise RegistryError(
+                f"{self.url}/{STORE} contains {actual}, expected {expected}: use another store, or "
+                "another version of headkit"
+            )
         self._checked = True
 
     def _create_store(self, expected: Mapping[str, str]) -> object:
@@ -85,7 +88,7 @@ class Objects:
             return json.loads(self.storage.read(STORE))
         except FileNotFoundError as error:
             raise RegistryError(
-                f"{self.url} contains other files but no {STORE}: name an empty folder"
+                f"{self.url} contains other files but no {STORE}: choose an empty folder"
             ) from error
 
     def check_still_exists(self) -> None:
@@ -93,7 +96,9 @@ class Objects:
         try:
             self.storage.read(STORE)
         except FileNotFoundError as error:
-            raise StoreError(f"{self.url}/{STORE} is gone") from error
+            raise StoreError(
+                f"{self.url}/{STORE} no longer exists: check that the store is mounted"
+            ) from error
 
     def write_blob(self, digest: str, content: bytes) -> None:
         """Write a head file if it is missing or damaged; otherwise reset its age."""
@@ -109,7 +114,8 @@ class Objects:
                         self.storage.replace(key, content)
                 return
         raise StoreError(
-            f"{self.url}: {key} was deleted after each of {ATTEMPTS} attempts to write it"
+            f"{self.url}: {key} was deleted after each of {ATTEMPTS} attempts to write it: publish "
+            "again, and run gc only with a grace period longer than a publish takes"
         )
 
     def read_blob(self, version: Version) -> bytes:
@@ -118,12 +124,15 @@ class Objects:
         try:
             content = self.storage.read(key)
         except FileNotFoundError as error:
-            raise StoreError(f"{version}: its head file {key} is gone") from error
+            raise StoreError(
+                f"{version}: its head file {key} is missing. Publish the original file again to "
+                "restore it"
+            ) from error
         digest = hashlib.sha256(content).hexdigest()
         if digest != version.digest:
             raise StoreError(
-                f"{version}: the head file {key} was changed: its SHA-256 is {digest}. Publish the "
-                "original file again to repair it"
+                f"{version}: the SHA-256 of the head file {key} is {digest}, expected "
+                f"{version.digest}. Publish the original file again to repair it"
             )
         return content
 
@@ -137,7 +146,10 @@ class Objects:
             raise StoreError(f"{self.url}/{key} is not a record of a version: {error}") from error
         is_digest = set(version.digest) <= set("0123456789abcdef") and len(version.digest) == 64
         if (version.name, version.version) != (name, number) or not is_digest:
-            raise StoreError(f"{self.url}/{key} is the record of another version")
+            raise StoreError(
+                f"{self.url}/{key} describes {version.name}@{version.version} with the SHA-256 "
+                f"{version.digest!r}, expected {name}@{number} and 64 hexadecimal digits"
+            )
         return version
 
     def _read_json(self, key: str) -> dict[str, Any]:
@@ -219,7 +231,8 @@ class Objects:
         listing = self.list_name(name)
         if not listing.versions:
             return self.missing_name_error(name)
-        tags = f"it has {', '.join(sorted(listing.tags))}" if listing.tags else "it has none"
+        names = ", ".join(sorted(listing.tags))
+        tags = f"its tags are {names}" if names else "it has no tags"
         return RegistryError(f"{name} has no tag {tag!r}; {tags}")
 
 

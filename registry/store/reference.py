@@ -94,6 +94,6 @@ def _check(text: str, what: str) -> str:
     if not _NAME.fullmatch(text):
         raise RegistryError(
             f"{text!r} is not a valid {what}: expected 1 to 63 characters from a-z, 0-9, '-', '_' "
-            "and single '.', starting with a letter or digit and not ending with '.'"
+            "and '.', without '..', starting with a letter or digit and not ending with '.'"
         )
     return text

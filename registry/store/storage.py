@@ -91,7 +91,7 @@ def open_storage(url: str | Path) -> Storage:
     if not separator:
         return LocalStorage(Path(url))
     if "::" in text:
-        raise RegistryError(f"{text} cannot hold a store: name one URL, not a chain of URLs")
+        raise RegistryError(f"{text} cannot hold a store: pass a single URL, not a chained one")
     return LocalStorage(Path(rest)) if scheme in ("file", "local") else ObjectStorage(text)
 
 
@@ -227,8 +227,8 @@ def _locked(folder: Path) -> Iterator[None]:
         import fcntl
     except ImportError as missing:
         raise StoreError(
-            f"{folder}: this system has neither hard links nor locks, so that two publishers could "
-            "overwrite each other: put the store on another file system"
+            f"{folder}: this system has neither hard links nor locks, so two publishers could "
+            "overwrite each other's work: put the store on another file system"
         ) from missing
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -131,8 +131,8 @@ class HeadStore:
                     parent_digest = other.digest if parent is None else parent_digest
         else:
             raise RegistryError(
-                f"{self.url}: other publishers of {name} were faster in {ATTEMPTS} attempts: try "
-                "again"
+                f"{self.url}: gave up after {ATTEMPTS} attempts, as others kept publishing {name} "
+                "at the same time: try again later"
             )
         try:
             self.storage.stat(blob_key(digest))
@@ -201,7 +201,7 @@ class HeadStore:
                 raise self._objects.missing_name_error(name)
             if listing.latest is None:
                 raise RegistryError(
-                    f"all versions of {name} are yanked: name one, such as "
+                    f"all versions of {name} are yanked: request one by its number, such as "
                     f"{name}@{max(listing.versions)}"
                 )
             number = listing.latest
@@ -214,7 +214,7 @@ class HeadStore:
             if not numbers:
                 raise self._objects.missing_name_error(name) from error
             raise RegistryError(
-                f"{name} has no version {number}, it has {format_ranges(numbers)}"
+                f"{name} has no version {number}; it has {format_ranges(numbers)}"
             ) from error
 
     def read(self, ref: str | Reference | Version) -> bytes:

@@ -99,7 +99,7 @@ def _run_padded(run: Run, batch: Batch, size: int) -> Branches:
     for branch in branches:
         if not np.isfinite(branch[batch.valid]).all():
             raise DataError(
-                "the backbone computes features that are not finite, expected finite numbers: its "
-                "weights or its precision do not fit these images"
+                "the backbone computes NaN or infinite features for some images: check its "
+                "weights, or use precision 'fp32'"
             )
     return branches

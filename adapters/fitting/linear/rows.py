@@ -73,4 +73,4 @@ def split_rows(source: Tensor | Rows, rows: int) -> Iterator[Tensor]:
     if num_waiting:
         yield torch.cat(waiting)
     if total != source.shape[0]:
-        raise ValueError(f"the blocks have {total} rows, the shape says {source.shape[0]}")
+        raise ValueError(f"the blocks have {total} rows, expected {source.shape[0]}")

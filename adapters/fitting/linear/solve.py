@@ -126,11 +126,11 @@ def solve(
     spec = get_task(task)
     y = _check_targets(x, y, num_outputs, spec, "")
     if (x_val is None) != (y_val is None):
-        raise ValueError("x_val and y_val belong together: one of them is missing")
+        raise ValueError("only one of x_val and y_val is given: pass both or neither")
     if x_val is not None and y_val is not None:
         y_val = _check_targets(x_val, y_val, num_outputs, spec, "_val")
         if x_val.shape[1] != x.shape[1]:
-            raise ValueError(f"x_val has {x_val.shape[1]} features, x has {x.shape[1]}")
+            raise ValueError(f"x_val has {x_val.shape[1]} features, expected {x.shape[1]} as in x")
     if class_weights is not None:
         if not spec.has_classes:
             raise ValueError("class_weights has no effect on regression: remove it")

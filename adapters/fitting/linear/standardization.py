@@ -154,7 +154,7 @@ def measure_moments(source: Tensor | Rows, sample: int) -> tuple[Moments, Tensor
         seen += len(block)
     variance = spread / max(1, count)
     if kept is None:
-        raise ValueError("there are no rows")
+        raise ValueError("the features have no rows, expected at least one")
     finite = mean.isfinite() & variance.isfinite()
     if not finite.all():
         raise ValueError(

@@ -140,7 +140,7 @@ class Multiclass(Task):
         if bool((y < 0).any()):
             weight = (y >= 0)[:, None].double()
             if not bool(weight.any()):
-                raise ValueError("no validation image is of a class that has training images")
+                raise ValueError("none of the validation images has a class with training images")
         return y.clamp(min=0), weight
 
     def losses(

@@ -53,7 +53,7 @@ class Regression(Task):
 
     def confidence(self, scores: Array, y: Targets) -> tuple[Array, NDArray[np.bool_]]:
         """Raise ``ValueError``."""
-        raise ValueError("a regression has no probabilities to judge")
+        raise ValueError("regression has no probabilities, so confidence is undefined")
 
     def best_temperature(self, logits: Array, y: Targets) -> float:
         """Return 1."""
@@ -74,7 +74,7 @@ class Regression(Task):
 
     def balanced_weights(self, y: Tensor, num_outputs: int) -> Tensor:
         """Raise ``ValueError``."""
-        raise ValueError("a regression has no classes to weigh")
+        raise ValueError("regression has no classes, so it has no class weights")
 
     def loss(self, logits: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the squared error, the mean over images and outputs."""
