@@ -38,8 +38,8 @@ def bench(
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="Weights file for the backbones. Default: random weights for architectures, and "
-            "the weights that a head names."
+            help="Weights file for the backbone of the head files. Default: the weights that each "
+            "head names."
         ),
     ] = None,
     images: Annotated[
