@@ -113,7 +113,7 @@ def test_numbers_that_change_in_conversion_are_caught(tmp_path: Path) -> None:
 
 def test_unwritable_path_and_unknown_form_are_errors(small: nn.Module, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(headkit.OutputError, match="file is a file; name a folder"):
+    with pytest.raises(headkit.OutputError, match="file is a file, expected a folder"):
         headkit.export(small, tmp_path / "file" / "model.onnx")
     with pytest.raises(headkit.OutputError, match=r"its suffix is '\.bin', expected '\.onnx'"):
         headkit.export(small, tmp_path / "model.bin")

@@ -99,13 +99,13 @@ def test_swappable_model_refuses_heads_that_do_not_fit(
             "angles",
             heads["angles"],
             headkit.ExportError,
-            "kind 'own', but the head is of the kind 'cosine'",
+            "kind is 'own', but the kind of this head is 'cosine'",
         ),
         (
             "tags",
             heads["tags"],
             headkit.ExportError,
-            "task 'multiclass', but the head is of the task 'multil",
+            "task is 'multiclass', but the task of this head is 'multil",
         ),
         ("other", other, headkit.BackboneMismatch, "fingerprint"),
         ("none", tmp_path / "none.onnx_adapter", headkit.ExportError, "no such file"),
@@ -174,7 +174,7 @@ def test_predictor_runs_several_heads_on_a_folder(
     assert {name: len(rows) for name, rows in found.items()} == {"pets": 24, "birds": 24}
     assert found["pets"] == predictor(sorted(shapes.rglob("*.png")), head="pets", top_k=1)
     assert {row[0]["label"] for row in found["pets"]} <= set("abcde")
-    with pytest.raises(headkit.ExportError, match="several heads: name one of pets, birds"):
+    with pytest.raises(headkit.ExportError, match="several heads: choose one of pets, birds"):
         predictor(shapes)
     with pytest.raises(headkit.ExportError, match="the model has no head 'cats'"):
         predictor(shapes, head="cats")
@@ -247,8 +247,8 @@ def test_forms_refuse_heads_that_they_cannot_hold(
     cases: list[tuple[Any, str, dict[str, Any], str]] = [
         (heads, "merged", {}, "takes one head, found 5"),
         ({}, "multi", {}, "at least one head"),
-        ({"a b": heads["pets"]}, "multi", {}, "called 'a b'"),
-        ([heads["pets"]], "multi", {}, "heads by name"),
+        ({"a b": heads["pets"]}, "multi", {}, "name of a head is 'a b'"),
+        ([heads["pets"]], "multi", {}, "needs named heads"),
         (heads["pets"], "backbone", {"probabilities": True}, "no probabilities"),
         (head_for(model, 2, task="regression"), "merged", {"probabilities": True}, "regression"),
         (heads["pets"], "merged", {"precision": "fp8"}, "precision is 'fp8'"),
@@ -269,9 +269,11 @@ def test_heads_of_another_pooling_or_preprocessing_are_refused(
     other.load_state_dict(weights, strict=False)
     pooled = head_for(other, 5)
     assert pooled.backbone.fingerprint == heads["pets"].backbone.fingerprint
-    with pytest.raises(headkit.BackboneMismatch, match="global_pool 'max', the backbone has 'avg'"):
+    with pytest.raises(
+        headkit.BackboneMismatch, match="global_pool 'max', but the backbone has 'avg'"
+    ):
         headkit.attach(model, pooled)
-    with pytest.raises(headkit.BackboneMismatch, match="global_pool max, the model has avg"):
+    with pytest.raises(headkit.BackboneMismatch, match="global_pool max, but the model has avg"):
         headkit.graft(exported["merged"].path, pooled, tmp_path / "out.onnx")
     cropped = heads["birds"].with_changes(
         pretrained_cfg={**heads["birds"].pretrained_cfg, "crop_pct": 0.5}
@@ -303,7 +305,7 @@ def test_models_of_one_channel_without_classes_and_in_half_precision(tmp_path: P
     x = torch.randn(2, 1, 160, 160)
     with torch.inference_mode():
         assert_close(headkit.Predictor(tmp_path / "gray.onnx").logits(x.numpy()), gray(x).numpy())
-    with pytest.raises(ValueError, match="takes 1 channels"):
+    with pytest.raises(ValueError, match="channels is 1, expected 3"):
         headkit.export(gray, tmp_path / "raw.onnx", preprocess=True)
     without = headkit.load_backbone("test_resnet", pretrained=False, num_classes=0)
     headkit.export(without, tmp_path / "backbone.onnx", "backbone")

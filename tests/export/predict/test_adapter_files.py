@@ -82,7 +82,7 @@ def test_adapter_with_a_temperature_needs_a_model_with_that_input(
 def test_adapter_of_another_task_is_refused(model: nn.Module, plain: Path, tmp_path: Path) -> None:
     head, path = head_for(model, 3), tmp_path / "tags.onnx_adapter"
     with pytest.raises(
-        headkit.ExportError, match="task 'multiclass', but the head is of the task 'multilabel'"
+        headkit.ExportError, match="task 'multiclass', but the head is for the task 'multilabel'"
     ):
         headkit.graft(plain, head.with_changes(task="multilabel"), path)
     headkit.export(

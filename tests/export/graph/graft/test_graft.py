@@ -91,11 +91,11 @@ def test_heads_of_a_multi_model_are_replaced_and_added(
     for name, head in placed.items():
         assert_close(predictor.logits(X.numpy(), name), torch_logits(model, head, X))
         assert predictor.info.head(name).head_id == head.digest
-    with pytest.raises(headkit.ExportError, match="a head 'a' already"):
+    with pytest.raises(headkit.ExportError, match="already has a head 'a'"):
         headkit.graft(path, heads["new"], path, name="a", add=True, overwrite=True)
-    with pytest.raises(headkit.ExportError, match="no head 'z' to replace, but a, b, old, c"):
+    with pytest.raises(headkit.ExportError, match="no head 'z' to replace; it has a, b, old, c"):
         headkit.graft(path, heads["new"], path, name="z", overwrite=True)
-    with pytest.raises(headkit.ExportError, match="name the head"):
+    with pytest.raises(headkit.ExportError, match="has the heads a, b, old, c: pass name=NAME"):
         headkit.graft(path, heads["new"], path, overwrite=True)
 
 
@@ -106,7 +106,12 @@ def test_wrong_backbones_and_heads_are_refused_and_lose_nothing(
     out.write_bytes(b"old")
     same_shape = head_for(random_backbone(seed=1), 4)
     cases: list[tuple[headkit.Head, dict[str, Any], type[Exception], str]] = [
-        (same_shape, {}, headkit.BackboneMismatch, "fingerprint .* the model's is .*--force"),
+        (
+            same_shape,
+            {},
+            headkit.BackboneMismatch,
+            "fingerprint .* the model's weights have .*--force",
+        ),
         (
             head_for(random_backbone("test_vit"), 4),
             {},
@@ -186,7 +191,7 @@ def test_head_whose_tensors_have_other_names_is_refused(
 ) -> None:
     new, mlp = heads["new"], heads["mlp"]
     tensors = {name.replace("fc.", "head."): tensor for name, tensor in new.tensors.items()}
-    with pytest.raises(headkit.ExportError, match=r"head\.weight.* model's head .* fc\.weight"):
+    with pytest.raises(headkit.ExportError, match=r"head\.weight.* model's own head .* fc\.weight"):
         headkit.graft(merged, new.with_changes(tensors=tensors), tmp_path / "out.onnx")
     # Another kind has other tensors, but none of the backbone's, which are not decoded here.
     graph = onnx.load(merged).graph
