@@ -84,17 +84,17 @@ CALLS: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "attach, swapped": (
         lambda _: headkit.attach(HEAD_FILE, _backbone()),  # type: ignore[arg-type]
         ValueError,
-        "attach takes a model and then a head",
+        "the first argument of attach is a .*, expected a model",
     ),
     "graft": (
         lambda out: headkit.graft(HEAD_FILE, MODEL_FILE, out / "m.onnx"),
         headkit.ExportError,
-        f"the model is .*resnet_own.safetensors: {NOT_A_MODEL}.*the model first",
+        f"cannot use .*resnet_own.safetensors as the model: {NOT_A_MODEL}.*the model first",
     ),
     "graft, two models": (
         lambda out: headkit.graft(MODEL_FILE, SWAPPABLE, out / "m.onnx"),
         headkit.HeadFormatError,
-        f"the head is .*resnet_swappable.onnx: {NOT_A_HEAD}",
+        f"cannot use .*resnet_swappable.onnx as the head: {NOT_A_HEAD}",
     ),
     "export": (
         lambda out: headkit.export(MODEL_FILE, out / "m.onnx"),
@@ -109,7 +109,7 @@ CALLS: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "load_backbone": (
         lambda _: headkit.load_backbone(str(HEAD_FILE)),
         headkit.UnknownArchitecture,
-        "it is a head file, expected the name of a timm architecture",
+        "resnet_own.safetensors is a head file, expected the name of a timm architecture",
     ),
     "info": (
         lambda out: headkit.info(out / "renamed.onnx"),
@@ -154,8 +154,11 @@ def test_functions_name_a_file_of_another_kind(call: str, tmp_path: Path) -> Non
         (("export", MODEL_FILE, "--out", "m.onnx"), NOT_A_HEAD),
         (("graft", HEAD_FILE, MODEL_FILE, "--out", "m.onnx"), "graft MODEL.onnx HEAD.safetensors"),
         (("predict", HEAD_FILE, IMAGE), NOT_A_MODEL),
-        (("predict", IMAGE, MODEL_FILE), "it is an image; pass the model first"),
-        (("predict", MODEL_FILE, HEAD_FILE), "an image is .*: it is a head file.* --head"),
+        (
+            ("predict", IMAGE, MODEL_FILE),
+            "is an image, expected an ONNX model; pass the model first",
+        ),
+        (("predict", MODEL_FILE, HEAD_FILE), "is a head file, expected an image.* --head"),
         (("bench", WEIGHTS_FILE), "not a head that headkit wrote"),
         (
             ("fit", "--backbone", HEAD_FILE, "--data", "images", "--out", "h.safetensors"),

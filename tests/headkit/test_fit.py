@@ -242,8 +242,8 @@ def test_copies_of_an_image_stay_on_one_side(
         head = headkit.fit(random_backbone(), folder, workers=0)
     assert head.metrics["num_duplicates"] == 8
     assert head.metrics["num_val"] == 2 + 2 * 2 + 2
-    assert "8 of 32 images repeat another one" in caplog.text
-    assert "other labels" not in caplog.text
+    assert "8 of 32 images are duplicates of another image" in caplog.text
+    assert "different label" not in caplog.text
 
 
 def test_validation_images_among_the_training_images_are_reported(
@@ -253,8 +253,8 @@ def test_validation_images_among_the_training_images_are_reported(
     with caplog.at_level(logging.WARNING, "headkit"):
         head = headkit.fit(random_backbone(), folder, val=shapes, workers=0)
     assert head.metrics["num_val_in_train"] == 24
-    assert "24 of 24 validation images are training images too" in caplog.text
-    assert "1 of them have other labels than the image they repeat" in caplog.text
+    assert "24 of 24 validation images are also training images" in caplog.text
+    assert "1 of the duplicates have a different label from the original image" in caplog.text
 
 
 def test_random_crops_train_the_head_but_do_not_validate_it(shapes: Path) -> None:
@@ -302,7 +302,7 @@ def test_one_image_per_class_gives_a_head_without_metrics(
     model = random_backbone()
     with caplog.at_level(logging.WARNING, "headkit"):
         head = headkit.fit(model, folder, workers=0)
-    assert "no image is left for validation" in caplog.text
+    assert "no images are left for validation" in caplog.text
     assert (head.metrics["num_train"], head.metrics["num_val"]) == (3, 0)
     assert "accuracy" not in head.metrics
     transform = create_transform(**head.pretrained_cfg, is_training=False)
@@ -320,7 +320,9 @@ def test_class_weights_by_name_shift_the_predictions(shapes: Path) -> None:
         with torch.no_grad():
             biases.append(model.fc.bias[1].item())
     assert biases[1] > biases[0] + 0.5
-    with pytest.raises(headkit.DataError, match=r"class_weights names green, which .* lacks"):
+    with pytest.raises(
+        headkit.DataError, match=r"class_weights has labels that .* does not have: green"
+    ):
         headkit.fit(random_backbone(), shapes, workers=0, class_weights={"green": 2})
 
 
@@ -338,7 +340,7 @@ def test_report_contains_the_confusions_and_the_reliability(folder: Path, tmp_pa
         with Image.open(tmp_path / "report" / f"{name}.png") as plot:
             assert min(plot.size) > 500
     (tmp_path / "file").touch()
-    with pytest.raises(headkit.OutputError, match="cannot make the folder"):
+    with pytest.raises(headkit.OutputError, match="cannot create the folder"):
         headkit.fit("test_resnet", folder, report=tmp_path / "file")
 
 
@@ -360,7 +362,7 @@ def test_no_cache_leaves_no_files(shapes: Path, tmp_path: Path, monkeypatch: Any
         ({"workers": -1}, "workers is -1"),
         ({"task": "segmentation"}, "task is 'segmentation'"),
         ({"class_weights": "even"}, "class_weights is 'even'"),
-        ({"class_weights": {"dark": -1.0}}, "not positive"),
+        ({"class_weights": {"dark": -1.0}}, "the weight -1.0 for dark, expected a positive"),
     ],
 )
 def test_options_are_checked_before_extraction(

@@ -185,7 +185,7 @@ def test_missing_runtimes_are_reported_with_the_reason(tmp_path: Path) -> None:
     assert missing == {("onnxruntime", "int8", "cpu"), *on_gpu}
     assert describe_unmeasured(result["absent"], [str(path)]) == [
         f"Not measured: onnxruntime int8. Reason: {path} is an ONNX file, whose precision is "
-        "fixed: it runs as fp32 only.",
+        "fixed: it is listed as fp32.",
         "Not measured: onnxruntime fp32 cuda, onnxruntime fp16 cuda, tensorrt fp32 cuda, "
         "tensorrt fp16 cuda. Reason: there is no GPU that torch can use.",
     ]
@@ -269,11 +269,16 @@ def test_no_two_names_look_alike() -> None:
         ({"runtimes": ["tflite"]}, "runtime is 'tflite', expected one of torch, torch.compile"),
         ({"precisions": ["fp8"]}, "precision is 'fp8', expected one of fp32"),
         ({"devices": ["tpu"]}, "device is 'tpu', expected one of cpu, cuda"),
-        ({"runtimes": ["tensorrt"], "devices": ["cpu"]}, "tensorrt has no fp32, .* on cpu"),
+        (
+            {"runtimes": ["tensorrt"], "devices": ["cpu"]},
+            r"no requested runtime \(tensorrt\) supports a requested precision \(fp32, .*\) on cpu",
+        ),
         ({"batches": [0]}, "batches is 0, expected at least 1"),
         ({"batches": []}, "batches is 0, expected at least 1"),
         ({"rounds": 0}, "rounds is 0"),
-        ({"threads": 0}, "threads 0 and cold_starts"),
+        ({"repeats": 0}, "repeats is 0, expected at least 1"),
+        ({"threads": 0}, "threads is 0, expected at least 1"),
+        ({"cold_starts": -1}, "cold_starts is -1, expected at least 0"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:

@@ -106,13 +106,13 @@ def test_invalid_comparisons_are_refused_before_any_work(
         headkit.compare(shapes, ["test_resnet", "resnet51"], tmp_path / "out")
     with pytest.raises(headkit.DataError, match=r"matches 'nothing\*'"):
         headkit.compare(shapes, ["nothing*"], tmp_path / "out")
-    with pytest.raises(headkit.DataError, match="name at least one backbone"):
+    with pytest.raises(headkit.DataError, match="backbones is empty, expected at least one"):
         headkit.compare(shapes, [], tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "compare.json").write_text("[]")
     status, _, err = run("compare", "--data", shapes, "--backbones", "test_vit", "--out", tmp_path)
     assert status == 2
-    assert "is not the record of a comparison" in err
+    assert "does not hold the results of a comparison" in err
 
 
 def test_command_prints_the_table(run: Any, weights: Weights, shapes: Path, tmp_path: Path) -> None:

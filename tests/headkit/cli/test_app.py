@@ -120,7 +120,7 @@ def test_unwritable_output_is_refused_before_any_work(
         "export": (trained / "head.safetensors",),
     }[command]
     out = tmp_path / "file" / f"x{suffix}"
-    assert "file is a file; name a folder" in _fails(run, command, *arguments, "--out", out)
+    assert "file is a file, expected a folder" in _fails(run, command, *arguments, "--out", out)
     out = tmp_path / "new" / "x.bin"
     expected = f"its suffix is '.bin', expected '{suffix}'"
     assert expected in _fails(run, command, *arguments, "--out", out)
