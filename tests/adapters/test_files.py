@@ -29,7 +29,7 @@ def test_each_unwritable_path_has_its_own_message(tmp_path: Path) -> None:
         write_atomically(tmp_path / ("x" * 300), b"")
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file" / "x", tmp_path / "file" / "folder" / "x"):
-        with pytest.raises(headkit.OutputError, match="file is a file; name a folder"):
+        with pytest.raises(headkit.OutputError, match="file is a file, expected a folder"):
             write_atomically(path, b"")
 
 
@@ -56,5 +56,5 @@ def test_folder_that_cannot_be_made_is_an_output_error(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(headkit.OutputError, match=r"cannot make the folder .*Permission denied"):
+    with pytest.raises(headkit.OutputError, match=r"cannot create the folder .*Permission denied"):
         write_atomically(tmp_path / "new" / "x", b"")

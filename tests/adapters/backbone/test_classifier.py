@@ -143,9 +143,13 @@ def with_classes(model: nn.Module, num_classes: int) -> nn.Module:
         (_WrongModule, r"returns norm, but reset_classifier creates fc\.bias, fc\.weight"),
         (_Unused, "its classifier fc is not called in a forward pass"),
         (_Scaled, "changes the logits after the classifier"),
-        (_Twice, "is not called once, with one tensor"),
+        (_Twice, "must call its classifier fc exactly once per forward pass, with a single tensor"),
         (_Idle, r"reset_classifier\(3\) of made_up \(_Idle\) creates no tensor"),
-        (_Unpooled, r"are not pooled, their shape is \[2, 3, 2, 2\]: create it with a global_pool"),
+        (
+            _Unpooled,
+            r"have the shape \[2, 3, 2, 2\], so they are not pooled: create the model with a "
+            "global_pool other than ''",
+        ),
         (_Tied, "shares tensors with the backbone"),
     ],
 )

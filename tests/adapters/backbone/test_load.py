@@ -132,7 +132,7 @@ def test_remap_refuses_other_shapes(tmp_path: Path) -> None:
     state = random_backbone().state_dict()
     state["conv1.0.weight"] = state["conv1.0.weight"][:, :1].clone()
     torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(headkit.WeightsError, match=r"conv1\.0\.weight has shape"):
+    with pytest.raises(headkit.WeightsError, match=r"conv1\.0\.weight has the shape"):
         headkit.load_backbone(SMALL, tmp_path / "other.pth", remap=True)
 
 

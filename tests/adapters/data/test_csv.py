@@ -95,7 +95,7 @@ def test_column_split_separates_training_from_validation(table: Callable[..., Pa
     _, val = open_data(plain, path)  # only its validation lines
     assert val is not None
     assert count(val) == 3
-    with pytest.raises(DataError, match=r"has its own validation lines, but val is .*: remove one"):
+    with pytest.raises(DataError, match=r"has its own validation lines, but val is .*: omit val"):
         open_data(path, plain)
 
 
@@ -126,14 +126,14 @@ def test_repeated_line_counts_once(
 ) -> None:
     dataset = open_train(table("path,label", "0.jpg,a", "1.jpg,b", "./0.jpg,a", "1.jpg,b"))
     assert count(dataset) == 2
-    assert "lists 2 images again with the same label, such as" in caplog.text
-    assert "0.jpg in line 4; duplicates are ignored" in caplog.text
+    assert "has 2 duplicate lines (same image, same label), such as" in caplog.text
+    assert "0.jpg on line 4: they are ignored" in caplog.text
 
 
 HEADER = "path,label"
 REFUSED: list[tuple[str, list[str], str | None, str]] = [
     ("empty", [], None, r"labels.csv is empty: expected a first line with the columns path,label"),
-    ("header", [HEADER], None, "lists no images: it ends after its first line"),
+    ("header", [HEADER], None, "lists no images: it has only a header line"),
     ("columns", ["image,class", "0.jpg,a"], None, "has the columns image, class in its first line"),
     ("no header", ["0.jpg,a", "1.jpg,b"], None, "has the columns 0.jpg, a in .* expected path,lab"),
     ("semicolons", ["path;label", "0.jpg;a"], None, r"has the columns path;label in its first"),
@@ -157,7 +157,7 @@ REFUSED: list[tuple[str, list[str], str | None, str]] = [
         "contradiction",
         [HEADER, "0.jpg,a", "1.jpg,b", "0.jpg,b"],
         None,
-        r"lines 2 and 4 have different labels for .*0.jpg: a and b \(write several labels of one",
+        r"lines 2 and 4 have different labels for .*0.jpg: a and b \(to give an image several",
     ),
     (
         "leak",
@@ -166,12 +166,17 @@ REFUSED: list[tuple[str, list[str], str | None, str]] = [
         r"lines 2 and 4 put .*0.jpg into both training and validation",
     ),
     ("split", ["path,label,split", "0.jpg,a,dev"], None, "line 2 has the split 'dev', expec"),
-    ("no train", ["path,label,split", "0.jpg,a,val"], None, "has no line of the split train"),
+    (
+        "no train",
+        ["path,label,split", "0.jpg,a,val"],
+        None,
+        "has no training lines: no line has the split train",
+    ),
     (
         "unknown",
         ["path,label,split", "0.jpg,a,train", "1.jpg,b,train", "2.jpg,c,val"],
         None,
-        "has the class c, which the training data lacks",
+        "has classes that the training data does not have: c",
     ),
     ("word", [HEADER, "0.jpg,1", "1.jpg,two"], "regression", "line 3 has 'two', expected a number"),
     ("blank", ["path,a,b", "0.jpg,1,"], "regression", "line 2 has '', expected a number"),

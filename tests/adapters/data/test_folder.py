@@ -79,7 +79,7 @@ def test_link_to_a_folder_above_is_left_out(
     (root / "dog" / "itself").symlink_to(root / "dog" / "itself")
     dataset = open_train(root)
     assert dataset.paths == (str(root / "cat" / "1.jpg"), str(root / "dog" / "1.jpg"))
-    assert f"{root / 'cat' / 'loop'} leads back to a folder above it" in caplog.text
+    assert f"skipped {root / 'cat' / 'loop'}: it links back to a folder above it" in caplog.text
 
 
 def test_paths_start_with_the_folder_as_the_caller_wrote_it(
@@ -142,19 +142,23 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has one class, cat: a classifier needs at least two"):
         open_data(tmp_path)
     write_images(tmp_path, "dog/1.jpg", "loose.jpg")
-    with pytest.raises(DataError, match=r"next to the class folders, such as .*loose\.jpg"):
+    with pytest.raises(DataError, match=r"outside the class folders, such as .*loose\.jpg"):
         open_data(tmp_path)
     (tmp_path / "loose.jpg").unlink()
     (tmp_path / "purple").mkdir()
     (tmp_path / ".git").mkdir()
-    with pytest.raises(DataError, match=r"class purple of .* has no image: add images or remove"):
+    with pytest.raises(
+        DataError, match=r"has class folders without images: purple; add images or remove"
+    ):
         open_data(tmp_path)
 
 
 def test_validation_class_that_training_lacks_is_named(tmp_path: Path) -> None:
     train = write_images(tmp_path / "a", "cat/1.jpg", "dog/1.jpg")
     val = write_images(tmp_path / "b", "cat/1.jpg", "emu/1.jpg", "fox/1.jpg")
-    with pytest.raises(DataError, match="has the class emu, fox, which the training data lacks"):
+    with pytest.raises(
+        DataError, match="has classes that the training data does not have: emu, fox"
+    ):
         open_data(train, val)
     with pytest.raises(DataError, match=r"no data in .*none: no such folder or file"):
         open_data(train, tmp_path / "none")
@@ -164,7 +168,9 @@ def test_validation_class_that_training_lacks_is_named(tmp_path: Path) -> None:
 def test_folder_is_only_multiclass(tmp_path: Path, task: Any) -> None:
     write_images(tmp_path, "cat/1.jpg", "dog/1.jpg")
     assert open_train(tmp_path, task="multiclass").task == "multiclass"
-    with pytest.raises(DataError, match=f"multiclass; {task} needs a CSV with the columns path,"):
+    with pytest.raises(
+        DataError, match=f"multiclass; {task} needs a CSV file with the columns path,"
+    ):
         open_data(tmp_path, task=task)
 
 
@@ -179,7 +185,7 @@ def test_labels_with_one_image_are_named(
     root = write_images(tmp_path / "images", "cat/1.jpg", "cat/2.jpg", "dog/1.jpg", "emu/1.jpg")
     open_train(root)
     assert "2 labels of" in caplog.text
-    assert "which stays in training, so they are not validated: dog, emu" in caplog.text
+    assert "which is used for training, so the metrics do not cover them: dog, emu" in caplog.text
     caplog.clear()
     open_data(root, root)
     assert not caplog.text

@@ -72,9 +72,9 @@ def test_stream_keeps_its_classes_and_validation_is_matched_by_name(
     assert val is not None
     assert val.label_names == train.label_names
     assert [int(target) for _, target in val.stream] == [2, 0]
-    with pytest.raises(DataError, match=r"tfds/pets \(split test\[:5\]\) has the class fox, which"):
+    with pytest.raises(DataError, match=r"tfds/pets \(split test\[:5\]\) has classes that .*: fox"):
         open_data("tfds/pets", "tfds/pets@test[:5]")
-    with pytest.raises(DataError, match="has no class names, so the classes of the two can"):
+    with pytest.raises(DataError, match="has no class names, so the classes of training and"):
         open_data("tfds/pets", "tfds/numbers@train")
     numbers, _ = open_data("tfds/numbers")
     assert numbers.label_names == ()
@@ -174,7 +174,9 @@ def test_webdataset_class_names_may_be_in_its_description(shards: Path) -> None:
 
 
 def test_webdataset_that_timm_would_read_as_empty_is_refused(shards: Path) -> None:
-    with pytest.raises(DataError, match=r"lacks the shard gone-0000.tar in .*my #1 shards"):
+    with pytest.raises(
+        DataError, match=r"shards are missing in .*my #1 shards@home: gone-0000\.tar"
+    ):
         open_data(f"wds/{shards}@gone")
     write_shard(shards / "val-0000.tar", ["cat", "dog"])
     with pytest.raises(DataError, match=r"no image of .* can be read; .* class index in KEY.cls"):
@@ -273,11 +275,12 @@ def test_classes_of_training_are_those_with_an_image(
     dataset, validation = open_data(train, f"{val}@train")
     assert dataset.label_names == ("a", "b")
     assert targets_of(dataset) == [1, 0, 1] * 3
-    assert "has classes without images, which are left out: unused" in caplog.text
+    assert "skipped the classes of" in caplog.text
+    assert "that have no images: unused" in caplog.text
     assert validation is not None
     assert targets_of(validation) == [0, 1, 1] * 3
     unknown = parquet({"label": swapped}, label=[2, 1, 0] * 3)
-    with pytest.raises(DataError, match="has the class other, which the training data lacks"):
+    with pytest.raises(DataError, match=r"has classes that the training data does not have: other"):
         open_data(train, f"{unknown}@train")
 
 

@@ -140,5 +140,5 @@ def test_extreme_logits_stay_finite() -> None:
     assert measure(z, y, "multiclass")["log_loss"] == pytest.approx(1e6)
     assert measure(z, np.array([[1, 0], [1, 0]]), "multilabel")["log_loss"] == pytest.approx(5e5)
     assert fit_temperature(z, y, "multiclass") == HIGHEST
-    with pytest.raises(ValueError, match="no image to measure"):
+    with pytest.raises(ValueError, match="logits are empty"):
         measure(z[:0], y[:0], "multiclass")

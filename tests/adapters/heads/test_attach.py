@@ -79,14 +79,14 @@ def test_head_for_other_weights_is_refused_and_the_model_stays(tmp_path: Path) -
 
 def test_head_for_another_architecture_is_refused_by_name(small: nn.Module) -> None:
     head = headkit.head_of(headkit.adapt(random_backbone("test_vit"), 3))
-    with pytest.raises(headkit.BackboneMismatch, match="test_vit, the backbone is test_resnet"):
+    with pytest.raises(headkit.BackboneMismatch, match="test_vit, but the backbone is test_resnet"):
         headkit.attach(small, head, force=True)
 
 
 def test_head_with_other_tensors_is_refused_and_the_model_stays(small: nn.Module) -> None:
     head = headkit.head_of(headkit.adapt(random_backbone(), 3))
     before = small(torch.ones(1, 3, 160, 160))
-    with pytest.raises(headkit.BackboneMismatch, match=r"the head's tensors are"):
+    with pytest.raises(headkit.BackboneMismatch, match=r"the head's tensors have the shapes"):
         headkit.attach(small, head.with_changes(tensors={"fc.weight": head.tensors["fc.weight"]}))
     assert torch.equal(small(torch.ones(1, 3, 160, 160)), before)
 
@@ -119,7 +119,7 @@ def test_unknown_source_of_the_backbone_is_reported() -> None:
 def test_wrong_number_of_classes_is_refused() -> None:
     with pytest.raises(ValueError, match="num_classes is 0"):
         headkit.adapt(SMALL, 0, pretrained=False)
-    with pytest.raises(headkit.HeadFormatError, match="2 label names for 3 classes"):
+    with pytest.raises(headkit.HeadFormatError, match="2 label names, expected 3"):
         headkit.head_of(headkit.adapt(random_backbone(), 3), ["a", "b"])
     with pytest.raises(headkit.ContractError, match="has no classifier"):
         headkit.head_of(timm.create_model(SMALL, num_classes=0))

@@ -127,7 +127,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             "num_classes is str, expected int",
         ),
         (json.dumps({**random_head().to_json(), "num_classes": True}), "num_classes is bool"),
-        (json.dumps({**random_head().to_json(), "num_classes": 2}), "3 label names for 2 classes"),
+        (json.dumps({**random_head().to_json(), "num_classes": 2}), "3 label names, expected 2"),
         (json.dumps({**random_head().to_json(), "label_names": [1, 2, 3]}), "is not a string"),
         (json.dumps({**random_head().to_json(), "task": "dance"}), "task is 'dance'"),
         (

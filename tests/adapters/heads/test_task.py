@@ -285,7 +285,7 @@ def test_balanced_weights_are_scikit_learns(task: Task) -> None:
         both = [compute_class_weight("balanced", classes=np.arange(2), y=one) for one in y.T]
         expected = np.array([positive / negative for negative, positive in both])
     assert found == pytest.approx(expected)
-    with pytest.raises(ValueError, match="no classes to weigh"):
+    with pytest.raises(ValueError, match="regression has no classes"):
         REGRESSION.balanced_weights(torch.zeros(3, 1), 1)
 
 
@@ -380,7 +380,7 @@ def test_targets_are_restricted_to_learnable_outputs() -> None:
     assert weight is not None
     assert y.tolist() == [1, 0, 0]
     assert weight[:, 0].tolist() == [1, 0, 1]
-    with pytest.raises(ValueError, match="no validation image is of a class"):
+    with pytest.raises(ValueError, match="none of the validation images has a class"):
         MULTICLASS.restrict(torch.tensor([1, 2]), outputs, 4)
     for task in (MULTILABEL, REGRESSION):
         y, weight = task.restrict(torch.eye(4), outputs, 4)

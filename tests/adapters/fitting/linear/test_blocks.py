@@ -47,7 +47,7 @@ def test_few_blocks_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 def test_blocks_that_contradict_their_shape_are_refused() -> None:
     rows = Blocks(torch.ones(10, 3), 4)
     rows.shape = (12, 3)
-    with pytest.raises(ValueError, match="the blocks have 10 rows, the shape says 12"):
+    with pytest.raises(ValueError, match="the blocks have 10 rows, expected 12"):
         solve(rows, torch.zeros(12, dtype=torch.int64), 2, l2=1)
     rows.shape = (10, 4)
     with pytest.raises(ValueError, match=r"shape \(4, 3\), expected \[n, 4\]"):

@@ -81,7 +81,7 @@ def test_validation_images_of_a_class_that_was_not_trained_are_left_out() -> Non
     assert mixed.l2 == clean.l2
     losses = [step.val_loss for step in mixed.path]
     assert losses == pytest.approx([step.val_loss for step in clean.path], rel=1e-9)
-    with pytest.raises(ValueError, match="no validation image"):
+    with pytest.raises(ValueError, match="none of the validation images"):
         solve(train, targets, 3, x_val=x[200:][~known], y_val=y[200:][~known])
 
 

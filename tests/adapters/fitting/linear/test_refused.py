@@ -27,7 +27,7 @@ def test_nan_and_infinite_features_are_refused(bad: float) -> None:
         ({"y": torch.full((3, 2), 0.5), "task": "multilabel"}, "values other than 0 and 1"),
         ({"y": torch.full((3, 2), torch.nan), "task": "regression"}, "NaN or infinite"),
         ({"x": torch.ones(0, 2), "y": torch.ones(0).long()}, r"x has shape \(0, 2\)"),
-        ({"x_val": torch.ones(1, 2)}, "x_val and y_val belong together"),
+        ({"x_val": torch.ones(1, 2)}, "only one of x_val and y_val is given"),
         ({"x_val": torch.ones(1, 4), "y_val": torch.zeros(1).long()}, "x_val has 4 features"),
         ({"class_weights": torch.ones(3)}, "class_weights must be 2 positive numbers"),
         ({"class_weights": torch.tensor([1.0, 0.0])}, "class_weights must be 2 positive numbers"),
