@@ -9,7 +9,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 LOWEST_TESTS := tests/adapters/heads tests/adapters/fitting tests/adapters/test_older_timm.py tests/export/graph \
 	tests/export/predict tests/headkit/test_demo.py tests/headkit/test_fit.py tests/test_compatibility.py \
 	tests/test_lowest.py
-PARALLEL := -n auto --maxprocesses 8 --dist worksteal
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-slow lint coverage bench bench-full docs clean wheel-files test-lowest
 

@@ -1,6 +1,7 @@
 """The modules that users install, parsed."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -8,6 +9,7 @@ FOLDERS = ("adapters", "benchmarks", "export", "headkit", "registry")
 NOT_SHIPPED = ("benchmarks/pages/", "benchmarks/studies/")
 
 
+@cache
 def shipped_modules() -> dict[str, ast.Module]:
     """The syntax tree of each shipped module, by its path from the root of the source tree."""
     modules = {}

@@ -24,7 +24,6 @@ from headkit.adapters.features.transform import Transform, View
 from headkit.benchmarks.bench import machine, process, run_configs
 from headkit.registry.store import storage as module
 from headkit.registry.store.storage import LocalStorage
-from tests.backbones import random_backbone
 
 posix = pytest.mark.skipif(os.name != "posix", reason="simulates another system on a POSIX system")
 
@@ -68,7 +67,6 @@ PUBLISHER = """
 import os, sys
 from pathlib import Path
 from headkit.registry.store.storage import LocalStorage
-from tests.backbones import random_backbone
 if sys.argv[3] == "no links":
     del os.link
 storage, own = LocalStorage(Path(sys.argv[1])), sys.argv[2].encode() * 50_000
