@@ -24,6 +24,7 @@ from headkit.adapters.features.transform import Transform, View
 from headkit.benchmarks.bench import machine, process, run_configs
 from headkit.registry.store import storage as module
 from headkit.registry.store.storage import LocalStorage
+from tests.backbones import random_backbone
 
 posix = pytest.mark.skipif(os.name != "posix", reason="simulates another system on a POSIX system")
 
