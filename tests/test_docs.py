@@ -68,7 +68,7 @@ def test_every_block_of_figures_names_its_processors_and_versions(name: str) -> 
     assert found
     for machine in found:
         for block in blocks:
-            assert f"{machine['cores']} cores of {machine['processor']}" in block
+            assert f"{machine['processor']}, {machine['cores']} cores" in block
             for package in ("torch", "timm"):
                 assert f"{package} {machine['packages'][package]}" in block
 
@@ -78,8 +78,8 @@ def test_figures_of_several_machines_name_their_sections() -> None:
     other = {"cores": 4, "processor": "B", "packages": {"torch": "2.1", "timm": "1.0"}}
     sections = {"x": {"machine": one}, "y": {"machine": other}, "z": {"machine": one}}
     assert machines(sections) == [
-        "Measured with torch 2.0 and timm 1.0 (processor: 2 cores of A). This holds for x, z.",
-        "Measured with torch 2.1 and timm 1.0 (processor: 4 cores of B). This holds for y.",
+        "Measured with torch 2.0 and timm 1.0 (processor: A, 2 cores). This holds for x, z.",
+        "Measured with torch 2.1 and timm 1.0 (processor: B, 4 cores). This holds for y.",
     ]
 
 

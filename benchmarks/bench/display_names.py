@@ -31,6 +31,6 @@ def describe_unmeasured(absent: Iterable[Mapping[str, Any]], models: Collection[
         grouped.setdefault((reason, tuple(sorted(concerned))), []).append(name)
     lines = []
     for (reason, own), names in grouped.items():
-        of_models = "" if set(own) == set(models) else f" of {', '.join(own)}"
+        of_models = "" if set(own) == set(models) else f" for {', '.join(own)}"
         lines.append(f"Not measured: {', '.join(names)}{of_models}. Reason: {reason.rstrip('.')}.")
     return lines

@@ -88,7 +88,7 @@ def speed(result: Mapping[str, Any]) -> str:
                 "runtime",
                 "same class",
                 "accuracy",
-                "difference of logits",
+                "difference in logits",
                 "share of peak",
                 "first prediction",
                 "peak memory",

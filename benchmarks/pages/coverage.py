@@ -11,9 +11,9 @@ from .wording import reword
 
 HEAD = """# Coverage
 
-For each architecture of timm {timm}, this page shows whether it passes headkit's checks: that the
-adapter layer works with it, and that it exports to ONNX. `make docs` generates the page from
-`benchmarks/results/coverage.jsonl`. The command
+For each architecture of timm {timm}, this page shows whether it passes headkit's checks, which
+test that the adapter layer works with it and that it can be exported to ONNX. `make docs`
+generates the page from `benchmarks/results/coverage.jsonl`. The command
 `headkit coverage --structure --macs --fresh --out benchmarks/results/coverage.jsonl` writes that
 file from scratch. Three more runs add to it. They replace the first three options with
 `--numeric --max-params 1000M`, with `--export --smallest`, and with `--export --max-params 30M`.

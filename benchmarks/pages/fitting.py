@@ -24,8 +24,8 @@ def table(result: Mapping[str, Any]) -> str:
         ),
         (
             "validation log loss of that head",
-            f"{solver['val_log_loss']:.4f}; the best of a scikit-learn grid over the same "
-            f"strengths has {solver['best_grid_val_log_loss']:.4f}",
+            f"{solver['val_log_loss']:.4f}; the best head from a scikit-learn grid search "
+            f"over the same strengths reaches {solver['best_grid_val_log_loss']:.4f}",
         ),
         (
             f"from image files to a head, {loop['architecture']}, {loop['images']:,} images, "
@@ -37,7 +37,9 @@ def table(result: Mapping[str, Any]) -> str:
         *_memory(result["memory"]),
         (
             f"a run that was killed {kill['kills']} times during extraction and then finished",
-            "the same head, bit for bit" if kill["same_head"] else "ANOTHER head",
+            "the same head as an uninterrupted run, bit for bit"
+            if kill["same_head"]
+            else "ANOTHER head",
         ),
     ]
     lines = ["| measurement | result |", "| --- | --- |"]
@@ -52,7 +54,7 @@ def _memory(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             f"peak memory of all processes, {int(many[0]):,} images with "
             f"{many[1]['num_features']:,} features each",
-            f"{peaks[1]:.2f} GB; with {int(few[0]):,} images {peaks[0]:.2f} GB",
+            f"{peaks[1]:.2f} GB; {peaks[0]:.2f} GB with {int(few[0]):,} images",
         )
     ]
 

@@ -13,7 +13,7 @@ def measured_with(machine: Mapping[str, Any]) -> str:
     """Return a sentence with versions, number of cores and processor."""
     packages = [f"{name} {machine['packages'][name]}" for name in _PACKAGES if _has(machine, name)]
     text = f"{', '.join(packages[:-1])} and {packages[-1]}"
-    return f"Measured with {text} (processor: {machine['cores']} cores of {machine['processor']})."
+    return f"Measured with {text} (processor: {machine['processor']}, {machine['cores']} cores)."
 
 
 def machines(result: Mapping[str, Any]) -> list[str]:

@@ -69,7 +69,7 @@ def serving(result: Mapping[str, Any]) -> str:
             f"| one image classified by {heads['heads']} heads on {heads['architecture']} | one "
             f"request takes {ms['one request']['median_ms']:.1f} ms; {heads['heads']} sessions, "
             f"one after another, take {ms['sessions']['median_ms']:.0f} ms, which is "
-            f"{ratio['value']:.0f} times as long (99 % interval {ratio['low']:.0f} to "
+            f"{ratio['value']:.0f} times as long (99 % confidence interval: {ratio['low']:.0f} to "
             f"{ratio['high']:.0f}) |"
         )
     return "\n".join([*lines, "", *machines(result)])

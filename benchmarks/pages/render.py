@@ -79,7 +79,7 @@ def deployment(result: Mapping[str, Any]) -> str:
         f"| a different head for each call of a swappable session, batch 1 | takes "
         f"{switch['arrays']['ratio']:.3f} times as long as the same head for each call; with "
         f"adapter files, {switch['adapter_files']['ratio']:.3f} times as long |",
-        f"| {memory['heads']:,} heads in a session instead of one | {more / 1e6:.0f} MB more "
+        f"| {memory['heads']:,} heads instead of one in a session | {more / 1e6:.0f} MB more "
         f"memory; the head files take {memory['head_files_bytes'] / 1e6:.0f} MB and load in "
         f"{memory['load_seconds']:.1f} s |",
         f"| {pixels['images']:,} images through `--preprocess`, compared with timm's transform and "

@@ -7,7 +7,10 @@ import re
 _REWORDED = (
     (r"^no image$", "not an image"),
     (r"^cut connection$", "dropped connection"),
-    (r"^compiling takes minutes, hence only (.+)$", r"compiling takes minutes, so only \1 run"),
+    (
+        r"^compiling takes minutes, hence only (.+)$",
+        r"compiling takes minutes, so only \1 are compiled",
+    ),
     (
         r"float32 itself is off by (\S+)",
         r"torch in float32 differs from float64 by \1, so it is not a usable reference",

@@ -198,15 +198,15 @@ def table(result: Mapping[str, Any]) -> str:
         f"to {height} x {width}; {result['num_val']} validation images; medians over up to "
         f"{max(len(row['accuracies']) for row in result['rows'])} training sets. "
         f"Measured with torch {measured_on['packages']['torch']} and timm "
-        f"{measured_on['packages']['timm']} (processor: {measured_on['cores']} cores of "
-        f"{measured_on['processor']}).",
+        f"{measured_on['packages']['timm']} (processor: {measured_on['processor']}, "
+        f"{measured_on['cores']} cores).",
     ]
     return "\n".join(lines)
 
 
 _TITLES = {
     "head": "head: `fit`, which computes the features once",
-    "classifier": "classifier: AdamW, which runs the frozen backbone in every epoch",
+    "classifier": "classifier: AdamW; the frozen backbone runs in every epoch",
     "network": "whole network: AdamW",
 }
 

@@ -52,7 +52,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         if one.runtime not in runtimes:
             why = (
                 explain_absence(one)
-                or f"compiling takes minutes, so only {' and '.join(COMPILED)} run"
+                or f"compiling takes minutes, so only {' and '.join(COMPILED)} are compiled"
             )
             result["absent"].append({**asdict(one), "reason": why})
     for row in (*result["rows"], *result["absent"]):

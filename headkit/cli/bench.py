@@ -62,8 +62,8 @@ def bench(
     cold_starts: Annotated[
         int,
         typer.Option(
-            help="Number of new processes per runtime that time its first prediction. 0 skips this "
-            "measurement."
+            help="Number of times to start each runtime in a new process and time its first "
+            "prediction. 0 skips this measurement."
         ),
     ] = 3,
     out: Annotated[

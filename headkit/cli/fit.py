@@ -196,7 +196,7 @@ def compare(
     max_unreadable: MaxUnreadable = 0.05,
     as_json: Json = False,
 ) -> None:
-    """Compare backbones by accuracy and latency. A head is trained on the data for each one."""
+    """Compare backbones by accuracy and latency. For each one, a head is trained on the data."""
     from headkit.benchmarks.compare.compare import compare as compare_backbones
 
     with progress_bar("backbones") as progress:

@@ -230,7 +230,7 @@ def gc(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Delete unused files: heads that no version uses, and leftovers of interrupted publishing."""
+    """Delete unused files: heads that no version uses, and leftovers from interrupted publishes."""
     if grace_hours < 0:
         raise ValueError(f"grace-hours is {grace_hours}, expected 0 or more")
     deleted = _open_store(store).gc(grace_seconds=grace_hours * 3600, dry_run=dry_run)

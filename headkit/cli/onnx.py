@@ -22,7 +22,7 @@ def export(
         str,
         typer.Option(
             help="Form of the model. merged: one fixed head; swappable: one head that can be "
-            "replaced in each call; multi: several heads at once; backbone: features only, no head."
+            "replaced on each call; multi: several heads at once; backbone: features only, no head."
         ),
     ] = "merged",
     weights: Annotated[
@@ -153,7 +153,7 @@ def graft(
     ] = None,
     add: Annotated[
         bool,
-        typer.Option("--add", help="Add the head to a multi model; do not replace a head."),
+        typer.Option("--add", help="Add the head to a multi model instead of replacing a head."),
     ] = False,
     force: Annotated[
         bool,

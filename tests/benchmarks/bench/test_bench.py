@@ -206,8 +206,8 @@ def test_a_line_names_its_models_if_others_were_measured() -> None:
     ]
     assert describe_unmeasured(rows, ["one", "other"]) == [
         "Not measured: torch bf16. Reason: no.",
-        "Not measured: openvino bf16 of one. Reason: no.",
-        "Not measured: openvino bf16 of other. Reason: too large.",
+        "Not measured: openvino bf16 for one. Reason: no.",
+        "Not measured: openvino bf16 for other. Reason: too large.",
     ]
 
 

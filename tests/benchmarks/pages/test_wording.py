@@ -18,7 +18,7 @@ from headkit.benchmarks.studies.peers import verdict
         ("cut connection", "dropped connection"),
         (
             "compiling takes minutes, hence only a and b",
-            "compiling takes minutes, so only a and b run",
+            "compiling takes minutes, so only a and b are compiled",
         ),
         (
             "ContractError: float32 itself is off by 2.0e-05",
