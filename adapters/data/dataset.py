@@ -16,6 +16,21 @@ from headkit.adapters.heads.tasks import TaskName
 Targets = np.ndarray[Any, np.dtype[Any]]
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """Files or folders that are not read, all for the same reason.
+
+    Attributes:
+        reason: Why they are not read, such as ``format .heic``.
+        count: Number of them.
+        examples: At most three of their paths.
+    """
+
+    reason: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
     """One split of a data set: where its images are, and the target of each image.
@@ -33,6 +48,7 @@ class ImageDataset:
             ``[N, outputs]`` of numbers.
         reader: timm's reader with random access: ``reader[i]`` is a file or image and its target.
         stream: timm's iterable data set of images and targets, for data without random access.
+        skipped: The files and folders that are not read, one entry per reason.
     """
 
     name: str
@@ -42,6 +58,7 @@ class ImageDataset:
     targets: Targets | None = None
     reader: Any = None
     stream: Any = None
+    skipped: tuple[Skipped, ...] = ()
 
 
 def count(dataset: ImageDataset) -> int | None:
