@@ -10,7 +10,7 @@ from headkit.benchmarks.bench.process import TIMEOUT_S
 from headkit.benchmarks.studies.peers import BATCHES, EXPORTERS, verdict
 
 from .machines import machines
-from .wording import reword
+from .wording import join_words, reword
 
 TASK_TITLES = {
     "sessions": "a full ONNX model per task",
@@ -256,11 +256,11 @@ def _outcome(batch: str, sections: Mapping[str, Mapping[str, Any]]) -> list[str]
         if ratio["low"] > 1
     ]
     sentences = [
-        f"At batch {batch} headkit's file is faster than every other file for {', '.join(faster)}."
+        f"At batch {batch} headkit's file is faster than every other file for {join_words(faster)}."
         if faster
         else f"At batch {batch} there is no architecture for which headkit's file is faster than "
         "every other file.",
-        f"headkit's file is slower than at least one other file for {', '.join(slower)}."
+        f"headkit's file is slower than at least one other file for {join_words(slower)}."
         if slower
         else "No other file is faster than headkit's for any architecture.",
         "A difference counts only if the interval of the ratio excludes 1.",
@@ -287,7 +287,7 @@ def _exports(score: Mapping[str, Any]) -> list[str]:
     return [
         f"Each exporter exports the smallest architecture of each of {score['architectures']} "
         "families. It traces the model with two images. ONNX Runtime then runs the file with one, "
-        f"three and eight images. The time limit of an export is {TIMEOUT_S // 60} minutes. The "
+        f"three and eight images. The time limit for an export is {TIMEOUT_S // 60} minutes. The "
         f'column "size of files" is the total over the {score["common"]} architectures that every '
         "exporter can export:",
         "",

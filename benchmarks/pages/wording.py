@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _REWORDED = (
     (r"^no image$", "not an image"),
@@ -25,3 +26,9 @@ def reword(text: str) -> str:
     for pattern, replacement in _REWORDED:
         text = re.sub(pattern, replacement, text)
     return text
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence: ``a, b and c``."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
