@@ -1,13 +1,9 @@
-"""Train a head on frozen features: choose a runtime, extract the features once, then train."""
+"""Train a head on frozen features: extract them once, train, measure and report."""
 
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +11,13 @@ import numpy as np
 from torch import nn
 
 from headkit.adapters.backbone.load import load_backbone
-from headkit.adapters.data.dataset import ImageDataset, count
 from headkit.adapters.data.open import open_data
-from headkit.adapters.errors import ContractError, ExportError
+from headkit.adapters.errors import ContractError
 from headkit.adapters.features.duplicates import choose_validation, count_duplicates
 from headkit.adapters.features.executors.choose import choose_executor
-from headkit.adapters.features.extract import ExtractedFeatures, Progress, extract
+from headkit.adapters.features.extract import Progress
 from headkit.adapters.features.labeled_features import LabeledFeatures
-from headkit.adapters.features.runtime import Runtime
 from headkit.adapters.features.transform import View
-from headkit.adapters.files import cache_folder
 from headkit.adapters.fitting.adamw import predict_logits
 from headkit.adapters.fitting.class_weights import ClassWeights, check_class_weights
 from headkit.adapters.fitting.classifier import plan_classifier, train_classifier
@@ -35,12 +28,10 @@ from headkit.adapters.heads.attach import head_of
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import KINDS, Kind
 from headkit.adapters.heads.tasks import TaskName, get_task
-from headkit.export.runtimes.choose import choose_runtime
+
+from .extraction import open_extraction
 
 logger = logging.getLogger("headkit")
-
-SMALL = 256
-"""Number of images below which torch is fastest, as converting the backbone takes time."""
 
 
 def fit(
@@ -93,8 +84,8 @@ def fit(
         views: Number of crops of each training image: the eval crop, then random crops, which are
             flipped at random.
         runtime: Runtime of the backbone: ``auto``, ``torch``, ``onnxruntime`` or ``openvino``. On a
-            CPU, ``auto`` is ``onnxruntime``, or ``openvino`` for bf16. On a GPU and for few images
-            it is ``torch``.
+            CPU, ``auto`` is ``onnxruntime``, or ``openvino`` for bf16. On a GPU it is ``torch``,
+            and if few of all images are left to compute.
         precision: Precision of the backbone's arithmetic, ``fp32`` or ``bf16``.
         executor: Where features are extracted: ``local``, with processes of this machine, or
             ``ray``, on all cores of a Ray cluster, see ``extract_with_ray``.
@@ -122,26 +113,27 @@ def fit(
     _check(holdout=holdout, l2=l2, kind=kind, views=views, batch_size=batch_size, workers=workers)
     if report is not None:
         check_report(report)
-    run_on = choose_executor(executor)
+    choose_executor(executor)
     train_source, val_source = open_data(data, val, task=task)
     weighing = check_class_weights(class_weights, train_source)
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights, remap=remap, **timm_kwargs)
     plan = plan_classifier(backbone, kind)
-    with _cache(cache) as root:
-        extraction = _Extraction(
-            backbone,
-            _choose_runtime(runtime, precision, backbone, train_source, executor),
-            root,
-            fall_back=runtime == "auto",
-            options={
-                "executor": run_on,
-                "batch_size": batch_size,
-                "workers": os.cpu_count() or 1 if workers is None else workers,
-                "max_unreadable": max_unreadable,
-                "progress": progress,
-            },
-        )
+    whole = [train_source] if val_source is None else [train_source, val_source]
+    requests = [(source, View()) for source in whole]
+    requests += [(train_source, View(n, seed)) for n in range(1, views)]
+    with open_extraction(
+        backbone,
+        requests,
+        runtime=runtime,
+        precision=precision,
+        executor=executor,
+        cache=cache,
+        batch_size=batch_size,
+        workers=workers,
+        max_unreadable=max_unreadable,
+        progress=progress,
+    ) as extraction:
         extracted = extraction(train_source)
         if val_source is not None:
             held = extraction(val_source)
@@ -213,47 +205,3 @@ def _check(
             raise ValueError(f"{name} is {value}, expected at least 1")
     if workers is not None and workers < 0:
         raise ValueError(f"workers is {workers}, expected 0 or more")
-
-
-def _choose_runtime(
-    name: str, precision: str, model: nn.Module, source: ImageDataset, executor: str
-) -> Runtime:
-    if executor == "ray":  # it runs one process per core
-        return choose_runtime(name, precision, model, threads=1)
-    images = count(source)
-    small = images is not None and images < SMALL
-    if name == "auto" and precision == "fp32" and small:
-        name = "torch"
-    return choose_runtime(name, precision, model)
-
-
-@contextmanager
-def _cache(cache: bool | str | Path) -> Iterator[Path]:
-    if cache is not False:
-        yield cache_folder(cache)
-        return
-    with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
-        yield Path(folder)
-
-
-@dataclass
-class _Extraction:
-    """Extraction with one runtime for all data of a head, so that their features are comparable."""
-
-    model: nn.Module
-    runtime: Runtime
-    root: Path
-    fall_back: bool
-    options: Mapping[str, Any]
-
-    def __call__(self, source: ImageDataset, view: View | None = None) -> ExtractedFeatures:
-        try:
-            return extract(self.model, source, self.runtime, self.root, view=view, **self.options)
-        except ExportError as error:
-            if not self.fall_back:
-                raise
-            logger.warning("extracting with torch instead of %s: %s", self.runtime.name, error)
-            threads = self.runtime.threads
-            self.runtime = choose_runtime("torch", "fp32", self.model, threads)
-            self.fall_back = False
-            return self(source, view)

@@ -69,16 +69,18 @@ class FeatureCache:
     Args:
         root: Folder of all caches.
         key: Everything but the image that the features depend on, as JSON values.
+        create: Make the folder of the cache. False only reads what is there.
     """
 
-    def __init__(self, root: Path, key: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, key: Mapping[str, Any], *, create: bool = True) -> None:
         text = json.dumps({"format": FORMAT, **key}, sort_keys=True, separators=(",", ":"))
         name = hashlib.sha256(text.encode()).hexdigest()[:24]
         self.folder = root / "features" / f"{key['architecture']}-{name}"
-        self.folder.mkdir(parents=True, exist_ok=True)
         key_file = self.folder / "key.json"
-        if not key_file.is_file():
-            write_atomically(key_file, text.encode())
+        if create:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not key_file.is_file():
+                write_atomically(key_file, text.encode())
         self._shards: list[Path] = []
         self._digests: list[Digests] = []
         self._pixels: list[np.ndarray[Any, Any]] = []

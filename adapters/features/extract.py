@@ -34,6 +34,7 @@ Progress = Callable[[str, int, int | None], None]
 all images, or None if it is unknown."""
 
 _ATTEMPTS = 3
+_INDEX = "files.sqlite"
 _LISTED = 3
 
 
@@ -128,7 +129,7 @@ def _extract_files(
     job: ExtractionJob, dataset: ImageDataset, root: Path, report: Progress, executor: Executor
 ) -> Digests:
     paths = dataset.paths or ()
-    index = root / "files.sqlite"
+    index = root / _INDEX
     digests = hash_files(paths, index)
     report(dataset.name, 0, len(paths))
     for attempt in range(_ATTEMPTS):
@@ -229,18 +230,74 @@ def _add_reason(path: str) -> str:
     return path
 
 
+@dataclass(frozen=True)
+class Missing:
+    """How much of some data the cache of a runtime has.
+
+    Attributes:
+        missing: Number of images that have to be computed; None if a stream does not know it.
+        cached: Number of images that the cache has.
+    """
+
+    missing: int | None
+    cached: int
+
+
+def count_missing(
+    model: nn.Module,
+    requests: Sequence[tuple[ImageDataset, View]],
+    runtimes: Sequence[Runtime],
+    root: Path,
+) -> list[Missing]:
+    """Count the images that the cache of each runtime lacks. No image is decoded.
+
+    The images of readers and streams count as missing: only decoding gives their digests.
+
+    Args:
+        model: A frozen timm model.
+        requests: Data sets, each with a crop.
+        runtimes: Runtimes of the backbone.
+        root: Folder of all caches.
+    """
+    hashed = {
+        id(data): np.unique(hash_files(data.paths, root / _INDEX))
+        for data, _ in requests
+        if data.paths is not None
+    }
+    unhashed = [count(data) for data, _ in requests if data.paths is None]
+    other = None if None in unhashed else sum(n or 0 for n in unhashed)
+    key = _model_key(model)
+    counted = []
+    for runtime in runtimes:
+        missing = cached = 0
+        for data, view in requests:
+            if data.paths is not None:
+                cache = FeatureCache(root, {**key, **_run_key(runtime, view)}, create=False)
+                lacking = cache.find(hashed[id(data)]).missing
+                missing += int(lacking.sum())
+                cached += int((~lacking).sum())
+        counted.append(Missing(None if other is None else missing + other, cached))
+    return counted
+
+
 def _open_cache(model: nn.Module, runtime: Runtime, root: Path, view: View) -> FeatureCache:
     """Open the cache whose key is everything that the features of ``model`` depend on."""
+    return FeatureCache(root, {**_model_key(model), **_run_key(runtime, view)})
+
+
+def _model_key(model: nn.Module) -> dict[str, Any]:
     args = {key: value for key, value in model_arguments(model).items() if key != "num_classes"}
-    return FeatureCache(
-        root,
-        {
-            "architecture": timm_cfg(model)["architecture"],
-            "fingerprint": backbone_info(model).fingerprint,
-            "model_args": {key: str(value) for key, value in args.items()},
-            "preprocessing": preprocessing(model),
-            "view": view.to_json(),
-            "engine": {"name": runtime.name, "precision": runtime.precision, **runtime.versions},
-            "decoding": {name: version(name) for name in ("pillow", "timm", "torchvision")},
-        },
-    )
+    return {
+        "architecture": timm_cfg(model)["architecture"],
+        "fingerprint": backbone_info(model).fingerprint,
+        "model_args": {key: str(value) for key, value in args.items()},
+        "preprocessing": preprocessing(model),
+    }
+
+
+def _run_key(runtime: Runtime, view: View) -> dict[str, Any]:
+    return {
+        "view": view.to_json(),
+        "engine": {"name": runtime.name, "precision": runtime.precision, **runtime.versions},
+        "decoding": {name: version(name) for name in ("pillow", "timm", "torchvision")},
+    }

@@ -1,7 +1,6 @@
 import json
 import logging
 import shutil
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,6 @@ import headkit
 from headkit.adapters.fitting.linear.solve import VAR_SMOOTHINGS
 from tests.backbones import random_backbone
 from tests.images import write_shapes
-
-fit_module = import_module("headkit.fit")
-"""The module ``headkit.fit``. The attribute ``headkit.fit`` is the function."""
 
 
 def standardized(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -289,7 +285,7 @@ def test_images_that_vanish_between_crops_are_reported(
         (folder / "dark" / "3.png").unlink(missing_ok=True)
         return found
 
-    monkeypatch.setattr(fit_module, "extract", meddled)
+    monkeypatch.setattr("headkit.extraction.extract", meddled)
     with pytest.raises(headkit.DataError, match=r"1 images could be read for some crops .*3\.png"):
         headkit.fit(random_backbone(), folder, workers=0, views=2)
 
@@ -368,6 +364,6 @@ def test_no_cache_leaves_no_files(shapes: Path, tmp_path: Path, monkeypatch: Any
 def test_options_are_checked_before_extraction(
     options: dict[str, Any], message: str, shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_module, "extract", lambda *_, **__: pytest.fail("extracted"))
+    monkeypatch.setattr("headkit.extraction.extract", lambda *_, **__: pytest.fail("extracted"))
     with pytest.raises(ValueError, match=message):
         headkit.fit(random_backbone(), shapes, **options)

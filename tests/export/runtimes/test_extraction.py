@@ -1,7 +1,6 @@
 import logging
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,7 @@ def test_torch_runs_a_backbone_that_cannot_be_converted(
     def fail(*_: object, **__: object) -> None:
         raise headkit.ExportError("no operator for this")
 
-    monkeypatch.setattr(import_module("headkit.fit"), "SMALL", 0)
+    monkeypatch.setattr("headkit.extraction.SMALL", 0)
     monkeypatch.setattr(onnx_backbone_module, "export", fail)
     with caplog.at_level(logging.WARNING, "headkit"):
         head = headkit.fit(random_backbone(), shapes, cache=tmp_path, workers=0)

@@ -1,0 +1,144 @@
+"""Extract all data of one head with one runtime, which is chosen by what the cache has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from headkit.adapters.data.dataset import ImageDataset
+from headkit.adapters.errors import ExportError
+from headkit.adapters.features.executors.choose import choose_executor
+from headkit.adapters.features.extract import ExtractedFeatures, Progress, count_missing, extract
+from headkit.adapters.features.runtime import Runtime
+from headkit.adapters.features.transform import View
+from headkit.adapters.files import cache_folder
+from headkit.export.runtimes.choose import choose_runtime
+
+logger = logging.getLogger("headkit")
+
+SMALL = 256
+"""Number of images that a converting runtime computes in the time that the conversion takes."""
+TORCH_TIME = 2
+"""Time that torch takes for an image, relative to the runtimes that convert the backbone."""
+
+
+@dataclass
+class Extraction:
+    """Extraction with one runtime for all data of a head, so that their features are comparable.
+
+    Attributes:
+        model: The frozen backbone.
+        runtime: Runtime of the backbone.
+        root: Folder of all caches.
+        fall_back: Continue with torch if the runtime cannot run this backbone.
+        options: More keyword arguments of ``features.extract``.
+    """
+
+    model: nn.Module
+    runtime: Runtime
+    root: Path
+    fall_back: bool
+    options: Mapping[str, Any]
+
+    def __call__(self, source: ImageDataset, view: View | None = None) -> ExtractedFeatures:
+        """Extract the features of a data set, see ``features.extract``."""
+        try:
+            return extract(self.model, source, self.runtime, self.root, view=view, **self.options)
+        except ExportError as error:
+            if not self.fall_back:
+                raise
+            logger.warning("extracting with torch instead of %s: %s", self.runtime.name, error)
+            threads = self.runtime.threads
+            self.runtime = choose_runtime("torch", "fp32", self.model, threads)
+            self.fall_back = False
+            return self(source, view)
+
+
+@contextmanager
+def open_extraction(
+    model: nn.Module,
+    requests: Sequence[tuple[ImageDataset, View]],
+    *,
+    runtime: str = "auto",
+    precision: str = "fp32",
+    executor: str = "local",
+    cache: bool | str | Path = True,
+    batch_size: int = 16,
+    workers: int | None = None,
+    max_unreadable: float = 0.05,
+    progress: Progress | None = None,
+) -> Iterator[Extraction]:
+    """Choose the runtime for all data that will be extracted, and open the cache.
+
+    Args:
+        model: The frozen backbone.
+        requests: All data sets that will be extracted, each with its crop.
+        runtime: Name of the runtime, see ``fit``.
+        precision: See ``fit``.
+        executor: See ``fit``.
+        cache: See ``fit``. Without a cache, the features are kept until the context ends.
+        batch_size: See ``fit``.
+        workers: See ``fit``.
+        max_unreadable: See ``fit``.
+        progress: See ``fit``.
+
+    Raises:
+        DependencyMissing, HeadkitError: See ``choose_runtime`` and ``choose_executor``.
+        OutputError: The cache cannot be written.
+    """
+    run_on = choose_executor(executor)
+    with _open_cache(cache) as root:
+        yield Extraction(
+            model,
+            _choose_runtime(runtime, precision, model, requests, executor, root),
+            root,
+            fall_back=runtime == "auto",
+            options={
+                "executor": run_on,
+                "batch_size": batch_size,
+                "workers": os.cpu_count() or 1 if workers is None else workers,
+                "max_unreadable": max_unreadable,
+                "progress": progress,
+            },
+        )
+
+
+def _choose_runtime(
+    name: str,
+    precision: str,
+    model: nn.Module,
+    requests: Sequence[tuple[ImageDataset, View]],
+    executor: str,
+    root: Path,
+) -> Runtime:
+    """Choose the runtime that finishes first, given what the caches of both candidates have."""
+    if executor == "ray":  # it runs one process per core
+        return choose_runtime(name, precision, model, threads=1)
+    fastest = choose_runtime(name, precision, model)
+    if name != "auto" or precision != "fp32" or fastest.name == "torch":
+        return fastest
+    torch = choose_runtime("torch", precision, model)
+    with_fastest, with_torch = count_missing(model, requests, (fastest, torch), root)
+    if with_fastest.missing is None or with_torch.missing is None:
+        return fastest
+    # Features in the cache of the converting runtime mean that it has converted the backbone.
+    conversion = SMALL if with_fastest.missing and not with_fastest.cached else 0
+    torch_is_faster = TORCH_TIME * with_torch.missing < with_fastest.missing + conversion
+    return torch if torch_is_faster else fastest
+
+
+@contextmanager
+def _open_cache(cache: bool | str | Path) -> Iterator[Path]:
+    if cache is not False:
+        yield cache_folder(cache)
+        return
+    with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
+        yield Path(folder)
