@@ -29,6 +29,14 @@ Pillow decodes some of the other formats before it knows the size of the image.
 """
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """Lowercase suffixes of the files in a folder that are images."""
+_UNREAD = (
+    "apng arw avif avifs blp bpg cr2 cr3 cur dcm dds dib djvu dng dpx emf eps exr fits fli fpx hdr "
+    "heic heics heif heifs icns ico iff im j2c j2k jfif jls jng jp2 jpc jpe jpf jpm jps jpx jxl "
+    "jxr mng mpo nef nii npy npz nrrd orf pam pbm pcx pdf pef pfm pgm pict pnm psd pxr qoi raf ras "
+    "raw rgb rgba rw2 sgi sr2 srw svg svgz tga vips wbmp wdp webm wmf x3f xbm xcf xpm"
+)
+UNREAD_SUFFIXES = frozenset(f".{name}" for name in _UNREAD.split()) - SUFFIXES
+"""Lowercase suffixes of other files that hold images, which are counted and not read."""
 
 
 class UnreadableImage(DataError):

@@ -12,6 +12,7 @@ from torch import nn
 
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.data.open import open_data
+from headkit.adapters.data.options import ClassFrom
 from headkit.adapters.errors import ContractError
 from headkit.adapters.features.duplicates import choose_validation, count_duplicates
 from headkit.adapters.features.executors.choose import choose_executor
@@ -40,6 +41,10 @@ def fit(
     *,
     val: str | Path | None = None,
     task: TaskName | None = None,
+    class_from: ClassFrom | None = None,
+    path_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    label_separator: str | None = None,
     kind: Kind | None = None,
     weights: str | Path | None = None,
     remap: bool = False,
@@ -72,6 +77,10 @@ def fit(
         val: Validation images, see ``open_data``. Default: the validation split of ``data``, or
             else ``holdout`` of each class.
         task: ``multiclass``, ``multilabel`` or ``regression``. Default: the task of the data.
+        class_from: Folder that names the class, ``top`` or ``parent``, see ``ReadOptions``.
+        path_column: Name of a table's column of image paths, see ``ReadOptions``.
+        label_column: Name of a table's column of labels, or several, see ``ReadOptions``.
+        label_separator: Text between the labels of one image in a table, see ``ReadOptions``.
         kind: Kind of head, see ``adapt``. Default: the architecture's own classifier if it is
             linear or part of how the architecture computes logits, else ``linear``.
         weights: Weights file of the backbone, see ``load_backbone``.
@@ -114,7 +123,15 @@ def fit(
     if report is not None:
         check_report(report)
     choose_executor(executor)
-    train_source, val_source = open_data(data, val, task=task)
+    train_source, val_source = open_data(
+        data,
+        val,
+        task=task,
+        class_from=class_from,
+        path_column=path_column,
+        label_column=label_column,
+        label_separator=label_separator,
+    )
     weighing = check_class_weights(class_weights, train_source)
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights, remap=remap, **timm_kwargs)

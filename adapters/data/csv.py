@@ -18,7 +18,7 @@ from headkit.adapters.errors import DataError
 from headkit.adapters.heads.tasks import Task, TaskName, get_task
 
 from .dataset import ImageDataset, check_known_classes, check_two_classes, shorten_list
-from .folder import natural_key
+from .listing import natural_key
 
 logger = logging.getLogger("headkit")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 
 from headkit.adapters.errors import DataError
 from headkit.adapters.heads.tasks import TaskName
+
+from .splits import SplitName
 
 Targets = np.ndarray[Any, np.dtype[Any]]
 
@@ -49,6 +51,7 @@ class ImageDataset:
         reader: timm's reader with random access: ``reader[i]`` is a file or image and its target.
         stream: timm's iterable data set of images and targets, for data without random access.
         skipped: The files and folders that are not read, one entry per reason.
+        warnings: What a user should know about how the data were read.
     """
 
     name: str
@@ -59,6 +62,45 @@ class ImageDataset:
     reader: Any = None
     stream: Any = None
     skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class UnusedSplit:
+    """A split of the data that neither trains nor validates.
+
+    Attributes:
+        split: ``val`` or ``test``.
+        name: The name that messages use.
+        paths: Paths of its images.
+        images_per_class: Number of images by label; empty if they have no labels.
+        skipped: The files below it that are not images.
+    """
+
+    split: SplitName
+    name: str
+    paths: tuple[str, ...]
+    images_per_class: Mapping[str, int]
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """What a user's data hold: the training split, the validation split, and what is not used.
+
+    Attributes:
+        train: The training data.
+        val: The validation data; None if a part of the training data is to be held out.
+        unused: The other splits.
+        outside: The files that belong to no split.
+        warnings: What a user should know about the splits.
+    """
+
+    train: ImageDataset
+    val: ImageDataset | None = None
+    unused: tuple[UnusedSplit, ...] = ()
+    outside: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def count(dataset: ImageDataset) -> int | None:

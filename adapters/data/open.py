@@ -3,82 +3,168 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from headkit.adapters.errors import DataError
 from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .csv import open_csv, open_validation_csv
-from .dataset import ImageDataset, count, no_data_error, shorten_list
+from .dataset import (
+    ImageDataset,
+    Skipped,
+    Splits,
+    UnusedSplit,
+    count,
+    no_data_error,
+    shorten_list,
+)
 from .folder import open_folder
 from .holdout import holdout
-from .timm_readers import open_reader, reader_prefix
+from .listing import OTHER_FORMAT, merge_skipped
+from .options import ClassFrom, ReadOptions
+from .readers import reader_prefix
+from .split_folders import find_split_folders, open_split_folders
 
 __all__ = ["ImageDataset", "count", "holdout", "open_data"]
 
 logger = logging.getLogger("headkit")
 
-VALIDATION_FOLDERS = ("val", "validation", "test")
-
 _EXPECTED = "a folder with one folder per class, or a .csv file"
 
 
 def open_data(
-    data: str | Path, val: str | Path | None = None, *, task: TaskName | None = None
+    data: str | Path,
+    val: str | Path | None = None,
+    *,
+    task: TaskName | None = None,
+    class_from: ClassFrom | None = None,
+    path_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
+    label_separator: str | None = None,
 ) -> tuple[ImageDataset, ImageDataset | None]:
     """Open the training split of ``data`` and, if ``data`` has one, its validation split.
 
+    A test split neither trains nor validates: it is counted in ``ImageDataset.skipped`` of the
+    training data. Everything else that is not read is counted there, too.
+
     Args:
-        data: A folder with one folder per class, or with folders ``train`` and ``val`` (or
-            ``validation`` or ``test``) that each hold one folder per class; a CSV with the columns
-            ``path,label``, see ``open_csv``; or a name that timm's readers know: ``hfds/NAME``,
-            ``wds/FOLDER``, … and ``@SPLIT`` after it for another split than ``train``, see
-            ``open_reader``.
+        data: A folder with one folder per class, see ``open_folder``; a folder with one folder per
+            split, such as ``train``, ``valid`` and ``test``, see ``split_folders``; a CSV with the
+            columns ``path,label``, see ``open_csv``; or a name that timm's readers know:
+            ``hfds/NAME``, ``wds/FOLDER``, … and ``@SPLIT`` after it for another split than
+            ``train``, see ``open_reader``.
         val: The validation data, in any of these forms. ``data`` must have each of its classes.
         task: The kind of targets. Only a CSV can hold ``multilabel`` and ``regression``. If None,
             ``data`` determines the task.
+        class_from: The folder that names the class, ``top`` or ``parent``, see ``ReadOptions``.
+        path_column: Name of a table's column of image paths, see ``ReadOptions``.
+        label_column: Name of a table's column of labels, or several, see ``ReadOptions``.
+        label_separator: Text between the labels of one image in a table, see ``ReadOptions``.
 
     Raises:
         DataError: There are no images, a class has no image, the training data lacks a validation
-            class, or the data do not fit the task.
-        ValueError: There is no such task.
+            class, the data can be read in two ways, or they do not fit the task.
+        ValueError: There is no such task, or an option is out of its range.
         DependencyMissing: The package of the reader is not installed.
     """
+    options = ReadOptions(class_from, path_column, label_column, label_separator)
+    splits = open_splits(data, val, task, options)
+    for warning in find_warnings(splits):
+        logger.warning("%s", warning)
+    unused = [_skip(split) for split in splits.unused]
+    parts = [splits.train.skipped, splits.outside, unused, *(s.skipped for s in splits.unused)]
+    return replace(splits.train, skipped=merge_skipped(*parts)), splits.val
+
+
+def open_splits(
+    data: str | Path, val: str | Path | None, task: TaskName | None, options: ReadOptions
+) -> Splits:
+    """Open all splits of the data without a word to the user, see ``open_data``."""
     if task is not None:
         get_task(task)
-    train, own_val = _open_train(data, val is None, task)
-    if val is not None:
-        if own_val is not None:
+    _check_options(data, val, options)
+    splits = _open_train(data, val, task, options)
+    if val is None or splits.val is not None:
+        return splits
+    return replace(splits, val=_open_val(val, splits.train, options))
+
+
+def find_warnings(splits: Splits) -> list[str]:
+    """Return what a user should know about the data before anything is trained."""
+    datasets = [splits.train, *([splits.val] if splits.val is not None else [])]
+    warnings = [*splits.warnings, *(line for one in datasets for line in one.warnings)]
+    for dataset in datasets:
+        unread = [one for one in dataset.skipped if one.reason.startswith(OTHER_FORMAT)]
+        if unread:
+            listed = shorten_list(f"{one.count} {one.reason}" for one in unread)
+            total = sum(one.count for one in unread)
+            warnings.append(
+                f"skipped {total} files of {dataset.name} in formats that are not read: {listed}, "
+                f"such as {unread[0].examples[0]}"
+            )
+    if splits.val is None:
+        tests = [one for one in splits.unused if one.split == "test"]
+        if tests:
+            warnings.append(
+                f"the test split of {splits.train.name}, {tests[0].name}, is not used: validation "
+                "images are held out of the training split; pass the test split as val (--val) to "
+                "validate on it"
+            )
+        warnings += _labels_with_one_image(splits.train)
+    return warnings
+
+
+def _skip(unused: UnusedSplit) -> Skipped:
+    return Skipped(f"in the split {unused.split}", len(unused.paths), unused.paths[:3])
+
+
+def _check_options(data: str | Path, val: str | Path | None, options: ReadOptions) -> None:
+    both = [one for one in (data, val) if one is not None]
+    plain = [Path(one) for one in both if not reader_prefix(one)]
+    options.check_used(
+        folder=any(one.is_dir() for one in plain),
+        table=any(one.is_file() for one in plain),
+        where=" and ".join(map(str, both)),
+    )
+
+
+def _open_train(
+    data: str | Path, val: str | Path | None, task: TaskName | None, options: ReadOptions
+) -> Splits:
+    if reader_prefix(data):
+        from .timm_readers import open_reader
+
+        _check_multiclass(data, task)
+        return Splits(open_reader(str(data), "train"))
+    root = Path(data)
+    if _is_csv(root):
+        train, own_val = open_csv(root, task)
+        if own_val is not None and val is not None:
             raise DataError(
                 f"{data} has its own validation lines, but val is {val}: omit val (--val) or "
                 "remove those lines"
             )
-        return train, _open_val(val, train)
-    if own_val is None:
-        _warn_of_labels_with_one_image(train)
-    return train, own_val
-
-
-def _open_train(
-    data: str | Path, subfolders: bool, task: TaskName | None
-) -> tuple[ImageDataset, ImageDataset | None]:
-    if reader_prefix(data):
-        _check_multiclass(data, task)
-        return open_reader(str(data), "train"), None
-    root = Path(data)
-    if _is_csv(root):
-        return open_csv(root, task)
+        return Splits(train, own_val)
     if not root.is_dir():
         raise no_data_error(root, _EXPECTED)
     _check_multiclass(data, task)
-    folders = [root / name for name in VALIDATION_FOLDERS if (root / name).is_dir()]
-    if subfolders and folders and (root / "train").is_dir():
-        train = open_folder(root / "train")
-        return train, open_folder(folders[0], train.label_names)
-    return open_folder(root), None
+    folders = find_split_folders(root)
+    if not folders:
+        return Splits(open_folder(root, class_from=options.class_from))
+    every = [folder for found in folders.values() for folder in found]
+    wanted = None if val is None or reader_prefix(val) else Path(val)
+    chosen = next((one for one in every if wanted is not None and _is_same(one, wanted)), None)
+    if val is not None and chosen is None and "val" in folders:
+        raise DataError(
+            f"{data} has its own validation split, {folders['val'][0]}, but val is {val}: omit val "
+            f"(--val), or pass {folders['train'][0]} as the training data"
+        )
+    return open_split_folders(root, folders, chosen, options.class_from)
 
 
-def _open_val(val: str | Path, train: ImageDataset) -> ImageDataset:
+def _open_val(val: str | Path, train: ImageDataset, options: ReadOptions) -> ImageDataset:
     root = Path(val)
     if not reader_prefix(val):
         if _is_csv(root):
@@ -87,8 +173,20 @@ def _open_val(val: str | Path, train: ImageDataset) -> ImageDataset:
             raise no_data_error(root, _EXPECTED)
     _check_multiclass(val, train.task)
     if reader_prefix(val):
+        from .timm_readers import open_reader
+
         return open_reader(str(val), "validation", train.label_names)
-    return open_folder(root, train.label_names)
+    folders = find_split_folders(root)
+    if folders and len(folders.get("val", [])) != 1:
+        listed = shorten_list(str(folder) for found in folders.values() for folder in found)
+        raise DataError(f"{val} has splits and no validation split: pass one of {listed}")
+    return open_folder(
+        folders["val"][0] if folders else root, train.label_names, options.class_from
+    )
+
+
+def _is_same(folder: Path, other: Path) -> bool:
+    return other.is_dir() and folder.samefile(other)
 
 
 def _is_csv(path: Path) -> bool:
@@ -103,18 +201,16 @@ def _check_multiclass(data: str | Path, task: TaskName | None) -> None:
         )
 
 
-def _warn_of_labels_with_one_image(train: ImageDataset) -> None:
+def _labels_with_one_image(train: ImageDataset) -> list[str]:
     if train.targets is None:
-        return
+        return []
     images = get_task(train.task).images_per_class(train.targets, len(train.label_names))
     if images is None:
-        return
+        return []
     single = [name for name, n in zip(train.label_names, images, strict=True) if n == 1]
-    if single:
-        logger.warning(
-            "%d labels of %s have only one image, which is used for training, so the metrics do "
-            "not cover them: %s",
-            len(single),
-            train.name,
-            shorten_list(single),
-        )
+    if not single:
+        return []
+    return [
+        f"{len(single)} labels of {train.name} have only one image, which is used for training, "
+        f"so the metrics do not cover them: {shorten_list(single)}"
+    ]

@@ -18,27 +18,15 @@ from headkit.adapters.errors import DataError, DependencyMissing, HeadkitError, 
 from headkit.adapters.images import SUFFIXES
 
 from .dataset import ImageDataset, check_known_classes, check_two_classes, shorten_list
-from .folder import natural_key
+from .listing import natural_key
+from .readers import READERS
 
 logger = logging.getLogger("headkit")
 
-READERS = {
-    "hfds": "datasets",
-    "hfids": "datasets",
-    "tfds": "tensorflow_datasets",
-    "wds": "webdataset",
-}
-"""Prefixes of timm's readers, and the module that each of them imports."""
 CLASSES_FILE = "classes.txt"
 """File next to the shards of a WebDataset: one class name per line, like timm's class maps."""
 SHARD_IMAGES = ";".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
 """Suffixes of images in shards, without dots; timm's own list is shorter."""
-
-
-def reader_prefix(data: str | Path) -> str:
-    """Return the prefix of ``data`` that names a reader, or an empty string for a path."""
-    prefix, slash, _ = str(data).partition("/")
-    return prefix if slash and prefix in READERS and not Path(data).exists() else ""
 
 
 def open_reader(

@@ -30,6 +30,31 @@ Task = Annotated[
         "CSV file has several labels, otherwise multiclass."
     ),
 ]
+ClassFrom = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder that names the class of an image: top (directly under --data) or parent (the "
+        "folder that holds the image). Default: top, unless the tree can be read in both ways."
+    ),
+]
+PathColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of image paths in a CSV file. Default: path, file, image and so on."),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of labels in a CSV file, or several columns separated by commas, one per "
+        "class or output. Default: label, class, target and so on."
+    ),
+]
+LabelSeparator = Annotated[
+    str | None,
+    typer.Option(
+        help="Text between the labels of one image in a CSV file. Default: a vertical bar, or with "
+        "--task multilabel also a comma or a semicolon."
+    ),
+]
 Kind = Annotated[
     str | None,
     typer.Option(
@@ -92,6 +117,10 @@ def fit(
     ],
     val: Val = None,
     task: Task = None,
+    class_from: ClassFrom = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
     kind: Kind = None,
     weights: Weights = None,
     remap: Remap = False,
@@ -127,6 +156,10 @@ def fit(
             data,
             val=val,
             task=task,  # type: ignore[arg-type]  # checked there
+            class_from=class_from,  # type: ignore[arg-type]
+            path_column=path_column,
+            label_column=label_column,
+            label_separator=label_separator,
             kind=kind,  # type: ignore[arg-type]
             weights=weights,
             remap=remap,
@@ -180,6 +213,10 @@ def compare(
     ] = None,
     val: Val = None,
     task: Task = None,
+    class_from: ClassFrom = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
     kind: Kind = None,
     holdout: Holdout = 0.2,
     l2: L2 = None,
@@ -209,6 +246,10 @@ def compare(
             progress=progress,
             val=val,
             task=task,
+            class_from=class_from,
+            path_column=path_column,
+            label_column=label_column,
+            label_separator=label_separator,
             kind=kind,
             holdout=holdout,
             l2=_parse_strengths(l2),
