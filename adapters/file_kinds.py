@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import ExportError, HeadFormatError, HeadkitError, OutputError
 from .files import check_writable
@@ -59,10 +61,17 @@ def detect_file_kind(path: str | Path) -> FileKind | None:
     path = Path(path)
     if not path.is_file():
         return None
-    metadata = _safetensors_metadata(path)
-    if metadata is not None:
-        return HEAD if metadata.get("format") == "headkit" else TENSORS
-    return next((kind for kind in (MODEL, ADAPTER) if path.suffix == kind.suffix), None)
+    try:
+        with path.open("rb") as file:
+            kind = _detect_safetensors(file, path.stat().st_size)
+    except OSError:
+        kind = None
+    return kind or next((kind for kind in (MODEL, ADAPTER) if path.suffix == kind.suffix), None)
+
+
+def detect_content_kind(content: bytes) -> FileKind | None:
+    """Return the kind of a file's content, or None if the content does not show it."""
+    return _detect_safetensors(io.BytesIO(content), len(content))
 
 
 def explain_wrong_kind(path: str | Path, expected: FileKind) -> str | None:
@@ -91,18 +100,18 @@ def check_argument(argument: str, path: object, expected: FileKind, usage: str) 
         raise expected.error(f"cannot use {path} as {argument}: {mistake}; pass {usage}")
 
 
-def _safetensors_metadata(path: Path) -> dict[str, str] | None:
-    """Return the metadata of a safetensors file; None for any other file."""
+def _detect_safetensors(file: BinaryIO, size: int) -> FileKind | None:
+    """Return the kind of a safetensors file of ``size`` bytes; None for any other file."""
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
-            if len(start) < 9 or start[8:] != b"{":
-                return None
-            (length,) = struct.unpack("<Q", start[:8])
-            if length > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-                return None
-            header = json.loads(start[8:] + file.read(length - 1))
+        start = file.read(9)
+        if len(start) < 9 or start[8:] != b"{":
+            return None
+        (length,) = struct.unpack("<Q", start[:8])
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            return None
+        header = json.loads(start[8:] + file.read(length - 1))
     except (OSError, ValueError, RecursionError):
         return None
     metadata = header.get("__metadata__", {})
-    return metadata if isinstance(metadata, dict) else {}
+    is_head = isinstance(metadata, dict) and metadata.get("format") == "headkit"
+    return HEAD if is_head else TENSORS

@@ -23,7 +23,8 @@ from headkit.adapters.files import (
 )
 
 from .metadata import PREFIX, TEMPERATURE, ModelInfo
-from .protobuf_edit import OnnxEdit, external_locations
+from .protobuf_edit import OnnxEdit
+from .wire_format import external_locations
 
 MAX_BYTES = onnx.checker.MAXIMUM_PROTOBUF - 2**24
 """Larger weights go to a separate file: protobuf allows 2 GiB, of which the graph needs some."""
@@ -114,14 +115,6 @@ def open_model(path: str | Path) -> OpenModel:
 def head_tensor_names(info: ModelInfo) -> set[str]:
     """Return the names that the tensors of a model's only head have in its graph."""
     return {name for head in info.heads for name in head.tensors} | {TEMPERATURE}
-
-
-def missing_data(path: Path) -> list[str]:
-    """Return the names of a model's external data files that are missing from its folder."""
-    try:
-        return _missing(_locations(path), path.parent)
-    except ExportError:  # the file itself is damaged: opening it reports that
-        return []
 
 
 @contextmanager

@@ -97,11 +97,16 @@ class Adapter:
         info: Description of the head, without label names.
         options: The ``RunOptions`` that activate the adapter.
         weights: ONNX Runtime's adapter. ``options`` points to it but does not keep it alive.
+        path: Absolute path of the file, from which another process loads the adapter again.
     """
 
     info: HeadInfo
     options: ort.RunOptions
     weights: ort.LoraAdapter
+    path: Path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_again, (self.info, self.path)
 
 
 def read_adapter(
@@ -122,12 +127,10 @@ def read_adapter(
     """
     if not path.is_file():
         raise ExportError(f"cannot read adapter {path}: no such file")
-    adapter, options = ort.LoraAdapter(), ort.RunOptions()
     try:
-        adapter.Load(str(path))
+        adapter, options = _load(path)
         content = ort.AdapterFormat.read_adapter(str(path))
         arrays = content.get_parameters()
-        options.add_active_adapter(adapter)
     except Exception as error:  # onnxruntime's own classes share no root below Exception
         raise ExportError(f"cannot read adapter {path}: {first_line(error)}") from error
     if not force:
@@ -140,7 +143,28 @@ def read_adapter(
     description["num_classes"] = num_classes
     temperature = arrays.get(TEMPERATURE)
     description["temperature"] = 1.0 if temperature is None else float(temperature.numpy()[0])
-    return Adapter(HeadInfo(name, "", description, own.tensors), options, adapter)
+    described = HeadInfo(name, "", description, own.tensors)
+    return Adapter(described, options, adapter, path.absolute())
+
+
+def _load(path: Path) -> tuple[ort.LoraAdapter, ort.RunOptions]:
+    adapter, options = ort.LoraAdapter(), ort.RunOptions()
+    adapter.Load(str(path))
+    options.add_active_adapter(adapter)
+    return adapter, options
+
+
+def _load_again(info: HeadInfo, path: Path) -> Adapter:
+    """Load an adapter that ``read_adapter`` accepted before.
+
+    Raises:
+        ExportError: The file is no longer there.
+    """
+    try:
+        adapter, options = _load(path)
+    except Exception as error:  # onnxruntime's own classes share no root below Exception
+        raise ExportError(f"cannot read adapter {path}: {first_line(error)}") from error
+    return Adapter(info, options, adapter, path)
 
 
 def _check_no_tensor_is_lost(info: ModelInfo, inputs: Inputs, head: Head) -> None:

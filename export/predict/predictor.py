@@ -7,33 +7,31 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headkit.adapters.display import format_count, format_line, format_table
-from headkit.adapters.errors import ExportError, first_line
+from headkit.adapters.errors import ExportError
 from headkit.adapters.file_kinds import ADAPTER
-from headkit.adapters.heads.tasks import DEFAULT, get_task
 from headkit.adapters.images import ImageLike, list_images, open_image
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
 from headkit.export.preprocess.pillow import Preprocess
-from headkit.export.runtimes.onnxruntime import open_session
-from headkit.export.runtimes.table import providers
+from headkit.export.runtimes.model_source import ModelLike, ModelSource
+from headkit.export.runtimes.providers import (
+    ProviderName,
+    ProviderOptions,
+    choose_providers,
+)
 
 from .adapter_files import Adapter, head_arrays, read_adapter
+from .scores import Prediction, compute_scores, select_top
+from .session import Session
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head
 
 Array = np.ndarray[Any, Any]
-
-
-class Prediction(TypedDict):
-    """A class of an image, and its probability. For regression, an output and its value."""
-
-    label: str
-    score: float
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,22 @@ class _LoadedHead:
 class Predictor:
     """An exported model, ready to classify images.
 
+    A predictor can be pickled, for example for a pool of processes: each process opens the model
+    again, from its path or from the bytes, with the same heads and options.
+
     Args:
-        onnx_path: Path of a model that ``headkit export`` or ``headkit graft`` wrote.
+        onnx_path: A model that ``headkit export`` or ``headkit graft`` wrote: its path, its content
+            as bytes, or an open binary file, which is read to its end. A model with external data
+            needs the path.
         heads: More heads for a swappable model, by name: heads, head files, references to a store,
             or ONNX Runtime's ``.onnx_adapter`` files, which have no label names. A head takes only
             its own bytes of memory, and switching between heads is free.
-        provider: ONNX Runtime's execution provider: ``cpu``, ``cuda``, ``tensorrt`` or
-            ``openvino``.
+        provider: ONNX Runtime's execution provider: ``cpu``, ``cuda``, ``tensorrt``, ``openvino``,
+            or any of ONNX Runtime's own names, such as ``CUDAExecutionProvider``, in any case. If
+            you pass a list, the first provider must start; the others take the operators that it
+            does not support.
+        provider_options: Options of the provider, such as ``{"device_id": 1}``; for a list of
+            providers, also one mapping for each.
         threads: Number of CPU threads. Default: one per core.
         force: Also accept heads that were trained on another backbone of the same architecture.
 
@@ -67,7 +74,7 @@ class Predictor:
 
     Raises:
         ExportError: The file is missing, damaged, or was not exported by headkit.
-        DependencyMissing: The provider is not installed.
+        DependencyMissing: A provider is not installed. headkit never falls back to another one.
         BackboneMismatch: One of ``heads`` was trained on another backbone.
 
     Example:
@@ -78,17 +85,17 @@ class Predictor:
 
     def __init__(
         self,
-        onnx_path: str | Path,
+        onnx_path: ModelLike,
         heads: Mapping[str, Head | str | Path] | None = None,
-        provider: str = "cpu",
+        provider: ProviderName | Sequence[ProviderName] = "cpu",
         *,
+        provider_options: ProviderOptions | None = None,
         threads: int | None = None,
         force: bool = False,
     ) -> None:
-        self.session = open_session(onnx_path, threads, provider)
-        props = self.session.get_modelmeta().custom_metadata_map
-        self.info = ModelInfo.from_props(props, str(onnx_path))
-        self._provider, self._device = provider, providers()[provider].device
+        source = ModelSource.of(onnx_path)
+        self._session = Session(source, threads, choose_providers(provider, provider_options))
+        self.info = ModelInfo.from_props(self._session.props, source.name)
         self._heads = {head.name: _LoadedHead(head) for head in self.info.heads}
         if heads and self.info.form != "swappable":
             raise ExportError(
@@ -109,13 +116,18 @@ class Predictor:
             "architecture": self.info.backbone["architecture"],
             "form": self.info.form,
             "precision": self.info.precision,
-            "provider": self._provider,
+            "provider": ", ".join(self._session.providers.names),
         }
         if len(self._heads) == 1:
             (one,) = self._heads.values()
             return {**facts, "classes": format_count(one.info.num_classes, one.info.label_names)}
         names = [name or "the model's own" for name in self._heads]
         return {**facts, "heads": format_count(len(names), names)}
+
+    @property
+    def session(self) -> Any:
+        """ONNX Runtime's session."""
+        return self._session.onnxruntime
 
     @cached_property
     def preprocess(self) -> Preprocess:
@@ -181,9 +193,7 @@ class Predictor:
         Raises:
             DataError, ExportError: See ``__call__``.
         """
-        for what, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{what} is {value}, expected at least 1")
+        check_at_least_1(top_k=top_k, batch_size=batch_size)
         requested: list[str | None] = list(heads or self.heads) or [None]
         names = dict.fromkeys(self._name(name) for name in requested)
         loaded = [self._heads[name] for name in names]
@@ -209,6 +219,50 @@ class Predictor:
             ExportError: See ``__call__``.
         """
         return self._run(pixel_values, [self._heads[self._name(head)]])[0]
+
+    def features(
+        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 16
+    ) -> Array | tuple[Array, ...]:
+        """Return the features of images: what enters the classifier, see ``headkit.features``.
+
+        A model of the form ``backbone`` outputs them. For the other forms, the first call opens the
+        model a second time with this output, which takes the memory of the weights again.
+
+        Args:
+            images: See ``__call__``.
+            batch_size: See ``__call__``.
+
+        Returns:
+            float32 ``[N, num_features]`` for most architectures; a tuple of such arrays if the
+            classifier has several branches with inputs of their own.
+
+        Raises:
+            DataError: See ``__call__``.
+            ExportError: ONNX Runtime cannot run the model.
+        """
+        check_at_least_1(batch_size=batch_size)
+        names = list(self.info.features)
+        batches = [
+            self._features_session.run(names, self._feed(batch))
+            for batch in self._batches(list_images(images), batch_size)
+        ]
+        if batches:
+            branches = tuple(map(np.concatenate, zip(*batches, strict=True)))
+        else:
+            shapes = self.info.features.values()
+            branches = tuple(np.empty([0 if isinstance(n, str) else n for n in s]) for s in shapes)
+        branches = tuple(branch.astype(np.float32) for branch in branches)
+        return branches[0] if len(branches) == 1 else branches
+
+    @cached_property
+    def _features_session(self) -> Session:
+        if self.info.form == "backbone":
+            return self._session
+        return self._session.with_outputs(self.info.features)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what another process makes itself when it needs it."""
+        return {key: value for key, value in vars(self).items() if key != "_features_session"}
 
     def _add(self, name: str, head: Head | str | Path, *, force: bool) -> _LoadedHead:
         inputs = {value.name: value.shape for value in self.session.get_overridable_initializers()}
@@ -249,45 +303,23 @@ class Predictor:
             for some_arrays in batched(same, batch_size):
                 yield np.stack(some_arrays)
 
+    def _feed(self, batch: Array) -> dict[str, Array]:
+        return {"image" if self.info.preprocess else "pixel_values": batch}
+
     def _run(self, batch: Array, heads: Sequence[_LoadedHead]) -> list[Array]:
-        feed = {"image" if self.info.preprocess else "pixel_values": batch}
+        feed = self._feed(batch)
         if self.info.form != "swappable":
-            return self._outputs([one.info.output for one in heads], feed)
-        return [self._outputs(["logits"], {**feed, **one.arrays}, one.options)[0] for one in heads]
-
-    def _outputs(
-        self, names: Sequence[str], feed: Mapping[str, Array], options: Any = None
-    ) -> list[Array]:
-        try:
-            if self._device == "cpu":
-                return [np.asarray(output) for output in self.session.run(names, feed, options)]
-            return self._run_bound(names, feed, options)
-        except Exception as error:  # onnxruntime's own classes share no root below Exception
-            raise ExportError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
-
-    def _run_bound(
-        self, names: Sequence[str], feed: Mapping[str, Array], options: Any
-    ) -> list[Array]:
-        """Run with inputs and outputs on the device, with one copy in each direction."""
-        from onnxruntime import OrtValue
-
-        binding = self.session.io_binding()
-        for name, array in feed.items():
-            value = OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
-            binding.bind_ortvalue_input(name, value)
-        for name in names:
-            binding.bind_output(name, self._device)
-        self.session.run_with_iobinding(binding, options)
-        return [np.asarray(output) for output in binding.copy_outputs_to_cpu()]
+            return self._session.run([one.info.output for one in heads], feed)
+        return [
+            self._session.run(["logits"], {**feed, **one.arrays}, one.options)[0] for one in heads
+        ]
 
 
-def compute_scores(description: Mapping[str, Any], logits: Array) -> Array:
-    """Return the scores for logits ``[batch, num_classes]``, by a head's task and temperature.
-
-    Scores are probabilities, or predicted values for regression.
-    """
-    task = get_task(description.get("task", DEFAULT))
-    return task.scores(logits, description.get("temperature", 1.0))
+def check_at_least_1(**numbers: int) -> None:
+    """Raise a ``ValueError`` that names the first number below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}, expected at least 1")
 
 
 def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -295,10 +327,3 @@ def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
     values = iter(values)
     while some := list(islice(values, size)):
         yield some
-
-
-def select_top(info: HeadInfo, row: Sequence[float], top_k: int) -> list[Prediction]:
-    """Return the best classes of one row of scores, the best first."""
-    order = np.argsort(-np.asarray(row), kind="stable")[:top_k]
-    names = info.label_names
-    return [Prediction(label=names[i], score=float(row[i])) for i in order]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +12,12 @@ import numpy as np
 
 from headkit.adapters.errors import DependencyMissing, ExportError, first_line
 from headkit.adapters.features.runtime import Branches, Pixels, Precision, Run
-from headkit.adapters.file_kinds import MODEL, explain_wrong_kind
+from headkit.export.graph.wire_format import with_outputs
 
 from .inference import Array, InferenceModel, LoadedModel, RunConfig
-from .table import RUNTIMES, providers
+from .model_source import ModelLike, ModelSource
+from .providers import ProviderName, ProviderOptions, Providers, choose_providers
+from .table import RUNTIMES
 
 if TYPE_CHECKING:  # running an exported model needs no torch
     from torch import nn
@@ -25,47 +27,59 @@ try:
 except ImportError as missing:
     raise DependencyMissing.for_feature("running an exported model", "onnxruntime") from missing
 
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+"""ONNX Runtime's option for the folder of a model's external data if it opens bytes."""
+
 
 def open_session(
-    path: str | Path,
+    model: ModelLike | ModelSource,
     threads: int | None = None,
-    provider: str = "cpu",
-    provider_options: Mapping[str, str] | None = None,
+    provider: ProviderName | Sequence[ProviderName] | Providers = "cpu",
+    provider_options: ProviderOptions | None = None,
+    outputs: Mapping[str, Sequence[int | str]] | None = None,
 ) -> ort.InferenceSession:
-    """Open an ONNX file.
+    """Open an ONNX model.
 
     Args:
-        path: Path of the file. Its external data must be in the same folder.
+        model: Path of the file, its content, or an open binary file. External data must be in the
+            folder of the file.
         threads: Number of CPU threads. Default: one per core.
-        provider: Key of ``table.providers()``.
-        provider_options: See ONNX Runtime's documentation of the provider.
+        provider: See ``choose_providers``.
+        provider_options: See ``choose_providers``.
+        outputs: Shapes of float32 values inside the graph that the session shall also output, by
+            name.
 
     Raises:
         ExportError: There is no such file, its external data are missing, or ONNX Runtime cannot
             read it or start the provider.
         DependencyMissing: The provider is not installed.
     """
-    known = providers()
-    if provider not in known:
-        raise ExportError(f"provider is {provider!r}, expected one of {', '.join(known)}")
-    requested = known[provider]
-    if requested.execution not in ort.get_available_providers():
-        raise DependencyMissing.for_feature(f"the provider {provider!r}", requested.package)
-    path = Path(path)
-    if not path.is_file():
-        raise ExportError(f"cannot read model {path}: no such file")
+    requested = (
+        provider
+        if isinstance(provider, Providers)
+        else choose_providers(provider, provider_options)
+    )
+    source = model if isinstance(model, ModelSource) else ModelSource.of(model)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    content: Path | bytes = source.path or source.content
+    if outputs:
+        content = with_outputs(source.read(), outputs)
+        if source.path is not None:
+            options.add_session_config_entry(_DATA_FOLDER, str(source.path.parent))
+    execution = list(zip(requested.executions, map(dict, requested.options), strict=True))
     try:
-        execution = [(requested.execution, dict(provider_options or {}))]
-        session = ort.InferenceSession(path, options, providers=execution)
+        # With its fallback, ONNX Runtime would go on with other providers after an error.
+        session = ort.InferenceSession(content, options, providers=execution, enable_fallback=0)
     except Exception as error:  # onnxruntime's own classes share no root below Exception
-        raise ExportError(f"cannot read model {path}: {_explain(path, error)}") from error
-    if session.get_providers()[0] != requested.execution:
+        reason = source.explain(first_line(error))
+        raise ExportError(f"cannot read {source.noun}: {reason}") from error
+    if tuple(session.get_providers()[: len(execution)]) != requested.executions:
+        names = ", ".join(map(repr, requested.names))
         raise ExportError(
-            f"ONNX Runtime has the provider {provider!r} but cannot start it on this machine: "
+            f"ONNX Runtime has the provider {names} but cannot start it on this machine: "
             "check its driver and libraries, or use the provider 'cpu'"
         )
     return session
@@ -146,18 +160,3 @@ def _load_on_gpu(path: Path, config: RunConfig) -> LoadedModel:
         return lambda: session.run_with_iobinding(binding)
 
     return LoadedModel(run, bind, stream)
-
-
-def _explain(path: Path, error: BaseException) -> str:
-    """Return why a file cannot be opened. ONNX Runtime names neither a head nor missing data."""
-    mistake = explain_wrong_kind(path, MODEL)
-    if mistake is not None:
-        return f"{mistake}; `headkit export` makes a model from a head"
-    try:
-        from headkit.export.graph.onnx_file import missing_data
-    except ImportError:  # a deployment without the package onnx
-        return first_line(error)
-    missing = missing_data(path)
-    if missing:
-        return f"its external data {', '.join(missing)} is missing"
-    return first_line(error)

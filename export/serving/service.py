@@ -15,7 +15,7 @@ import numpy as np
 from headkit.adapters.errors import ExportError
 from headkit.adapters.images import TooLarge, open_image
 from headkit.export.graph.metadata import ModelInfo
-from headkit.export.predict.predictor import Prediction, compute_scores, select_top
+from headkit.export.predict.scores import Prediction, compute_scores, select_top
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 from headkit.registry.store.layout import Version

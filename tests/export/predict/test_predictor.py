@@ -10,7 +10,7 @@ from timm.data import create_transform
 from torch import nn
 
 import headkit
-from headkit.export.predict.predictor import compute_scores
+from headkit.export.predict.scores import compute_scores
 from tests.backbones import active_backbone
 
 

@@ -48,7 +48,7 @@ def test_bound_inputs_and_outputs_give_the_same(model: Path) -> None:
     """A GPU runs with bound inputs and outputs; this test binds them on the CPU."""
     predictor = headkit.Predictor(model)
     x = np.random.default_rng(0).normal(size=(3, 3, 160, 160)).astype(np.float32)
-    (bound,) = predictor._run_bound(["logits"], {"pixel_values": x}, None)
+    (bound,) = predictor._session.run_bound(["logits"], {"pixel_values": x})
     assert np.array_equal(bound, predictor.logits(x))
 
 
