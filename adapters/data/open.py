@@ -1,4 +1,4 @@
-"""Open labelled images: one folder per class, a CSV, or a data set that timm's readers know."""
+"""Open labelled images: one folder per class, a table, or a data set that timm's readers know."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from headkit.adapters.errors import DataError
 from headkit.adapters.heads.tasks import TaskName, get_task
 
-from .csv import open_csv, open_validation_csv
 from .dataset import (
     ImageDataset,
     Skipped,
@@ -26,6 +25,8 @@ from .listing import OTHER_FORMAT, merge_skipped
 from .options import ClassFrom, ReadOptions
 from .readers import reader_prefix
 from .split_folders import find_split_folders, open_split_folders
+from .table.delimited import is_table_file, read_table
+from .table.open import open_table, open_validation_table
 
 __all__ = ["ImageDataset", "count", "holdout", "open_data"]
 
@@ -51,9 +52,9 @@ def open_data(
 
     Args:
         data: A folder with one folder per class, see ``open_folder``; a folder with one folder per
-            split, such as ``train``, ``valid`` and ``test``, see ``split_folders``; a CSV with the
-            columns ``path,label``, see ``open_csv``; or a name that timm's readers know:
-            ``hfds/NAME``, ``wds/FOLDER``, … and ``@SPLIT`` after it for another split than
+            split, such as ``train``, ``valid`` and ``test``, see ``split_folders``; a table in a
+            file with the columns ``path,label``, see ``open_table``; or a name that timm's readers
+            know: ``hfds/NAME``, ``wds/FOLDER``, … and ``@SPLIT`` after it for another split than
             ``train``, see ``open_reader``.
         val: The validation data, in any of these forms. ``data`` must have each of its classes.
         task: The kind of targets. Only a CSV can hold ``multilabel`` and ``regression``. If None,
@@ -139,14 +140,14 @@ def _open_train(
         _check_multiclass(data, task)
         return Splits(open_reader(str(data), "train"))
     root = Path(data)
-    if _is_csv(root):
-        train, own_val = open_csv(root, task)
-        if own_val is not None and val is not None:
+    if is_table_file(root):
+        splits = open_table(read_table(root, options.path_column), task, options)
+        if splits.val is not None and val is not None:
             raise DataError(
                 f"{data} has its own validation lines, but val is {val}: omit val (--val) or "
                 "remove those lines"
             )
-        return Splits(train, own_val)
+        return splits
     if not root.is_dir():
         raise no_data_error(root, _EXPECTED)
     _check_multiclass(data, task)
@@ -167,8 +168,9 @@ def _open_train(
 def _open_val(val: str | Path, train: ImageDataset, options: ReadOptions) -> ImageDataset:
     root = Path(val)
     if not reader_prefix(val):
-        if _is_csv(root):
-            return open_validation_csv(root, train)
+        if is_table_file(root):
+            table = read_table(root, options.path_column)
+            return open_validation_table(table, train, options)
         if not root.is_dir():
             raise no_data_error(root, _EXPECTED)
     _check_multiclass(val, train.task)
@@ -187,10 +189,6 @@ def _open_val(val: str | Path, train: ImageDataset, options: ReadOptions) -> Ima
 
 def _is_same(folder: Path, other: Path) -> bool:
     return other.is_dir() and folder.samefile(other)
-
-
-def _is_csv(path: Path) -> bool:
-    return path.suffix.lower() == ".csv" and path.is_file()
 
 
 def _check_multiclass(data: str | Path, task: TaskName | None) -> None:

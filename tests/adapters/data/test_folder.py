@@ -139,9 +139,9 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
         open_data(tmp_path)
     with pytest.raises(DataError, match=r"no data in .*none: no such folder or file; expected a"):
         open_data(tmp_path / "none")
-    (tmp_path / "file.txt").touch()
-    with pytest.raises(DataError, match=r"no data in .*file.txt: it is a file; expected a folder"):
-        open_data(tmp_path / "file.txt")
+    (tmp_path / "file.zip").touch()
+    with pytest.raises(DataError, match=r"no data in .*file.zip: it is a file; expected a folder"):
+        open_data(tmp_path / "file.zip")
     write_images(tmp_path, "cat/1.jpg")
     with pytest.raises(DataError, match="has one class, cat: a classifier needs at least two"):
         open_data(tmp_path)
