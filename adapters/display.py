@@ -19,14 +19,15 @@ def escape_unprintable(text: str) -> str:
     )
 
 
+def cut_name(name: str) -> str:
+    """Return a name of at most ``MAX_NAME_LENGTH`` characters, on one line."""
+    short = name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
+    return escape_unprintable(short)
+
+
 def format_names(names: Sequence[str]) -> str:
     """Return the first names of a list; long names are cut."""
-    shown = [
-        escape_unprintable(
-            name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
-        )
-        for name in names[:MAX_NAMES]
-    ]
+    shown = [cut_name(name) for name in names[:MAX_NAMES]]
     return ", ".join([*shown, *(["…"] if len(names) > MAX_NAMES else [])])
 
 

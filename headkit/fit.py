@@ -28,11 +28,15 @@ from headkit.adapters.fitting.report import check_report, write_report
 from headkit.adapters.heads.attach import head_of
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import KINDS, Kind
+from headkit.adapters.heads.summary import remarks, store_few_images, store_skipped
 from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .extraction import open_extraction
 
 logger = logging.getLogger("headkit")
+
+IN_SUMMARY = "in_summary"
+"""Attribute of log records that repeat what the metrics of the head say, see ``heads.summary``."""
 
 
 def fit(
@@ -136,8 +140,8 @@ def fit(
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights, remap=remap, **timm_kwargs)
     plan = plan_classifier(backbone, kind)
-    whole = [train_source] if val_source is None else [train_source, val_source]
-    requests = [(source, View()) for source in whole]
+    sources = [train_source] if val_source is None else [train_source, val_source]
+    requests = [(source, View()) for source in sources]
     requests += [(train_source, View(n, seed)) for n in range(1, views)]
     with open_extraction(
         backbone,
@@ -180,13 +184,18 @@ def fit(
     if logits is not None and validation is not None:
         temperature = fit_temperature(logits, validation.y, train_source.task)
         metrics = measure(logits, validation.y, train_source.task, temperature)
+    skipped = [(one.reason, one.count) for source in sources for one in source.skipped]
+    trained_on = extracted.targets[~mask]
     metrics |= {
+        "validation": "none" if validation is None else "own" if val_source else "held_out",
         "num_train": len(examples) // views,
         "num_val": 0 if validation is None else len(validation),
         "num_unreadable": len(extracted.unreadable)
         + (len(held.unreadable) if val_source is not None else 0),
         **duplicates,
         **choices,
+        **store_few_images(get_task(train_source.task).images_per_class(trained_on, len(names))),
+        **store_skipped(skipped),
     }
     head = head_of(
         model,
@@ -198,6 +207,9 @@ def fit(
     )
     if report is not None and logits is not None and validation is not None:
         write_report(report, head, logits, validation.y)
+    for remark in remarks(metrics, names, head.task):
+        level = logging.WARNING if remark.serious else logging.INFO
+        logger.log(level, "%s", remark.text, extra={IN_SUMMARY: True})
     return head
 
 

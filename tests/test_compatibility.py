@@ -268,7 +268,7 @@ def test_fit_reads_an_old_cache_instead_of_running_the_backbone(tmp_path: Path) 
     assert len(list((tmp_path / "cache").rglob("shard-*.safetensors"))) == 1
     old = headkit.Head.load(head_file("resnet_fitted"))
     assert head.label_names == old.label_names
-    assert {**head.metrics}.keys() == {**old.metrics}.keys()
+    assert {**head.metrics}.keys() >= {**old.metrics}.keys()
     if SAME_MACHINE:
         for name, tensor in old.tensors.items():
             assert head.tensors[name].tobytes() == tensor.tobytes()

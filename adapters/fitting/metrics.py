@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from headkit.adapters.heads.tasks import TaskName, get_task
 
 Array = NDArray[np.float64]
+Outputs: TypeAlias = dict[str, list[float | None]]
 
 
 def fit_temperature(logits: Any, y: Any, task: TaskName) -> float:
@@ -53,11 +55,81 @@ def measure(logits: Any, y: Any, task: TaskName, temperature: float = 1.0) -> di
     return {name: _round(value) for name, value in metrics.items()}
 
 
+def measure_outputs(logits: Any, y: Any, task: TaskName, temperature: float = 1.0) -> Outputs:
+    """Return the metrics of each output by name, see ``Task.measure_outputs``.
+
+    Args:
+        logits: See ``measure``.
+        y: See ``measure``.
+        task: See ``measure``.
+        temperature: See ``measure``.
+
+    Returns:
+        Values of 6 significant digits, one per output; None if a value is undefined.
+    """
+    columns = get_task(task).measure_outputs(_to_array(logits), _to_array(y), temperature)
+    return {
+        name: [None if np.isnan(one) else _shorten(one) for one in values.tolist()]
+        for name, values in columns.items()
+    }
+
+
+def measure_more(
+    logits: Any, y: Any, task: TaskName, temperature: float = 1.0
+) -> dict[str, float | None]:
+    """Return the metrics that ``evaluate`` adds to ``measure``, see ``Task.measure_more``."""
+    more = get_task(task).measure_more(_to_array(logits), _to_array(y), temperature)
+    return {name: _round(value) for name, value in more.items()}
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of one class that were taken for another.
+
+    Attributes:
+        true: Index of the images' class.
+        predicted: Index of the class that was predicted.
+        count: Number of these images.
+        images: Number of all images of the class ``true``.
+    """
+
+    true: int
+    predicted: int
+    count: int
+    images: int
+
+
+def most_confused(logits: Any, y: Any, limit: int | None = None) -> list[Confusion]:
+    """Return the pairs of classes that are confused, the most images first.
+
+    Args:
+        logits: Logits ``[N, num_classes]`` of a multiclass head.
+        y: Class indices ``[N]``.
+        limit: Maximum number of pairs. Default: all.
+    """
+    z = _to_array(logits)
+    true, best = _to_array(y).astype(np.int64), z.argmax(1)
+    images = np.bincount(true, minlength=z.shape[1])
+    wrong = best != true
+    pairs, counts = np.unique(true[wrong] * z.shape[1] + best[wrong], return_counts=True)
+    order = np.lexsort((pairs, -counts))[:limit]
+    return [
+        Confusion(int(row), int(column), int(count), int(images[row]))
+        for (row, column), count in zip(
+            (divmod(pair, z.shape[1]) for pair in pairs[order]), counts[order], strict=True
+        )
+    ]
+
+
 def _to_array(values: Any) -> Array:
     """Return a float64 array of an array, a list or a tensor on any device."""
     if hasattr(values, "detach"):
         values = values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)
+
+
+def _shorten(number: float) -> float:
+    return number if isinstance(number, int) else float(f"{number:.6g}")
 
 
 def _round(value: Any) -> Any:

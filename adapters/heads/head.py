@@ -26,6 +26,7 @@ from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
 from headkit.adapters.files import write_atomically
 
 from .schema import check_description, check_task
+from .summary import find_weak_classes, format_interval
 from .tasks import DEFAULT, TaskName
 
 FORMAT = "headkit"
@@ -138,7 +139,13 @@ class Head:
             "bytes": f"{self.num_bytes:,}",
         }
         accuracy = self.metrics.get("accuracy")
-        return facts if accuracy is None else {**facts, "accuracy": accuracy}
+        if accuracy is not None:
+            interval = format_interval(self.metrics.get("accuracy_interval"))
+            facts["accuracy"] = f"{accuracy}{interval}"
+        weak = find_weak_classes(self.metrics.get("recall"), self.label_names or ())
+        if weak:
+            facts["weak classes"] = format_count(len(weak), [name for name, _ in weak])
+        return facts
 
     @property
     def num_bytes(self) -> int:

@@ -57,6 +57,8 @@ def _common(
 ) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    # The commands print these sentences with the result.
+    handler.addFilter(lambda record: not getattr(record, "in_summary", False))
     logging.getLogger("headkit").addHandler(handler)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .terminal import Json, Remap, Weights, progress_bar, show
+
+if TYPE_CHECKING:
+    from headkit.adapters.heads.head import Head
 
 Data = Annotated[
     str,
@@ -145,7 +148,6 @@ def fit(
 ) -> None:
     """Train a head on the features of a frozen backbone, and save the head."""
     from headkit.adapters.file_kinds import HEAD, check_output
-    from headkit.adapters.heads.tasks import get_task
 
     check_output(out, HEAD)
     from headkit.fit import fit as fit_head
@@ -180,20 +182,42 @@ def fit(
             progress=progress,
         )
     head.save(out)
-    result = {"head": str(out), "bytes": out.stat().st_size, **head.metrics}
-    measured = [
-        f"{name.replace('_', ' ')} {value:.4f}"
-        for name, value in head.metrics.items()
-        if isinstance(value, float) and name not in ("l2", "var_smoothing", "learning_rate")
-    ]
+    show(describe_fit(head, out), as_json, "\n".join(format_fit(head, out)))
+
+
+def describe_fit(head: Head, path: Path) -> dict[str, Any]:
+    """Return the result of a fit as JSON values."""
+    from headkit.adapters.heads.summary import find_few_images, find_weak_classes, remarks
+
+    names = head.label_names or tuple(map(str, range(head.num_classes)))
+    weak = find_weak_classes(head.metrics.get("recall"), names)
+    return {
+        "head": str(path),
+        "bytes": path.stat().st_size,
+        **head.metrics,
+        "weak_classes": [{"label": name, "recall": recall} for name, recall in weak],
+        "few_images": [
+            {"label": name, "images": n} for name, n in find_few_images(head.metrics, names)
+        ],
+        "notes": [remark.text for remark in remarks(head.metrics, names, head.task)],
+    }
+
+
+def format_fit(head: Head, path: Path) -> list[str]:
+    """Return the lines that tell people the result of a fit."""
+    from headkit.adapters.heads.summary import format_metrics, format_validation, remarks
+    from headkit.adapters.heads.tasks import get_task
+
+    names = head.label_names or tuple(map(str, range(head.num_classes)))
     outputs = "classes" if get_task(head.task).has_classes else "outputs"
-    show(
-        result,
-        as_json,
-        f"{out}: {head.num_classes} {outputs}, "
-        f"{out.stat().st_size:,} bytes; on {head.metrics['num_val']} validation images "
-        f"{', '.join(measured) if measured else 'nothing was measured'}",
+    measured = format_metrics(head.metrics) or "nothing was measured"
+    first = (
+        f"{path}: {head.num_classes} {outputs}, {path.stat().st_size:,} bytes; on "
+        f"{head.metrics['num_val']} validation images {measured}"
     )
+    validation = format_validation(head.metrics)
+    notes = [f"note: {remark.text}" for remark in remarks(head.metrics, names, head.task)]
+    return [first, *([validation] if validation else []), *notes]
 
 
 def compare(

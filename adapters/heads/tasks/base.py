@@ -110,6 +110,16 @@ class Task(ABC):
     def measure(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
         """Return the metrics of logits ``[N, num_outputs]`` at a temperature, unrounded."""
 
+    @abstractmethod
+    def measure_more(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+        """Return the metrics that ``evaluate`` adds to those of ``measure``, unrounded."""
+
+    @abstractmethod
+    def measure_outputs(
+        self, logits: Array, y: Targets, temperature: float = 1.0
+    ) -> dict[str, NDArray[Any]]:
+        """Return metrics of each output, ``[num_outputs]`` each; NaN if one is undefined."""
+
     # Training, in torch
 
     @abstractmethod

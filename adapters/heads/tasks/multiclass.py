@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import Array, Targets, Task
-from .statistics import best_temperature, calibration_error
+from .statistics import (
+    average_over_classes,
+    best_temperature,
+    calibration_error,
+    precision_recall_f1,
+    wilson_interval,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,10 +83,10 @@ class Multiclass(Task):
         return best_temperature(lambda inverse: _cross_entropy(z * inverse, true), slope)
 
     def measure(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
-        """Return ``accuracy``, ``log_loss``, ``ece`` and the ``recall`` of each class.
+        """Return ``accuracy`` with its interval, ``log_loss``, ``ece``, and ``recall`` per class.
 
-        ``ece`` is the expected calibration error of the most likely class. The recall of a class
-        without images is NaN.
+        ``accuracy_interval`` is the 95 % interval of Wilson. ``ece`` is the expected calibration
+        error of the most likely class. The recall of a class without images is NaN.
         """
         z, true = logits / temperature, np.asarray(y, np.int64)
         p, best = _softmax(z), z.argmax(1)
@@ -89,9 +95,45 @@ class Multiclass(Task):
         hits = np.bincount(true[right], minlength=z.shape[1])
         return {
             "accuracy": right.mean(),
+            "accuracy_interval": wilson_interval(int(right.sum()), len(right)),
             "log_loss": _cross_entropy(z, true),
             "ece": calibration_error(p[np.arange(len(z)), best], right),
             "recall": np.where(images > 0, hits / np.maximum(images, 1), np.nan),
+        }
+
+    def measure_more(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+        """Return averages over classes and the Brier score.
+
+        ``balanced_accuracy`` is the mean recall of the classes that have images. The micro averages
+        equal the accuracy. ``brier`` is the squared distance of probabilities and truth, summed
+        over classes (Brier, 1950); for two classes half of it, as in scikit-learn.
+        """
+        true = np.asarray(y, np.int64)
+        counts = _count(logits, true)
+        p = _softmax(logits / temperature)
+        p[np.arange(len(p)), true] -= 1
+        brier = np.square(p).sum(1).mean() / (2 if p.shape[1] == 2 else 1)
+        accuracy = counts[0].sum() / len(true)
+        weights = counts[2] / len(true)
+        return {
+            "balanced_accuracy": np.nanmean(precision_recall_f1(*counts)[1]),
+            **average_over_classes(*counts),
+            **{f"micro_{name}": accuracy for name in ("precision", "recall", "f1")},
+            "weighted_f1": (np.nan_to_num(precision_recall_f1(*counts)[2]) * weights).sum(),
+            "brier": brier,
+        }
+
+    def measure_outputs(
+        self, logits: Array, y: Targets, temperature: float = 1.0
+    ) -> dict[str, NDArray[Any]]:
+        """Return ``precision``, ``recall``, ``f1`` and ``support`` of each class."""
+        counts = _count(logits, np.asarray(y, np.int64))
+        precision, recall, f1 = precision_recall_f1(*counts)
+        return {
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "support": counts[2].astype(np.int64),
         }
 
     def tensor_scores(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -177,3 +219,11 @@ def _cross_entropy(z: Array, y: NDArray[np.int64]) -> float:
     top = z.max(1)
     logs = top + np.log(np.exp(z - top[:, None]).sum(1))
     return float((logs - z[np.arange(len(z)), y]).mean())
+
+
+def _count(logits: Array, true: NDArray[np.int64]) -> tuple[Array, Array, Array]:
+    """Return the numbers of hits, predictions and images of each class, ``[num_classes]`` each."""
+    best, classes = logits.argmax(1), logits.shape[1]
+    counted = (true[best == true], best, true)
+    hits, predicted, actual = (np.bincount(c, minlength=classes).astype(float) for c in counted)
+    return hits, predicted, actual

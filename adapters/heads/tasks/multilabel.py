@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import Array, Targets, Task
-from .statistics import average_precision, best_temperature, calibration_error
+from .statistics import (
+    average_precision,
+    best_temperature,
+    calibration_error,
+    precision_recall_f1,
+    wilson_interval,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,8 +81,9 @@ class Multilabel(Task):
         """Return the metrics of labels.
 
         Returns:
-            ``exact_match`` (share of images with all labels right), ``log_loss`` (mean over
-            outputs), ``macro_f1`` and ``micro_f1`` (at a probability of 0.5),
+            ``exact_match`` (share of images with all labels right) and its 95 % interval
+            ``exact_match_interval``, ``log_loss`` (mean over outputs), ``macro_f1`` and
+            ``micro_f1`` (at a probability of 0.5),
             ``mean_average_precision`` (over the labels that have images; None if no label has),
             ``ece`` (expected calibration error over all pairs of image and label), ``recall`` of
             each label (NaN for a label without images).
@@ -88,14 +95,51 @@ class Multilabel(Task):
         f1 = 2 * hits / np.maximum(total, 1)
         present = positive.any(0)
         precisions = [average_precision(z[:, k], positive[:, k]) for k in np.flatnonzero(present)]
+        matches = (predicted == positive).all(1)
         return {
-            "exact_match": (predicted == positive).all(1).mean(),
+            "exact_match": matches.mean(),
+            "exact_match_interval": wilson_interval(int(matches.sum()), len(matches)),
             "log_loss": _cross_entropy(z, y),
             "macro_f1": f1.mean(),
             "micro_f1": 2 * hits.sum() / max(1, total.sum()),
             "mean_average_precision": np.mean(precisions) if precisions else None,
             "ece": calibration_error(_sigmoid(z).ravel(), positive.ravel()),
             "recall": np.where(present, hits / np.maximum(positive.sum(0), 1), np.nan),
+        }
+
+    def measure_more(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+        """Return averages of precision and recall, and ``brier``, the mean over all outputs."""
+        hits, predicted, actual = _count(logits, y)
+        precision, recall, _ = precision_recall_f1(hits, predicted, actual)
+        return {
+            "macro_precision": np.nan_to_num(precision).mean(),
+            "macro_recall": np.nan_to_num(recall).mean(),
+            "micro_precision": hits.sum() / max(1, predicted.sum()),
+            "micro_recall": hits.sum() / max(1, actual.sum()),
+            "brier": np.square(_sigmoid(logits / temperature) - (y > 0)).mean(),
+        }
+
+    def measure_outputs(
+        self, logits: Array, y: Targets, temperature: float = 1.0
+    ) -> dict[str, NDArray[Any]]:
+        """Return ``precision``, ``recall``, ``f1``, ``support``, ``average_precision`` per label.
+
+        A label is predicted if its probability is above 0.5.
+        """
+        precision, recall, f1 = precision_recall_f1(*_count(logits, y))
+        positive = y > 0
+        z = logits / temperature
+        return {
+            "precision": precision,
+            "recall": recall,
+            "f1": f1,
+            "support": positive.sum(0),
+            "average_precision": np.array(
+                [
+                    average_precision(z[:, k], positive[:, k]) if positive[:, k].any() else np.nan
+                    for k in range(z.shape[1])
+                ]
+            ),
         }
 
     def tensor_scores(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -161,6 +205,14 @@ def check_matrix(y: Tensor, count: int, num_outputs: int, name: str) -> None:
         raise ValueError(f"{name} has shape {tuple(y.shape)}, expected {(count, num_outputs)}")
     if not bool(y.isfinite().all()):
         raise ValueError(f"{name} has values that are NaN or infinite")
+
+
+def _count(logits: Array, y: Targets) -> tuple[Array, Array, Array]:
+    """Return the numbers of hits, predictions and images of each label, ``[num_outputs]`` each."""
+    predicted, positive = logits > 0, y > 0
+    counted = (predicted & positive, predicted, positive)
+    hits, predictions, actual = (part.sum(0).astype(float) for part in counted)
+    return hits, predictions, actual
 
 
 def _sigmoid(z: Array) -> Array:

@@ -62,11 +62,25 @@ class Regression(Task):
     def measure(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
         """Return ``mse``, ``mae`` and ``r2``, means over outputs. The temperature is ignored."""
         error = logits - y
-        unexplained = np.square(error).sum(0)
-        total = np.square(y - y.mean(0)).sum(0)
-        # R² of a constant output: 1 if it is predicted exactly, else 0, as in scikit-learn.
-        r2 = np.where(total > 0, 1 - unexplained / np.where(total > 0, total, 1), unexplained == 0)
-        return {"mse": np.square(error).mean(), "mae": np.abs(error).mean(), "r2": r2.mean()}
+        return {
+            "mse": np.square(error).mean(),
+            "mae": np.abs(error).mean(),
+            "r2": _r2(logits, y).mean(),
+        }
+
+    def measure_more(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+        """Return ``rmse``, the mean over outputs of each one's root mean squared error."""
+        return {"rmse": _rmse(logits, y).mean()}
+
+    def measure_outputs(
+        self, logits: Array, y: Targets, temperature: float = 1.0
+    ) -> dict[str, NDArray[Any]]:
+        """Return ``mae``, ``rmse`` and ``r2`` of each output."""
+        return {
+            "mae": np.abs(logits - y).mean(0),
+            "rmse": _rmse(logits, y),
+            "r2": _r2(logits, y),
+        }
 
     def tensor_scores(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
         """Return the logits."""
@@ -108,3 +122,15 @@ class Regression(Task):
     def validation_loss(self, loss: float, num_outputs: int) -> float:
         """Return the mean squared error: the loss is half of it, summed over the outputs."""
         return 2 * super().validation_loss(loss, num_outputs)
+
+
+def _rmse(logits: Array, y: Targets) -> Array:
+    return np.asarray(np.sqrt(np.square(logits - y).mean(0)))
+
+
+def _r2(logits: Array, y: Targets) -> Array:
+    """Return R² of each output; for a constant one 1 if it is predicted exactly, else 0."""
+    unexplained = np.square(logits - y).sum(0)
+    total = np.square(y - y.mean(0)).sum(0)
+    shares = 1 - unexplained / np.where(total > 0, total, 1)
+    return np.asarray(np.where(total > 0, shares, unexplained == 0), np.float64)

@@ -1,7 +1,8 @@
-"""Statistics that several tasks share: calibration, precision, and the search for a temperature."""
+"""Statistics that several tasks share: counts, calibration, and the search for a temperature."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,57 @@ LOWEST, HIGHEST = 0.05, 20.0
 """Bounds of the temperature; outside, there are too few images or the head is broken."""
 BINS = 15
 """Number of bins of the expected calibration error."""
+_NORMAL_QUANTILE = 1.959963984540054
+"""Quantile of the normal distribution for an interval of 95 %."""
+
+
+def wilson_interval(hits: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share, Wilson's score interval (Wilson, 1927).
+
+    Args:
+        hits: Number of successes, from 0 to ``trials``.
+        trials: Number of trials, at least 1.
+    """
+    share, z2 = hits / trials, _NORMAL_QUANTILE**2
+    centre = share + z2 / (2 * trials)
+    half = _NORMAL_QUANTILE * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    scale = 1 + z2 / trials
+    # At the ends, rounding errors would leave the range.
+    low = 0.0 if hits == 0 else (centre - half) / scale
+    high = 1.0 if hits == trials else (centre + half) / scale
+    return low, high
+
+
+def precision_recall_f1(hits: Array, predicted: Array, actual: Array) -> tuple[Array, Array, Array]:
+    """Return precision, recall and F1 of each class, float64 ``[num_classes]``.
+
+    A value whose divisor is 0 is NaN, as in scikit-learn with ``zero_division=nan``.
+
+    Args:
+        hits: Number of images of each class that were predicted as this class.
+        predicted: Number of images that were predicted as each class.
+        actual: Number of images of each class.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (
+            np.where(predicted > 0, hits / predicted, np.nan),
+            np.where(actual > 0, hits / actual, np.nan),
+            np.where(predicted + actual > 0, 2 * hits / (predicted + actual), np.nan),
+        )
+
+
+def average_over_classes(hits: Array, predicted: Array, actual: Array) -> dict[str, float]:
+    """Return the macro averages of precision, recall and F1, as scikit-learn computes them.
+
+    Classes that are neither actual nor predicted do not count; a value whose divisor is 0 counts
+    as 0.
+    """
+    columns = precision_recall_f1(hits, predicted, actual)
+    counted = predicted + actual > 0
+    return {
+        f"macro_{name}": float(np.nan_to_num(column[counted]).mean()) if counted.any() else 0.0
+        for name, column in zip(("precision", "recall", "f1"), columns, strict=True)
+    }
 
 
 def best_temperature(

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.stats import binomtest
 from sklearn import metrics as reference
 from torch import Tensor
 
-from headkit.adapters.fitting.metrics import fit_temperature, measure
+from headkit.adapters.fitting.metrics import (
+    fit_temperature,
+    measure,
+    measure_more,
+    measure_outputs,
+    most_confused,
+)
 from headkit.adapters.heads.tasks.statistics import HIGHEST, LOWEST, calibration_error
 
 
@@ -142,3 +149,121 @@ def test_extreme_logits_stay_finite() -> None:
     assert fit_temperature(z, y, "multiclass") == HIGHEST
     with pytest.raises(ValueError, match="logits are empty"):
         measure(z[:0], y[:0], "multiclass")
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_metrics_of_an_evaluation_of_classes_are_scikit_learns(classes: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    y = torch.randint(0, classes, (300,), generator=generator)
+    z = 2 * torch.nn.functional.one_hot(y, classes)
+    z = z + 1.5 * torch.randn(300, classes, generator=generator).double()
+    predicted, probabilities = z.argmax(1).numpy(), (z / 1.7).softmax(1).numpy()
+    found = measure_more(z, y, "multiclass", 1.7)
+    for average in ("macro", "micro"):
+        expected = reference.precision_recall_fscore_support(y, predicted, average=average)
+        for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
+            assert found[f"{average}_{name}"] == pytest.approx(value, abs=1e-6)
+    weighted = reference.f1_score(y, predicted, average="weighted")
+    assert found["weighted_f1"] == pytest.approx(weighted, abs=1e-6)
+    balanced = reference.balanced_accuracy_score(y, predicted)
+    assert found["balanced_accuracy"] == pytest.approx(balanced, abs=1e-6)
+    brier = reference.brier_score_loss(
+        y, probabilities[:, 1] if classes == 2 else probabilities, labels=list(range(classes))
+    )
+    assert found["brier"] == pytest.approx(brier, abs=1e-6)
+    outputs = measure_outputs(z, y, "multiclass", 1.7)
+    columns = reference.precision_recall_fscore_support(y, predicted)
+    for name, column in zip(("precision", "recall", "f1", "support"), columns, strict=True):
+        assert outputs[name] == pytest.approx(column.tolist(), abs=1e-6)
+
+
+def test_classes_that_are_never_predicted_or_absent_are_undefined_and_averaged_as_in_scikit() -> (
+    None
+):
+    z, y = _multiclass(0.7, 3.0)
+    z = torch.nn.functional.pad(z, (0, 1), value=-100.0)  # class 5 is neither true nor predicted
+    z[:, 1] = -50.0  # class 1 is never predicted
+    z, y = z[y != 3], y[y != 3]  # class 3 has no images, but is predicted
+    outputs = measure_outputs(z, y, "multiclass")
+    columns = reference.precision_recall_fscore_support(
+        y, z.argmax(1).numpy(), labels=list(range(6)), zero_division=np.nan
+    )
+    for name, column in zip(("precision", "recall", "f1", "support"), columns, strict=True):
+        expected = [None if np.isnan(value) else value for value in column]
+        assert [one is None for one in outputs[name]] == [one is None for one in expected]
+        assert [one or 0 for one in outputs[name]] == pytest.approx(
+            [one or 0 for one in expected], abs=1e-6
+        )
+    assert (outputs["precision"][1], outputs["recall"][3], outputs["f1"][5]) == (None, None, None)
+    macro = reference.precision_recall_fscore_support(
+        y, z.argmax(1).numpy(), average="macro", zero_division=0
+    )
+    found = measure_more(z, y, "multiclass")
+    for name, value in zip(("precision", "recall", "f1"), macro[:3], strict=True):
+        assert found[f"macro_{name}"] == pytest.approx(value, abs=1e-6)
+
+
+def test_most_confused_pairs_are_the_largest_off_the_diagonal() -> None:
+    z, y = _multiclass(1.5, 1.0)
+    matrix = reference.confusion_matrix(y, z.argmax(1).numpy())
+    off = [(i, j, int(matrix[i, j])) for i in range(5) for j in range(5) if i != j and matrix[i, j]]
+    found = most_confused(z, y)
+    assert sorted((c.true, c.predicted, c.count) for c in found) == off
+    counts = [c.count for c in found]
+    assert counts == sorted(counts, reverse=True)
+    assert most_confused(z, y, 2) == found[:2]
+    assert all(c.images == int((y == c.true).sum()) for c in found)
+
+
+def test_metrics_of_an_evaluation_of_labels_are_scikit_learns() -> None:
+    z, y = _multilabel()
+    y[:, 3] = 0  # a label without images
+    predicted = (z > 0).numpy()
+    found = measure_more(z, y, "multilabel", 2.0)
+    for average in ("macro", "micro"):
+        expected = reference.precision_recall_fscore_support(
+            y, predicted, average=average, zero_division=0
+        )
+        for name, value in zip(("precision", "recall"), expected, strict=False):
+            assert found[f"{average}_{name}"] == pytest.approx(value, abs=1e-6)
+    brier = reference.brier_score_loss(y.flatten(), (z / 2).sigmoid().flatten())
+    assert found["brier"] == pytest.approx(brier, abs=1e-6)
+    outputs = measure_outputs(z, y, "multilabel", 2.0)
+    columns = reference.precision_recall_fscore_support(y, predicted, zero_division=np.nan)
+    for name, column in zip(("precision", "recall", "f1", "support"), columns, strict=True):
+        expected = [None if np.isnan(value) else value for value in column]
+        assert [one is None for one in outputs[name]] == [one is None for one in expected]
+        assert [one or 0 for one in outputs[name]] == pytest.approx(
+            [one or 0 for one in expected], abs=1e-5
+        )
+    precision = [reference.average_precision_score(y[:, k], z[:, k]) for k in range(3)]
+    assert outputs["average_precision"][:3] == pytest.approx(precision, abs=1e-5)
+    assert outputs["average_precision"][3] is None
+
+
+def test_metrics_of_an_evaluation_of_numbers_are_scikit_learns() -> None:
+    generator = torch.Generator().manual_seed(2)
+    y = torch.randn(50, 3, generator=generator).double() * torch.tensor([1.0, 100.0, 1e-4])
+    y[:, 1] = 5.0  # constant
+    z = y + y.std(0) * 0.3 * torch.randn(50, 3, generator=generator).double()
+    found = measure_more(z, y, "regression")
+    assert found["rmse"] == pytest.approx(reference.root_mean_squared_error(y, z), abs=1e-6)
+    outputs = measure_outputs(z, y, "regression")
+    raw = {"multioutput": "raw_values"}
+    assert outputs["mae"] == pytest.approx(reference.mean_absolute_error(y, z, **raw), rel=1e-5)
+    rmse = reference.root_mean_squared_error(y, z, **raw)
+    assert outputs["rmse"] == pytest.approx(rmse, rel=1e-5)
+    assert outputs["r2"] == pytest.approx(reference.r2_score(y, z, **raw), abs=1e-5)
+
+
+@pytest.mark.parametrize(("hits", "images"), [(0, 1), (1, 1), (0, 30), (118, 172), (9999, 10_000)])
+def test_interval_of_the_accuracy_is_scipys_wilson_interval(hits: int, images: int) -> None:
+    z = torch.eye(2)[[1] * hits + [0] * (images - hits)]
+    y = torch.ones(images, dtype=torch.long)
+    expected = binomtest(hits, images).proportion_ci(0.95, "wilson")
+    found = measure(z, y, "multiclass")["accuracy_interval"]
+    assert found == pytest.approx(list(expected), abs=1e-4)
+    assert 0 <= found[0] <= hits / images <= found[1] <= 1
+    labels = torch.stack([y, y], 1)
+    found = measure(2 * torch.stack([z[:, 1]] * 2, 1) - 1, labels, "multilabel")
+    assert found["exact_match_interval"] == pytest.approx(list(expected), abs=1e-4)

@@ -1,0 +1,86 @@
+"""What ``headkit fit`` tells its user."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.backbones import SMALL
+from tests.images import write_shapes
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def collapsed(tmp_path: Path) -> Path:
+    """Return data whose validation images of two classes look like those of the third."""
+    write_shapes(tmp_path / "data" / "train", images=6)
+    write_shapes(tmp_path / "data" / "val", images=4)
+    for label in ("dark", "striped"):
+        folder = tmp_path / "data" / "val" / label
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "data" / "val" / "bright", folder)
+    write_shapes(tmp_path / "data" / "test", images=1)
+    (tmp_path / "data" / "train" / "dark" / "photo.heic").write_bytes(b"heic")
+    return tmp_path / "data"
+
+
+def test_summary_names_collapsed_classes_few_images_and_what_was_not_used(
+    run: Run, collapsed: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "head.safetensors"
+    fit = (
+        *("fit", "--backbone", SMALL, "--weights", small_weights, "--data", collapsed),
+        *("--out", out, "--workers", 0),
+    )
+    status, text, err = run(*fit)
+    assert status == 0, err
+    lines = text.splitlines()
+    assert "accuracy 0.3333 (95 % interval 0.1381 to 0.6094)" in lines[0]  # 4 of 12 images
+    assert lines[1] == "validation: 12 images of a validation split of its own"
+    weak = "2 of 3 classes have a recall below half of the mean (0.33): dark 0.00, striped 0.00"
+    assert f"note: {weak}" in lines
+    few = "3 classes have fewer than 10 training images: bright 6, dark 6, striped 6"
+    assert f"note: {few}" in lines
+    assert any("the split test (3 images) is not used" in line for line in lines)
+    assert any(".heic" in line and line.startswith("note: skipped") for line in lines)
+    assert weak not in err  # it is said once
+
+    status, text, err = run(*fit, "--json")
+    assert status == 0, err
+    result = json.loads(text)
+    assert result["accuracy_interval"] == [0.1381, 0.6094]
+    assert result["weak_classes"] == [
+        {"label": "dark", "recall": 0.0},
+        {"label": "striped", "recall": 0.0},
+    ]
+    assert result["few_images"][0] == {"label": "bright", "images": 6}
+    assert weak in result["notes"]
+    assert result["validation"] == "own"
+
+
+def test_python_user_is_warned_of_collapsed_classes(
+    collapsed: Path, small_weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import headkit
+
+    head = headkit.fit(SMALL, collapsed, weights=small_weights, workers=0)
+    assert "dark 0.00, striped 0.00" in caplog.text
+    assert "weak classes=2 (dark, striped)" in repr(head)
+
+
+def test_good_head_has_no_warning(
+    run: Run, shapes: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    status, text, err = run(
+        *("fit", "--backbone", SMALL, "--weights", small_weights, "--data", shapes),
+        *("--out", tmp_path / "head.safetensors", "--workers", 0, "--holdout", 0.25),
+    )
+    assert status == 0, err
+    assert text.splitlines()[1:] == [
+        "validation: 6 of 24 images, held out of the training data",
+        "note: 3 classes have fewer than 10 training images: bright 6, dark 6, striped 6",
+    ]
+    assert "WARNING" not in err
