@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headkit.adapters.backbone.forward import classify, features
     from headkit.adapters.backbone.freeze import freeze
     from headkit.adapters.backbone.load import load_backbone
+    from headkit.adapters.data.summary import describe_data
     from headkit.adapters.errors import (
         BackboneMismatch,
         ContractError,
@@ -53,6 +54,7 @@ _NAMES_BY_MODULE = {
     "adapters.backbone.freeze": ("freeze",),
     "adapters.backbone.load": ("load_backbone",),
     "adapters.backbone.forward": ("classify", "features"),
+    "adapters.data.summary": ("describe_data",),
     "adapters.errors": (
         "BackboneMismatch",
         "ContractError",
@@ -102,6 +104,7 @@ __all__ = [
     "bench",
     "classify",
     "compare",
+    "describe_data",
     "export",
     "features",
     "fingerprint",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ class Splits:
         unused: The other splits.
         outside: The files that belong to no split.
         warnings: What a user should know about the splits.
+        facts: How the data were read, such as the names of the columns.
     """
 
     train: ImageDataset
@@ -101,6 +102,7 @@ class Splits:
     unused: tuple[UnusedSplit, ...] = ()
     outside: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def count(dataset: ImageDataset) -> int | None:

@@ -95,6 +95,12 @@ def open_folder(
     )
 
 
+def describe_class(class_from: ClassFrom | None) -> dict[str, str]:
+    """Return which folder names the class of an image, in words."""
+    top = "the folder directly under the root"
+    return {"class": "the folder that holds the image" if class_from == "parent" else top}
+
+
 def class_indices(labels: Sequence[str], names: tuple[str, ...]) -> Targets:
     """Return the index of each label in ``names``, int64 ``[N]``."""
     index = {name: number for number, name in enumerate(names)}

@@ -41,6 +41,11 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
     return [int(part) if part.isdecimal() else part for part in parts], text
 
 
+def suffix_of(path: str) -> str:
+    """Return the suffix of a path in lowercase, as ``images.is_image`` sees it."""
+    return os.path.splitext(path)[1].lower()  # noqa: PTH122
+
+
 @dataclass
 class Tally:
     """A count of skipped things by reason, with the first examples of each."""
@@ -194,7 +199,7 @@ def _reason(entry: os.DirEntry[str]) -> str:
         return SYSTEM_FILE
     if is_image(entry.name):
         return NOT_REGULAR
-    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - as images.is_image
+    suffix = suffix_of(entry.name)
     if not suffix:
         return NO_SUFFIX
     if not suffix[1:].isalnum() or suffix[1:].isdecimal() or len(suffix) > _LONGEST_SUFFIX:

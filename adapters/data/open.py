@@ -9,6 +9,7 @@ from pathlib import Path
 
 from headkit.adapters.errors import DataError
 from headkit.adapters.heads.tasks import TaskName, get_task
+from headkit.adapters.images import UNREAD_SUFFIXES
 
 from .dataset import (
     ImageDataset,
@@ -19,9 +20,9 @@ from .dataset import (
     no_data_error,
     shorten_list,
 )
-from .folder import open_folder
+from .folder import describe_class, open_folder
 from .holdout import holdout
-from .listing import OTHER_FORMAT, merge_skipped
+from .listing import OTHER_FORMAT, merge_skipped, suffix_of
 from .options import ClassFrom, ReadOptions
 from .readers import reader_prefix
 from .split_folders import find_split_folders, open_split_folders
@@ -72,7 +73,9 @@ def open_data(
     """
     options = ReadOptions(class_from, path_column, label_column, label_separator)
     splits = open_splits(data, val, task, options)
-    for warning in find_warnings(splits):
+    formats = [splits.train, *([splits.val] if splits.val is not None else [])]
+    unread = [line for dataset in formats for line in find_unread_formats(dataset)]
+    for warning in [*find_warnings(splits), *unread]:
         logger.warning("%s", warning)
     unused = [_skip(split) for split in splits.unused]
     parts = [splits.train.skipped, splits.outside, unused, *(s.skipped for s in splits.unused)]
@@ -96,15 +99,7 @@ def find_warnings(splits: Splits) -> list[str]:
     """Return what a user should know about the data before anything is trained."""
     datasets = [splits.train, *([splits.val] if splits.val is not None else [])]
     warnings = [*splits.warnings, *(line for one in datasets for line in one.warnings)]
-    for dataset in datasets:
-        unread = [one for one in dataset.skipped if one.reason.startswith(OTHER_FORMAT)]
-        if unread:
-            listed = shorten_list(f"{one.count} {one.reason}" for one in unread)
-            total = sum(one.count for one in unread)
-            warnings.append(
-                f"skipped {total} files of {dataset.name} in formats that are not read: {listed}, "
-                f"such as {unread[0].examples[0]}"
-            )
+    warnings += [line for dataset in datasets for line in _unread_paths(dataset)]
     if splits.val is None:
         tests = [one for one in splits.unused if one.split == "test"]
         if tests:
@@ -115,6 +110,29 @@ def find_warnings(splits: Splits) -> list[str]:
             )
         warnings += _labels_with_one_image(splits.train)
     return warnings
+
+
+def find_unread_formats(dataset: ImageDataset) -> list[str]:
+    """Return a warning if files are skipped because of their format."""
+    unread = [one for one in dataset.skipped if one.reason.startswith(OTHER_FORMAT)]
+    if not unread:
+        return []
+    listed = shorten_list(f"{one.count} {one.reason.removeprefix(OTHER_FORMAT)}" for one in unread)
+    return [
+        f"skipped {sum(one.count for one in unread)} images of {dataset.name} in formats that are "
+        f"not read: {listed}, such as {unread[0].examples[0]}"
+    ]
+
+
+def _unread_paths(dataset: ImageDataset) -> list[str]:
+    """Return a warning if a table lists images in formats that cannot be read."""
+    unread = [path for path in dataset.paths or () if suffix_of(path) in UNREAD_SUFFIXES]
+    if not unread:
+        return []
+    return [
+        f"{len(unread)} images of {dataset.name} are in formats that are not read, such as "
+        f"{unread[0]}: they will be counted as unreadable"
+    ]
 
 
 def _skip(unused: UnusedSplit) -> Skipped:
@@ -153,7 +171,8 @@ def _open_train(
     _check_multiclass(data, task)
     folders = find_split_folders(root)
     if not folders:
-        return Splits(open_folder(root, class_from=options.class_from))
+        train = open_folder(root, class_from=options.class_from)
+        return Splits(train, facts=describe_class(options.class_from))
     every = [folder for found in folders.values() for folder in found]
     wanted = None if val is None or reader_prefix(val) else Path(val)
     chosen = next((one for one in every if wanted is not None and _is_same(one, wanted)), None)

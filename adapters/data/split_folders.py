@@ -14,7 +14,7 @@ from pathlib import Path
 from headkit.adapters.errors import DataError
 
 from .dataset import ImageDataset, Skipped, Splits, UnusedSplit, shorten_list
-from .folder import open_folder
+from .folder import describe_class, open_folder
 from .listing import folder_names, list_folder, merge_skipped
 from .options import ClassFrom
 from .splits import SplitName, group_splits, split_of
@@ -93,8 +93,8 @@ def open_split_folders(
     warnings = list(around.warnings)
     if around.paths:
         warnings.append(
-            f"{root} has {len(around.paths)} images outside the folders of its splits, such as "
-            f"{around.paths[0]}: they are not used"
+            f"images outside the folders of the splits of {root} are not used "
+            f"({len(around.paths)}, such as {around.paths[0]})"
         )
     return Splits(
         train,
@@ -102,6 +102,7 @@ def open_split_folders(
         tuple(unused),
         merge_skipped(around.skipped, [stray]) if around.paths else around.skipped,
         tuple(warnings),
+        describe_class(class_from),
     )
 
 

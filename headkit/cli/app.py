@@ -12,6 +12,9 @@ from . import (
     bench as cli_bench,
 )
 from . import (
+    data as cli_data,
+)
+from . import (
     fit as cli_fit,
 )
 from . import (
@@ -63,6 +66,7 @@ def _common(
 
 
 for _command in (
+    cli_data.data,
     cli_fit.fit,
     cli_fit.compare,
     cli_onnx.export,

@@ -58,6 +58,7 @@ class Columns:
         names: Names of these columns.
         separate: True if each of these columns is one class or output.
         split: Function that returns the split of a row's cells; None if all rows are one split.
+        split_name: Name of the column that ``split`` reads; empty if there is none.
         ignored: Names of the columns that are not used.
     """
 
@@ -66,6 +67,7 @@ class Columns:
     names: tuple[str, ...]
     separate: bool
     split: Callable[[Sequence[str]], SplitName] | None
+    split_name: str
     ignored: tuple[str, ...]
 
 
@@ -91,7 +93,8 @@ def choose_columns(table: Table, task: Task | None, options: ReadOptions) -> Col
     used = {*taken, *values}
     ignored = [n for i, n in enumerate(table.header) if i not in used and not _is_index(n)]
     names = tuple(table.header[i] for i in values)
-    return Columns(path, values, names, separate, flag[1] if flag else None, tuple(ignored))
+    split, split_name = (flag[1], table.header[flag[0]]) if flag else (None, "")
+    return Columns(path, values, names, separate, split, split_name, tuple(ignored))
 
 
 def _choose_path(table: Table, wanted: str | None) -> int:

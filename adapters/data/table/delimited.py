@@ -49,9 +49,9 @@ def read_table(file: Path, path_column: str | None = None) -> Table:
     if not header:
         raise DataError(f"{file} is empty: expected a first line with the columns path,label")
     rows = []
+    mark = DELIMITERS.get(delimiter, repr(delimiter))
     for number, cells in records:
         if len(cells) != len(header):
-            mark = DELIMITERS.get(delimiter, repr(delimiter))
             raise DataError(
                 f"{file} line {number} has {len(cells)} columns, expected {len(header)} "
                 f"({', '.join(header)}): put quotes around values that contain {mark}"
@@ -59,7 +59,8 @@ def read_table(file: Path, path_column: str | None = None) -> Table:
         rows.append(Row(number, tuple(cells)))
     if not rows:
         raise DataError(f"{file} lists no images: it has only a header line")
-    return Table(str(file), header, rows, os.path.dirname(file))  # noqa: PTH120
+    folder = os.path.dirname(file)  # noqa: PTH120
+    return Table(str(file), header, rows, folder, delimiter=mark)
 
 
 def _read_text(file: Path) -> str:

@@ -67,7 +67,9 @@ def open_table(table: Table, task: TaskName | None, options: ReadOptions) -> Spl
     train = _build_dataset(reader, train_rows, names, skipped)
     val = _build_dataset(reader, split_rows["val"], names) if split_rows["val"] else None
     unused = _describe_unused(reader, split_rows["test"])
-    return Splits(train, val, (unused,) if unused else (), warnings=warnings)
+    return Splits(
+        train, val, (unused,) if unused else (), warnings=warnings, facts=_describe_reading(reader)
+    )
 
 
 def open_rows(
@@ -245,6 +247,21 @@ def _build_dataset(
         skipped=skipped,
         warnings=warnings,
     )
+
+
+def _describe_reading(reader: LabelReader) -> dict[str, str]:
+    """Return how a table was understood, in words."""
+    table, columns = reader.table, reader.columns
+    facts = {
+        "delimiter": table.delimiter,
+        "path column": table.header[columns.path],
+        "label columns" if columns.separate else "label column": shorten_list(columns.names),
+        "split column": columns.split_name,
+        "columns that are not used": shorten_list(columns.ignored),
+    }
+    if not columns.separate and not reader.task.exclusive:
+        facts["separator"] = "a list" if reader.lists else repr(reader.separator or "none")
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 def _describe_unused(reader: LabelReader, rows: Sequence[Row]) -> UnusedSplit | None:

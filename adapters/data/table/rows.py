@@ -32,6 +32,7 @@ class Table:
         rows: One row per image; each has as many cells as ``header``.
         folder: Folder to which relative paths refer; empty for the working folder.
         unit: What messages call a row: ``line`` or ``row``.
+        delimiter: What separates the cells of a line in a file, in words.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Table:
     rows: Sequence[Row]
     folder: str = ""
     unit: str = "line"
+    delimiter: str = ""
 
     def locate(self, number: int) -> str:
         """Return the place of a row for a message."""
