@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable, Iterable
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError, first_line
+from .pixel_rule import CURRENT_RULE, PixelRule
 
-ImageLike = str | Path | Image.Image | np.ndarray[Any, Any]
+if TYPE_CHECKING:  # running an exported model needs no torch
+    from torch import Tensor
+
+ImageLike: TypeAlias = (
+    "str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray[Any, Any] "
+    "| Tensor"
+)
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "BMP": (".bmp",),
     "GIF": (".gif",),
-    "JPEG": (".jpeg", ".jpg"),
-    "PNG": (".png",),
-    "PPM": (".ppm",),
+    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg"),
+    "PNG": (".apng", ".png"),
+    "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
@@ -37,6 +48,31 @@ _UNREAD = (
 )
 UNREAD_SUFFIXES = frozenset(f".{name}" for name in _UNREAD.split()) - SUFFIXES
 """Lowercase suffixes of other files that hold images, which are counted and not read."""
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's mode of the pixels, by the number of a model's input channels."""
+MAX_RESIZED_PIXELS = 50_000_000
+"""Largest number of pixels of an image after its shorter edge was resized for the model.
+
+A thin image has few pixels, but very many once its shorter edge has hundreds.
+"""
+MIN_RANGE_16_BITS = 4096
+"""If all values of a 16-bit image are smaller, its upper 8 bits have at most 16 grey levels.
+
+Such files come from cameras of 10 or 12 bits, and their owner must decide how to scale them.
+"""
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+
+CheckSize = Callable[[int, int], None]
 
 
 class UnreadableImage(DataError):
@@ -48,39 +84,118 @@ class UnreadableImage(DataError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"cannot read {name}: {reason}")
-        self.reason = reason
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.reason)
 
 
 class TooLarge(DataError):
     """An image has more pixels than allowed."""
 
 
+@dataclass(frozen=True)
+class ImageReader:
+    """The door through which every image reaches a model, in fit as in a server.
+
+    Attributes:
+        rule: Rule by which the image becomes pixels.
+        channels: Number of the model's input channels, 1 or 3.
+        resize_edge: Length of the shorter edge after resizing, in pixels; 0 if the edges are
+            resized to lengths that do not depend on each other.
+        max_pixels: Largest number of pixels of an image, or None for Pillow's own limit.
+        max_resized: Largest number of pixels after resizing.
+    """
+
+    rule: PixelRule = CURRENT_RULE
+    channels: int = 3
+    resize_edge: float = 0
+    max_pixels: int | None = None
+    max_resized: int = MAX_RESIZED_PIXELS
+
+    @classmethod
+    def for_model(
+        cls, cfg: Mapping[str, Any], rule: PixelRule = CURRENT_RULE, max_pixels: int | None = None
+    ) -> ImageReader:
+        """Return the reader for a model.
+
+        Args:
+            cfg: The model's preprocessing, such as the ``pretrained_cfg`` of a head file.
+            rule: See ``ImageReader``.
+            max_pixels: Largest number of pixels of an image, before and after resizing.
+
+        Raises:
+            DataError: The number of the model's input channels is neither 1 nor 3.
+        """
+        channels, height, width = cfg["input_size"]
+        if channels not in MODES:
+            raise DataError(
+                f"the number of the model's input channels is {channels}, expected 1 (grey "
+                "images) or 3 (RGB images): compute features of other inputs yourself"
+            )
+        keeps_aspect = cfg.get("crop_mode", "center") == "center"
+        edge = max(height, width) / cfg.get("crop_pct", 1.0) if keeps_aspect else 0
+        resized = MAX_RESIZED_PIXELS if max_pixels is None else max_pixels
+        return cls(rule, channels, edge, max_pixels, resized)
+
+    def __call__(self, source: ImageLike) -> Image.Image:
+        """Decode an image, see ``open_image``.
+
+        Raises:
+            DataError: See ``open_image``. The subclass ``TooLarge``: the image has too many pixels.
+        """
+        return open_image(source, self.rule, self.channels, self.check_size)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise ``TooLarge`` if an image has too many pixels, as stored or once it is resized."""
+        resized = self.resize_edge**2 * max(width, height) / max(min(width, height), 1)
+        if self.max_pixels is not None and width * height > self.max_pixels:
+            raise TooLarge(
+                f"the image has {width} x {height} pixels, expected at most {self.max_pixels:,} in "
+                "all: send a smaller image"
+            )
+        if resized > self.max_resized:
+            raise TooLarge(
+                f"the image has {width} x {height} pixels and needs {int(resized):,} pixels during "
+                f"resizing, expected at most {self.max_resized:,}: crop the image"
+            )
+
+
 def open_image(
-    source: ImageLike | BinaryIO,
-    check_size: Callable[[int, int], None] | None = None,
+    source: ImageLike,
+    rule: PixelRule = CURRENT_RULE,
+    channels: int = 3,
+    check_size: CheckSize | None = None,
 ) -> Image.Image:
-    """Decode an image to RGB. EXIF orientation is not applied.
+    """Decode an image to 8-bit RGB or grey pixels. Of an animated image, take the first frame.
 
     Args:
-        source: A path, a Pillow image, an array uint8 ``[height, width, 3]``, or a binary file,
-            which this function closes.
+        source: A path; the content of a file as bytes; a binary file, which this function closes;
+            a Pillow image; an array uint8 ``[height, width]`` or ``[height, width, 1|3|4]``; or a
+            torch tensor uint8 of such a shape or ``[1|3|4, height, width]``.
+        rule: Rule by which the image becomes pixels.
+        channels: 3 for RGB, 1 for grey.
         check_size: Function that is called with width and height in pixels before the image is
             decoded; it raises an error to refuse the image.
 
     Raises:
-        UnreadableImage: The image cannot be read or decoded, its format is not in ``FORMATS``, or
-            it has more than 8 bits per channel.
+        UnreadableImage: The image cannot be read or decoded, is not a regular file, its format is
+            not in ``FORMATS``, or it has more bits per channel than the rule allows.
         TooLarge: Pillow suspects a decompression bomb.
-        DataError: An array has another type or shape.
+        DataError: An array has another type or shape, or ``source`` is not an image.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
     name = f"image {source}" if isinstance(source, str | Path) else "the image"
+    if isinstance(source, bytearray | memoryview):
+        source = bytes(source)
+    image = _image_in_memory(source)
     try:
-        if isinstance(source, Image.Image):
-            return _rgb(source, name, check_size)
-        with Image.open(source, formats=tuple(FORMATS)) as opened:
-            return _rgb(opened, name, check_size)
+        if image is not None:
+            return _to_pixels(image, name, rule, channels, check_size)
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        if isinstance(file, str | Path):
+            _check_regular(file)
+        with Image.open(file, formats=tuple(FORMATS)) as opened:  # type: ignore[arg-type]
+            return _to_pixels(opened, name, rule, channels, check_size)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -89,11 +204,30 @@ def open_image(
     # All of them mean that the image cannot be read.
     except Exception as error:
         missing = isinstance(error, FileNotFoundError)
-        raise UnreadableImage(name, "no such file" if missing else first_line(error)) from error
+        reason = "no such file" if missing else first_line(error)
+        if isinstance(error, UnidentifiedImageError):
+            # Pillow's message holds the path again, or the address of a buffer.
+            reason = f"it is damaged or is not in one of the formats {', '.join(FORMATS)}"
+        raise UnreadableImage(name, reason) from error
     finally:
         # Pillow closes only the files that it opened itself.
-        if not isinstance(source, str | Path | Image.Image):
-            source.close()
+        if hasattr(source, "read") and not isinstance(source, Image.Image):
+            source.close()  # type: ignore[union-attr]
+
+
+def read_image_file(path: str | Path) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        UnreadableImage: The file cannot be read, or is not a regular file.
+    """
+    try:
+        _check_regular(path)
+        return Path(path).read_bytes()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "no such file" if missing else error.strerror or first_line(error)
+        raise UnreadableImage(f"image {path}", reason) from error
 
 
 def is_image(path: str | Path) -> bool:
@@ -101,37 +235,135 @@ def is_image(path: str | Path) -> bool:
     return os.path.splitext(path)[1].lower() in SUFFIXES  # noqa: PTH122 - as timm; much faster
 
 
-def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return one or more images as a list; for a folder, the images below it, sorted by path.
+def iterate_images(images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[str, ImageLike]]:
+    """Yield the name and the source of each image, one at a time.
+
+    Args:
+        images: One image; an array ``[N, height, width, 3]`` or a tensor ``[N, 3, height, width]``
+            of several; a folder, for the images below it, sorted by path; or an iterable of
+            images, such as a generator, which is never read ahead.
 
     Raises:
-        DataError: A folder has no images.
+        DataError: A folder has no images, or ``images`` is neither an image nor an iterable.
     """
     if isinstance(images, str | Path) and Path(images).is_dir():
-        listed: list[ImageLike] = [p for p in sorted(Path(images).rglob("*")) if is_image(p)]
-        if not listed:
+        listed = (path for path in sorted(Path(images).rglob("*")) if is_image(path))
+        number = 0
+        for number, path in enumerate(listed, 1):  # noqa: B007 - used after the loop
+            yield str(path), path
+        if not number:
             raise DataError(f"there are no images in the folder {images}")
-        return listed
-    if isinstance(images, str | Path | Image.Image | np.ndarray):
-        return [images]
-    return list(images)
-
-
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        return
+    single = isinstance(
+        images, str | Path | bytes | bytearray | memoryview | Image.Image
+    ) or hasattr(images, "read")
+    if not single and (shape := getattr(images, "shape", None)) is not None:
+        single = len(shape) < 4
+    if not single and not isinstance(images, Iterable):
         raise DataError(
-            f"an image array is {array.dtype} {list(array.shape)}, "
-            "expected uint8 [height, width, 3]"
+            f"images is {type(images).__name__}, expected an image, a folder or an iterable of "
+            "images"
         )
-    return Image.fromarray(array)
+    several: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
+    for number, image in enumerate(several):
+        yield (str(image) if isinstance(image, str | Path) else f"image {number}"), image
 
 
-def _rgb(
-    image: Image.Image, name: str, check_size: Callable[[int, int], None] | None
+def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
+    """Return one or more images as a list, see ``iterate_images``.
+
+    Raises:
+        DataError: See ``iterate_images``.
+    """
+    return [image for _, image in iterate_images(images)]
+
+
+def _check_regular(path: str | Path) -> None:
+    # Opening a named pipe would wait for a writer.
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - as fast as possible
+        raise UnreadableImage(f"image {path}", "it is not a regular file")
+
+
+def _image_in_memory(source: ImageLike) -> Image.Image | None:
+    """Return a Pillow image of an array or a tensor; None for what Pillow has to open."""
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source, source.shape, "[height, width] or [height, width, 1|3|4]")
+    if hasattr(source, "detach") and hasattr(source, "numpy"):
+        array = source.detach().cpu().numpy()
+        first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+        return _from_array(
+            np.moveaxis(array, 0, -1) if first else array,
+            array.shape,
+            "[height, width], [1|3|4, height, width] or [height, width, 1|3|4]",
+        )
+    if isinstance(source, str | Path | bytes) or hasattr(source, "read"):
+        return None
+    raise DataError(
+        f"an image is {type(source).__name__}, expected a path, bytes, a binary file, a Pillow "
+        "image, an array or a tensor"
+    )
+
+
+def _from_array(array: np.ndarray[Any, Any], shape: tuple[int, ...], expected: str) -> Image.Image:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype not in (np.uint8, np.uint16) or not fits or not array.size:
+        hint = ""
+        if array.dtype.kind == "f":
+            hint = ": values from 0 to 1 become (255 * array).round().astype('uint8')"
+        raise DataError(f"an image is {array.dtype} {list(shape)}, expected uint8 {expected}{hint}")
+    if array.dtype == np.uint16 and array.ndim == 3:
+        array = (array >> 8).astype(np.uint8)  # as Pillow reads a file with 16-bit colours
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _to_pixels(
+    image: Image.Image, name: str, rule: PixelRule, channels: int, check_size: CheckSize | None
 ) -> Image.Image:
     if check_size is not None:
         check_size(*image.size)
+    image.load()  # Pillow turns a TIFF file itself and then removes its orientation
+    orientation = _orientation(image) if rule.orientation == "exif" else None
     if image.mode.startswith(("I", "F")):
-        # Pillow clips values above 255, so most of such an image would turn white.
+        image = _take_high_byte(image, name, rule)
+    if orientation in _TRANSPOSES:
+        image = image.transpose(_TRANSPOSES[orientation])
+    if image.mode == "La":  # Pillow cannot convert it to RGBA
+        image = image.convert("LA")
+    if rule.alpha == "white" and image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        image = Image.alpha_composite(white, layer).convert("RGB")
+    if channels == 1 and image.mode not in ("1", "L"):
+        image = image.convert("RGB")  # not every mode converts to grey
+    return image.convert(MODES[channels])
+
+
+def _orientation(image: Image.Image) -> int | None:
+    with suppress(Exception):  # damaged EXIF data do not make the pixels unreadable
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+        return orientation if isinstance(orientation, int) else None
+    return None
+
+
+def _take_high_byte(image: Image.Image, name: str, rule: PixelRule) -> Image.Image:
+    """Return the upper 8 bits of a 16-bit grey image."""
+    # Pillow opens a PPM file, and before Pillow 11 a PNG file, of 16 bits with 32 bits per pixel.
+    is_16_bit = image.mode.startswith("I;16") or (
+        image.mode == "I" and getattr(image, "format", None) in ("PNG", "PPM")
+    )
+    # Pillow's own conversion clips values above 255, so most of such an image would turn white.
+    if rule.depth != "high_byte" or not is_16_bit:
         raise UnreadableImage(name, "it has more than 8 bits per channel; convert it to 8 bits")
-    return image.convert("RGB")
+    values = np.asarray(image).astype(np.uint16)
+    largest = int(values.max())
+    if 0 < largest < MIN_RANGE_16_BITS:
+        raise UnreadableImage(
+            name,
+            f"its largest value is {largest:,} of 65,535, so its upper 8 bits are almost empty; "
+            "scale it to 8 bits",
+        )
+    return Image.fromarray((values >> 8).astype(np.uint8))

@@ -168,7 +168,7 @@ def export(
     samples = None
     if precision != "fp32" and images is not None:
         check_measurable(heads)
-        samples = Images.load(images, Preprocess.from_cfg(first.pretrained_cfg))
+        samples = Images.load(images, first.pretrained_cfg, first.pixels)
 
     # int8 does not quantize the projections inside fused attention.
     converted = convert(model, first, optimize=optimize, quantizable=precision == "int8")

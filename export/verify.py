@@ -17,6 +17,7 @@ from headkit.adapters.backbone.forward import classify, features
 from headkit.adapters.errors import ExportError, ParityError, first_line
 from headkit.adapters.heads.attach import attach
 from headkit.adapters.heads.tasks import get_task
+from headkit.adapters.images import MODES
 from headkit.export.graph.heads_in_graph import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name, probabilities_name
 from headkit.export.preprocess.pillow import Preprocess
@@ -161,9 +162,10 @@ def verify_preprocessing(
         ParityError: That difference is above ``PIXEL_TOLERANCE``, or the outputs of the whole
             differ from those of its parts.
     """
-    image = _random_photo(640, 480)
+    photo = Image.fromarray(_random_photo(640, 480)).convert(MODES[preprocess.channels])
+    image = np.asarray(photo).reshape(photo.height, photo.width, preprocess.channels)
     (pixels,) = open_session(preprocessing).run(["pixel_values"], {"image": image[None]})
-    expected = preprocess(Image.fromarray(image))
+    expected = preprocess(photo)
     spread = np.asarray(preprocess.std, np.float32)[:, None, None]
     difference = float(np.abs((pixels[0] - expected) * spread).mean())
     if not difference <= PIXEL_TOLERANCE:

@@ -19,8 +19,12 @@ import torch
 
 import headkit
 from headkit.adapters.backbone.fingerprint import backbone_info
+from headkit.adapters.data.open import open_data
 from headkit.adapters.features.cache import FeatureCache
+from headkit.adapters.features.extract import extract
+from headkit.adapters.pixel_rule import VERSION_1_RULE
 from headkit.benchmarks.bench.machine import machine
+from headkit.export.runtimes.choose import choose_runtime
 from headkit.registry.hub.card import GENERATED, build_config, config_text, render_card
 from tests.fixtures.v0_1_0.make import BACKBONES, HEADS, LABELS, pixels
 
@@ -250,7 +254,7 @@ def test_features_in_an_old_cache_are_found(tmp_path: Path) -> None:
     assert features.numpy().tobytes() == stored["features"].tobytes()
 
 
-def test_fit_reads_an_old_cache_instead_of_running_the_backbone(tmp_path: Path) -> None:
+def test_old_cache_is_read_instead_of_running_the_backbone(tmp_path: Path) -> None:
     shutil.copytree(FOLDER / "cache", tmp_path / "cache")
     (described,) = (tmp_path / "cache").rglob("key.json")
     recorded = json.loads(described.read_text())
@@ -263,12 +267,22 @@ def test_fit_reads_an_old_cache_instead_of_running_the_backbone(tmp_path: Path) 
     def refuse(*_: object) -> None:
         raise AssertionError("the backbone ran")
 
-    backbone.conv1.register_forward_pre_hook(refuse)
-    head = headkit.fit(backbone, FOLDER / "images", cache=tmp_path / "cache", runtime="torch")
+    refusal = backbone.conv1.register_forward_pre_hook(refuse)
+    data, _ = open_data(FOLDER / "images")
+    runtime = choose_runtime("torch", "fp32", backbone)
+    # The old features were computed with the rule for pixels of version 1, which ``fit`` no
+    # longer uses.
+    extracted = extract(backbone, data, runtime, tmp_path / "cache", rule=VERSION_1_RULE)
     assert len(list((tmp_path / "cache").rglob("shard-*.safetensors"))) == 1
+    with pytest.raises(AssertionError, match="the backbone ran"):
+        headkit.fit(backbone, FOLDER / "images", cache=tmp_path / "cache", runtime="torch")
+
+    refusal.remove()
+    head = headkit.fit(backbone, FOLDER / "images", cache=tmp_path / "cache", runtime="torch")
     old = headkit.Head.load(head_file("resnet_fitted"))
     assert head.label_names == old.label_names
-    assert {**head.metrics}.keys() >= {**old.metrics}.keys()
+    assert {*old.metrics} <= {*head.metrics}
+    assert len(extracted.targets) == old.metrics["num_train"] + old.metrics["num_val"]
     if SAME_MACHINE:
         for name, tensor in old.tensors.items():
             assert head.tensors[name].tobytes() == tensor.tobytes()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import io
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from headkit.adapters.data.dataset import ImageDataset
-from headkit.adapters.images import open_image
+from headkit.adapters.errors import DataError
+from headkit.adapters.images import read_image_file
 
 from .cache import PIXEL_DIGEST
 from .file_hashes import DIGEST, Digests, hash_content
@@ -76,12 +75,12 @@ class ImageFiles(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         try:
-            content = Path(self.paths[index]).read_bytes()
-        except OSError:
+            content = read_image_file(self.paths[index])
+        except DataError:
             return Sample(None, b"")
         # Hash the bytes that are decoded: the file may have changed since its last hash.
         digest = hash_content(content)
-        return Sample(_decode(io.BytesIO(content), self.transform, digest), digest)
+        return Sample(_decode(content, self.transform, digest), digest)
 
 
 class _ReaderImages(Dataset[Sample]):
@@ -121,17 +120,17 @@ def decode_stream(
 def _sample_from_image(file: Any, target: Any, transform: Transform) -> Sample:
     """Decode an image that has no path. Its digest is of its pixels before they are resized."""
     try:
-        image = open_image(file)
+        image = transform.read(file)
     except Exception:
         return Sample(None, b"", target)
     digest = hash_content(f"{image.width}x{image.height}".encode() + image.tobytes())
     return Sample(_decode(image, transform, digest), digest, target)
 
 
-def _decode(file: io.BytesIO | Image.Image, transform: Transform, digest: bytes) -> Any:
+def _decode(source: bytes | Image.Image, transform: Transform, digest: bytes) -> Any:
     """Return pixels, or None if the image cannot be decoded: the caller counts and reports it."""
     try:
-        return transform(open_image(file), digest)
+        return transform(transform.read(source), digest)
     except Exception:
         return None
 

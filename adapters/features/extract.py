@@ -17,7 +17,8 @@ from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.compat import model_arguments
 from headkit.adapters.data.dataset import ImageDataset, count
 from headkit.adapters.errors import DataError
-from headkit.adapters.images import UnreadableImage, open_image
+from headkit.adapters.images import UnreadableImage
+from headkit.adapters.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 
 from .cache import FeatureCache, Locations
 from .decode import Batch, Sample, collate, decode_stream, stack_digests
@@ -66,6 +67,7 @@ def extract(
     root: Path,
     *,
     view: View | None = None,
+    rule: PixelRule = CURRENT_RULE,
     batch_size: int = 16,
     workers: int = 2,
     max_unreadable: float = 0.05,
@@ -83,6 +85,7 @@ def extract(
         runtime: Runtime of the backbone.
         root: Folder of all caches.
         view: The crop of each image. If None, the eval crop.
+        rule: Rule by which image files become pixels.
         batch_size: Number of images per forward pass.
         workers: Number of processes that decode images; 0 decodes in this process.
         max_unreadable: Largest share of images that may be skipped as unreadable, 0 to 1.
@@ -96,8 +99,8 @@ def extract(
     """
     view = view or View()
     report = progress or (lambda *_: None)
-    transform = Transform(preprocessing(model), view)
-    cache = _open_cache(model, runtime, root, view)
+    transform = Transform(preprocessing(model), view, rule)
+    cache = _open_cache(model, runtime, root, transform)
 
     def start_runtime() -> Run:
         return runtime.start(model, root / "backbones", batch_size)
@@ -112,7 +115,7 @@ def extract(
     locations = cache.find(digests)
     readable = ~locations.missing
     readable[readable] = cache.is_valid(locations[readable])
-    unreadable = _check_unreadable(dataset, names, readable, max_unreadable)
+    unreadable = _check_unreadable(dataset, transform, names, readable, max_unreadable)
     kept = np.flatnonzero(readable)
     locations = locations[kept]
     return ExtractedFeatures(
@@ -194,6 +197,7 @@ def _extract_stream(
 
 def _check_unreadable(
     dataset: ImageDataset,
+    transform: Transform,
     names: Sequence[str],
     readable: np.ndarray[Any, np.dtype[np.bool_]],
     max_unreadable: float,
@@ -205,7 +209,7 @@ def _check_unreadable(
     if not len(numbers):
         return ()
     unreadable = tuple(
-        _add_reason(names[number]) if dataset.paths and rank < _LISTED else names[number]
+        _add_reason(names[number], transform) if dataset.paths and rank < _LISTED else names[number]
         for rank, number in enumerate(numbers.tolist())
     )
     examples = "; ".join(unreadable[:_LISTED]) + ("; …" if len(numbers) > _LISTED else "")
@@ -220,9 +224,9 @@ def _check_unreadable(
     return unreadable
 
 
-def _add_reason(path: str) -> str:
+def _add_reason(path: str, transform: Transform) -> str:
     try:
-        open_image(path)
+        transform.read(path)
     except UnreadableImage as error:
         return f"{path} ({error.reason})"
     except DataError as error:
@@ -248,6 +252,7 @@ def count_missing(
     requests: Sequence[tuple[ImageDataset, View]],
     runtimes: Sequence[Runtime],
     root: Path,
+    rule: PixelRule = CURRENT_RULE,
 ) -> list[Missing]:
     """Count the images that the cache of each runtime lacks. No image is decoded.
 
@@ -258,6 +263,7 @@ def count_missing(
         requests: Data sets, each with a crop.
         runtimes: Runtimes of the backbone.
         root: Folder of all caches.
+        rule: Rule by which image files become pixels.
     """
     hashed = {
         id(data): np.unique(hash_files(data.paths, root / _INDEX))
@@ -272,7 +278,7 @@ def count_missing(
         missing = cached = 0
         for data, view in requests:
             if data.paths is not None:
-                cache = FeatureCache(root, {**key, **_run_key(runtime, view)}, create=False)
+                cache = FeatureCache(root, {**key, **_run_key(runtime, view, rule)}, create=False)
                 lacking = cache.find(hashed[id(data)]).missing
                 missing += int(lacking.sum())
                 cached += int((~lacking).sum())
@@ -280,9 +286,13 @@ def count_missing(
     return counted
 
 
-def _open_cache(model: nn.Module, runtime: Runtime, root: Path, view: View) -> FeatureCache:
+def _open_cache(
+    model: nn.Module, runtime: Runtime, root: Path, transform: Transform
+) -> FeatureCache:
     """Open the cache whose key is everything that the features of ``model`` depend on."""
-    return FeatureCache(root, {**_model_key(model), **_run_key(runtime, view)})
+    return FeatureCache(
+        root, {**_model_key(model), **_run_key(runtime, transform.view, transform.read.rule)}
+    )
 
 
 def _model_key(model: nn.Module) -> dict[str, Any]:
@@ -295,9 +305,10 @@ def _model_key(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _run_key(runtime: Runtime, view: View) -> dict[str, Any]:
+def _run_key(runtime: Runtime, view: View, rule: PixelRule) -> dict[str, Any]:
     return {
         "view": view.to_json(),
+        **({} if rule == VERSION_1_RULE else {"pixels": rule.to_json()}),
         "engine": {"name": runtime.name, "precision": runtime.precision, **runtime.versions},
         "decoding": {name: version(name) for name in ("pillow", "timm", "torchvision")},
     }

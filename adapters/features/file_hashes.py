@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,8 @@ def _stat(path: str) -> tuple[int, int, int, int] | None:
     try:
         stat = os.stat(path)  # noqa: PTH116
     except OSError:
+        return None
+    if not S_ISREG(stat.st_mode):  # reading a named pipe would wait for a writer
         return None
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 

@@ -12,6 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from headkit.adapters.images import ImageReader
+from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
+
 SCALE = (0.5, 1.0)
 """Smallest and largest share of the image's area that a random crop keeps."""
 
@@ -40,10 +43,18 @@ class Transform:
     Args:
         cfg: timm's preprocessing, as ``headkit.preprocessing`` returns it.
         view: The crop.
+        rule: Rule by which an image file becomes pixels.
+
+    Attributes:
+        read: Reader of images.
+
+    Raises:
+        DataError: The model's number of input channels is neither 1 nor 3.
     """
 
-    def __init__(self, cfg: Mapping[str, Any], view: View) -> None:
+    def __init__(self, cfg: Mapping[str, Any], view: View, rule: PixelRule = CURRENT_RULE) -> None:
         self.view = view
+        self.read = ImageReader.for_model(cfg, rule)
         if view.number:
             self._transform = timm.data.create_transform(
                 input_size=cfg["input_size"],
@@ -60,7 +71,7 @@ class Transform:
             )
 
     def __call__(self, image: Image.Image, digest: bytes) -> Tensor:
-        """Return the pixels of an RGB image, uint8 ``[3, height, width]``.
+        """Return the pixels of an RGB or grey image, uint8 ``[channels, height, width]``.
 
         ``digest`` is the digest of the image's content: it seeds a random crop.
         """

@@ -31,6 +31,7 @@ from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.compat import model_arguments
 from headkit.adapters.errors import BackboneMismatch, ContractError
+from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
 
 from .head import Head
 from .kinds import Kind, default_kind, detect_kind, install_classifier
@@ -83,6 +84,7 @@ def head_of(
     metrics: Mapping[str, Any] | None = None,
     temperature: float = 1.0,
     notes: str = "",
+    pixels: PixelRule = CURRENT_RULE,
 ) -> Head:
     """Take the head out of a timm model. Any training loop may have trained the model.
 
@@ -93,6 +95,7 @@ def head_of(
         metrics: Measurements that the head stores.
         temperature: Divisor of the logits before softmax or sigmoid.
         notes: Free text.
+        pixels: The rule by which image files became the pixels that the model was trained on.
 
     Raises:
         ContractError: The model has no classifier.
@@ -121,6 +124,7 @@ def head_of(
         metrics=dict(metrics or {}),
         versions=_versions(),
         notes=notes,
+        pixels=pixels,
     )
 
 

@@ -24,15 +24,18 @@ from headkit.adapters.display import format_count, format_line, format_table
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
 from headkit.adapters.files import write_atomically
+from headkit.adapters.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 
-from .schema import check_description, check_task
+from .schema import check_description, check_pixels, check_task
 from .summary import find_weak_classes, format_interval
 from .tasks import DEFAULT, TaskName
 
 FORMAT = "headkit"
-VERSION = "1"
+VERSIONS = ("1", "2")
+"""Versions that are read. Version 1 is written for a head that has nothing that it cannot say."""
 MAX_OVERHEAD = 4096
 """Maximum bytes of a head file in addition to its tensors and its values per class."""
+_ADDED_IN_2 = ("pixels", "requires")
 PER_CLASS = "recall"
 """The metric that has a value per class."""
 
@@ -67,6 +70,7 @@ class Head:
             builds are reproducible (reproducible-builds.org).
         versions: Versions of the libraries that made the head.
         notes: Free text.
+        pixels: The rule by which images become the pixels that the head was trained on.
     """
 
     tensors: Mapping[str, np.ndarray[Any, Any]]
@@ -85,6 +89,7 @@ class Head:
     created: str = field(default_factory=lambda: _now().isoformat(timespec="seconds"))
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: str = ""
+    pixels: PixelRule = CURRENT_RULE
 
     def __post_init__(self) -> None:
         """Check that the values of the head agree with each other.
@@ -153,6 +158,11 @@ class Head:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
+    def format_version(self) -> str:
+        """Version of the head file: the lowest that can hold the head."""
+        return "1" if self.pixels == VERSION_1_RULE else "2"
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the head file, 64 hexadecimal digits; it identifies the head."""
         return hashlib.sha256(self.serialize()).hexdigest()
@@ -165,6 +175,10 @@ class Head:
         """Return everything but the tensors as JSON values: the ``head`` entry of a head file."""
         description = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
         description["backbone"] = asdict(self.backbone)
+        if self.pixels == VERSION_1_RULE:
+            del description["pixels"]
+        else:
+            description["pixels"] = self.pixels.to_json()
         if self.label_names is None:
             del description["label_names"]
         return description
@@ -173,10 +187,16 @@ class Head:
     def from_json(cls, tensors: Mapping[str, np.ndarray[Any, Any]], description: object) -> Head:
         """Build a head from its tensors and its ``head`` entry. Unknown keys are ignored.
 
+        An entry without ``pixels`` has the rule of version 1.
+
         Raises:
-            HeadFormatError: A key is missing or its value is of another type.
+            HeadFormatError: A key is missing or its value is of another type, or the head requires
+                a part that this headkit does not know.
         """
         values = check_description(description)
+        values.pop("requires", None)
+        rule = values.get("pixels")
+        values["pixels"] = VERSION_1_RULE if rule is None else check_pixels(rule)
         values["backbone"] = BackboneInfo(**values["backbone"])
         if values.get("label_names") is not None:
             values["label_names"] = tuple(values["label_names"])
@@ -209,7 +229,7 @@ class Head:
             raise HeadFormatError(
                 f"a value of the head cannot be written as JSON: {error}"
             ) from error
-        metadata = {"format": FORMAT, "version": VERSION, "head": description}
+        metadata = {"format": FORMAT, "version": self.format_version, "head": description}
         try:
             return _sort_header(safetensors.numpy.save(dict(self.tensors), metadata))
         except UnicodeEncodeError as error:
@@ -238,7 +258,7 @@ class Head:
 
         Raises:
             HeadFormatError: The file is missing, truncated or damaged, or is not a head file of
-                version 1.
+                version 1 or 2.
         """
         try:
             with safe_open(path, framework="numpy") as file:
@@ -248,13 +268,21 @@ class Head:
                         f"its format is {metadata.get('format')!r}, expected {FORMAT!r}: "
                         "it has tensors, but is not a head that headkit wrote"
                     )
-                if metadata.get("version") != VERSION:
+                version = metadata.get("version")
+                if version not in VERSIONS:
                     raise HeadFormatError(
-                        f"its version is {metadata.get('version')!r}, but this headkit reads "
-                        f"{VERSION!r}: install a newer headkit"
+                        f"its version is {version!r}, but this headkit reads "
+                        f"{' and '.join(VERSIONS)}: install a newer headkit"
                     )
                 tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            return cls.from_json(tensors, json.loads(metadata.get("head", "")))
+            description = json.loads(metadata.get("head", ""))
+            if isinstance(description, dict):
+                # Version 1 ignores keys that it does not know; version 2 always has its rule.
+                if version == "1":
+                    description = {k: v for k, v in description.items() if k not in _ADDED_IN_2}
+                elif "pixels" not in description:
+                    raise HeadFormatError("head.pixels is missing")
+            return cls.from_json(tensors, description)
         except (HeadFormatError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
             if isinstance(error, SafetensorError):

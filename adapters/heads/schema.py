@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from headkit.adapters.errors import HeadFormatError
+from headkit.adapters.pixel_rule import PixelRule
 
 from .tasks import get_task
 
@@ -31,7 +32,35 @@ def check_description(description: object, where: str = "head") -> dict[str, Any
         raise HeadFormatError(f"{where}.label_names has a value that is not a string")
     if "task" in values:
         check_task(values["task"])
+    if "pixels" in values:
+        check_pixels(values["pixels"], where)
+    check_requires(values.get("requires", []), where)
     return values
+
+
+def check_pixels(value: object, where: str = "head") -> PixelRule:
+    """Return the rule that the entry ``pixels`` describes.
+
+    Raises:
+        HeadFormatError: The entry is not complete, or this headkit does not know one of its values.
+    """
+    try:
+        return PixelRule.from_json(value)
+    except ValueError as error:
+        raise HeadFormatError(
+            f"{where}.{error}: if a newer headkit wrote the file, install it"
+        ) from error
+
+
+def check_requires(parts: object, where: str = "head") -> None:
+    """Raise ``HeadFormatError`` if this headkit does not know a part that a head requires."""
+    names = parts if isinstance(parts, list) else [parts]
+    unknown = [name for name in names if name not in KNOWN_PARTS]
+    if unknown:
+        raise HeadFormatError(
+            f"{where} requires {', '.join(map(repr, unknown))}, which this headkit does not know: "
+            "install a newer headkit"
+        )
 
 
 def check_task(name: str) -> None:
@@ -42,6 +71,8 @@ def check_task(name: str) -> None:
         raise HeadFormatError(str(error)) from error
 
 
+KNOWN_PARTS: frozenset[str] = frozenset()
+"""Optional parts of a head that change its logits, see ``requires`` in docs/head-file.md."""
 _HEAD_TYPES: dict[str, tuple[type, ...]] = {
     "architecture": (str,),
     "num_classes": (int,),
@@ -58,6 +89,8 @@ _HEAD_TYPES: dict[str, tuple[type, ...]] = {
     "created": (str,),
     "versions": (dict,),
     "notes": (str,),
+    "pixels": (dict,),
+    "requires": (list,),
 }
 _BACKBONE_TYPES: dict[str, tuple[type, ...]] = {
     "tag": (str,),

@@ -195,11 +195,10 @@ class TorchModelUnderTest(ModelUnderTest):
     def _user_images(self) -> Images | None:
         from headkit.adapters.backbone.preprocessing import preprocessing
         from headkit.export.precision.calibrate import Images
-        from headkit.export.preprocess.pillow import Preprocess
 
         if self._calibration is None:
             return None
-        images = Images.load(self._calibration, Preprocess.from_cfg(preprocessing(self._model)))
+        images = Images.load(self._calibration, preprocessing(self._model))
         whole_batches = images.held_out[: len(images.held_out) // SAMPLE * SAMPLE]
         return replace(images, held_out=whole_batches)
 

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from headkit.adapters.errors import BackboneMismatch, ExportError, HeadFormatError
-from headkit.adapters.heads.schema import check_description
+from headkit.adapters.heads.schema import check_description, check_pixels, check_requires
 from headkit.adapters.heads.tasks import DEFAULT, Task, get_task
+from headkit.adapters.pixel_rule import VERSION_1_RULE, PixelRule
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head
 
 FORMAT = "headkit"
-VERSION = "1"
+VERSIONS = ("1", "2")
 PREFIX = "head/"
 """Start of all names that belong to heads, except the tensors of a model's only head."""
 TEMPERATURE = "temperature"
@@ -66,6 +67,12 @@ class HeadInfo:
     def num_classes(self) -> int:
         """Number of logits."""
         return int(self.description["num_classes"])
+
+    @property
+    def pixels(self) -> PixelRule:
+        """The rule by which images become the pixels that the head was trained on."""
+        rule = self.description.get("pixels")
+        return VERSION_1_RULE if rule is None else check_pixels(rule)
 
     @property
     def label_names(self) -> list[str]:
@@ -179,9 +186,12 @@ class ModelInfo:
             }
             for head in self.heads
         ]
+        # Version 1 is enough, and older versions of headkit read it, if no head records a rule.
+        has_rule = any("pixels" in head.description for head in self.heads)
+        added = {"requires": "[]"} if has_rule else {}
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": "2" if has_rule else "1",
             "form": self.form,
             "backbone": _json(self.backbone),
             "features": _json(self.features),
@@ -192,6 +202,7 @@ class ModelInfo:
             "probabilities": str(int(self.probabilities)),
             "preprocess": str(int(self.preprocess)),
             "versions": _json(self.versions),
+            **added,
         }
 
     @classmethod
@@ -208,12 +219,14 @@ class ModelInfo:
         """
         if props.get("format") != FORMAT:
             raise ExportError(f"{name} is an ONNX model that headkit did not export")
-        if props.get("version") != VERSION:
+        if props.get("version") not in VERSIONS:
             raise ExportError(
                 f"{name} has metadata version {props.get('version')!r}, but this headkit reads "
-                f"{VERSION!r}: export the model again, or install a matching headkit"
+                f"{' and '.join(VERSIONS)}: export the model again, or install a matching "
+                "headkit"
             )
         try:
+            check_requires(json.loads(props.get("requires", "[]")), name)
             backbone = json.loads(props["backbone"])
             shared = {key: backbone[key] for key in (*_SHARED, "backbone")}
             check_description({**shared, "num_classes": 1})

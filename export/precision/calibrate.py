@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import onnx
 
 from headkit.adapters.errors import DataError, ExportError
 from headkit.adapters.heads.tasks import get_task
-from headkit.adapters.images import ImageLike, list_images, open_image
+from headkit.adapters.images import ImageLike, ImageReader, list_images
+from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.graph.heads_in_graph import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name
 from headkit.export.predict.predictor import batched
@@ -39,15 +40,27 @@ class Images:
         calibration: Images that int8 takes the ranges of activations from.
         held_out: Images that the cost is measured on.
         preprocess: Transform of each image.
+        read: Reader of the images.
     """
 
     calibration: Sequence[ImageLike]
     held_out: Sequence[ImageLike]
     preprocess: Preprocess
+    read: ImageReader
 
     @classmethod
-    def load(cls, images: ImageLike | Iterable[ImageLike], preprocess: Preprocess) -> Images:
+    def load(
+        cls,
+        images: ImageLike | Iterable[ImageLike],
+        cfg: Mapping[str, Any],
+        rule: PixelRule = CURRENT_RULE,
+    ) -> Images:
         """Put every other image into each half, so that each class folder is in both halves.
+
+        Args:
+            images: A folder, or images, see ``list_images``.
+            cfg: Preprocessing of the model, see ``Preprocess.from_cfg``.
+            rule: Rule by which image files become pixels.
 
         Raises:
             DataError: There are fewer than ``MIN_IMAGES``.
@@ -61,13 +74,14 @@ class Images:
         return cls(
             _pick_evenly(listed[::2], MAX_CALIBRATION),
             _pick_evenly(listed[1::2], MAX_HELD_OUT),
-            preprocess,
+            Preprocess.from_cfg(cfg),
+            ImageReader.for_model(cfg, rule),
         )
 
     def batches(self, images: Sequence[ImageLike]) -> Iterator[Array]:
-        """Yield ``pixel_values`` float32 ``[n, 3, height, width]``."""
+        """Yield ``pixel_values`` float32 ``[n, channels, height, width]``."""
         for some in batched(images, _BATCH):
-            yield np.stack([self.preprocess(open_image(image)) for image in some])
+            yield np.stack([self.preprocess(self.read(image)) for image in some])
 
     def targets(self, label_names: Sequence[str]) -> Array | None:
         """Return the class of each held-out image; None if folders are not named after classes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import onnxruntime as ort
 from headkit.adapters.errors import BackboneMismatch, ExportError, OutputError, first_line
 from headkit.adapters.files import atomic_path
 from headkit.adapters.heads.tasks import TASKS, get_task
+from headkit.adapters.pixel_rule import VERSION_1_RULE, PixelRule
 from headkit.export.graph.metadata import TEMPERATURE, HeadInfo, ModelInfo
 
 if TYPE_CHECKING:
@@ -60,10 +61,12 @@ def head_arrays(info: ModelInfo, inputs: Inputs, head: Head) -> dict[str, Array]
 def write_adapter(info: ModelInfo, inputs: Inputs, head: Head, path: str | Path) -> None:
     """Write a ``.onnx_adapter`` file for ONNX Runtime's ``RunOptions.add_active_adapter``.
 
-    The file holds arrays and two integers. The adapter version is the head's task: 1 multiclass,
-    2 multilabel, 3 regression. The model version is the first 31 bits of the fingerprint of the
-    head's backbone. Label names stay in the head file. The temperature is one of the arrays if the
-    model computes probabilities.
+    The file holds arrays and two integers. The last digit of the adapter version is the head's
+    task: 1 multiclass, 2 multilabel, 3 regression. The number before it is the rule for pixels, the
+    sum of 1 for the orientation ``exif``, 2 for alpha ``white`` and 4 for the depth ``high_byte``.
+    The model version is the first 31 bits of the fingerprint of the head's backbone. Label names
+    stay in the head file. The temperature is one of the arrays if the model computes
+    probabilities.
 
     Raises:
         ExportError: The model does not take such a head, or the file cannot hold its temperature.
@@ -78,7 +81,7 @@ def write_adapter(info: ModelInfo, inputs: Inputs, head: Head, path: str | Path)
             "cannot hold it: export the model with probabilities=True (--probabilities)"
         )
     adapter = ort.AdapterFormat()
-    adapter.set_adapter_version(task.adapter_version)
+    adapter.set_adapter_version(10 * _encode_rule(head.pixels) + task.adapter_version)
     adapter.set_model_version(_model_version(head.backbone.fingerprint))
     values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
     adapter.set_parameters(values)
@@ -136,11 +139,13 @@ def read_adapter(
     if not force:
         _check_model_version(info, content.get_model_version(), path)
     tasks = {task.adapter_version: name for name, task in TASKS.items()}
-    _check_task(info, tasks.get(content.get_adapter_version(), "unknown"), f"the adapter {path}")
+    rule, task = divmod(content.get_adapter_version(), 10)
+    _check_task(info, tasks.get(task, "unknown"), f"the adapter {path}")
     num_classes = _count_classes(inputs, {key: one.shape() for key, one in arrays.items()}, path)
     own = info.heads[0]
     description = {key: value for key, value in own.description.items() if key != "label_names"}
     description["num_classes"] = num_classes
+    description["pixels"] = _decode_rule(rule, path).to_json()
     temperature = arrays.get(TEMPERATURE)
     description["temperature"] = 1.0 if temperature is None else float(temperature.numpy()[0])
     described = HeadInfo(name, "", description, own.tensors)
@@ -165,6 +170,26 @@ def _load_again(info: HeadInfo, path: Path) -> Adapter:
     except Exception as error:  # onnxruntime's own classes share no root below Exception
         raise ExportError(f"cannot read adapter {path}: {first_line(error)}") from error
     return Adapter(info, options, adapter, path)
+
+
+_RULE_BITS = (("orientation", "exif"), ("alpha", "white"), ("depth", "high_byte"))
+
+
+def _encode_rule(rule: PixelRule) -> int:
+    return sum(2**bit for bit, (name, on) in enumerate(_RULE_BITS) if getattr(rule, name) == on)
+
+
+def _decode_rule(number: int, path: Path) -> PixelRule:
+    """Return the rule of an adapter file; those of headkit 0.1 have the number 0."""
+    if not 0 <= number < 2 ** len(_RULE_BITS):
+        raise ExportError(
+            f"the adapter {path} has a rule for pixels that this headkit does not know: install a "
+            "newer headkit"
+        )
+    changes: dict[str, Any] = {
+        name: on for bit, (name, on) in enumerate(_RULE_BITS) if number >> bit & 1
+    }
+    return replace(VERSION_1_RULE, **changes)
 
 
 def _check_no_tensor_is_lost(info: ModelInfo, inputs: Inputs, head: Head) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from headkit.adapters.display import format_count, format_line, format_table
 from headkit.adapters.errors import ExportError
 from headkit.adapters.file_kinds import ADAPTER
-from headkit.adapters.images import ImageLike, list_images, open_image
+from headkit.adapters.images import ImageLike, ImageReader, list_images
+from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.model_source import ModelLike, ModelSource
@@ -134,7 +135,7 @@ class Predictor:
         """Preprocessing of each image, in Pillow or in the graph.
 
         Raises:
-            ValueError: The model does not take three channels.
+            ValueError: The number of the model's input channels is neither 1 nor 3.
         """
         return Preprocess.from_cfg(self.info.backbone["pretrained_cfg"])
 
@@ -196,12 +197,18 @@ class Predictor:
         check_at_least_1(top_k=top_k, batch_size=batch_size)
         requested: list[str | None] = list(heads or self.heads) or [None]
         names = dict.fromkeys(self._name(name) for name in requested)
-        loaded = [self._heads[name] for name in names]
-        results: dict[str, list[list[Prediction]]] = {head.info.name: [] for head in loaded}
-        for batch in self._batches(list_images(images), batch_size):
-            for head, logits in zip(loaded, self._run(batch, loaded), strict=True):
-                rows = compute_scores(head.info.description, logits)
-                results[head.info.name] += [select_top(head.info, row, top_k) for row in rows]
+        results: dict[str, list[list[Prediction]]] = {name: [] for name in names}
+        listed = list_images(images)
+        # Heads that were trained on pixels of different rules need batches of their own.
+        by_rule: dict[PixelRule, list[_LoadedHead]] = {}
+        for name in names:
+            by_rule.setdefault(self._heads[name].info.pixels, []).append(self._heads[name])
+        for rule, heads_of_rule in by_rule.items():
+            for batch in self._batches(listed, batch_size, rule):
+                outputs = self._run(batch, heads_of_rule)
+                for head, logits in zip(heads_of_rule, outputs, strict=True):
+                    rows = compute_scores(head.info.description, logits)
+                    results[head.info.name] += [select_top(head.info, row, top_k) for row in rows]
         return results
 
     def logits(self, pixel_values: Array, head: str | None = None) -> Array:
@@ -225,6 +232,8 @@ class Predictor:
     ) -> Array | tuple[Array, ...]:
         """Return the features of images: what enters the classifier, see ``headkit.features``.
 
+        Images become pixels by the rule of the first head.
+
         A model of the form ``backbone`` outputs them. For the other forms, the first call opens the
         model a second time with this output, which takes the memory of the weights again.
 
@@ -242,9 +251,10 @@ class Predictor:
         """
         check_at_least_1(batch_size=batch_size)
         names = list(self.info.features)
+        rule = next((head.info.pixels for head in self._heads.values()), CURRENT_RULE)
         batches = [
             self._features_session.run(names, self._feed(batch))
-            for batch in self._batches(list_images(images), batch_size)
+            for batch in self._batches(list_images(images), batch_size, rule)
         ]
         if batches:
             branches = tuple(map(np.concatenate, zip(*batches, strict=True)))
@@ -292,13 +302,16 @@ class Predictor:
             raise ExportError(f"the model has no head {head!r}: {advice}")
         return head
 
-    def _batches(self, images: list[ImageLike], batch_size: int) -> Iterator[Array]:
+    def _batches(
+        self, images: list[ImageLike], batch_size: int, rule: PixelRule
+    ) -> Iterator[Array]:
+        read = ImageReader.for_model(self.info.backbone["pretrained_cfg"], rule)
         if not self.info.preprocess:
             for some in batched(images, batch_size):
-                yield np.stack([self.preprocess(open_image(image)) for image in some])
+                yield np.stack([self.preprocess(read(image)) for image in some])
             return
         # A tensor holds images of one size, so neighbours of the same size form a batch.
-        arrays = (np.asarray(open_image(image)) for image in images)
+        arrays = (np.atleast_3d(np.asarray(read(image))) for image in images)
         for _, same in groupby(arrays, key=np.shape):
             for some_arrays in batched(same, batch_size):
                 yield np.stack(some_arrays)

@@ -56,9 +56,9 @@ class _GraphBuilder:
 def preprocessing_model(preprocess: Preprocess, opset: int) -> onnx.ModelProto:
     """Build a model that resizes, crops and normalizes a batch of images of one size.
 
-    The input is ``image`` uint8 ``[batch, height, width, 3]``; all dimensions but the channels are
-    dynamic. The output is ``pixel_values`` float32 ``[batch, 3, H, W]`` with the static ``H`` and
-    ``W`` of ``preprocess``. All other names begin with ``preprocess/``.
+    The input is ``image`` uint8 ``[batch, height, width, channels]``; all dimensions but the
+    channels are dynamic. The output is ``pixel_values`` float32 ``[batch, channels, H, W]`` with
+    the static ``H`` and ``W`` of ``preprocess``. All other names begin with ``preprocess/``.
 
     ``nearest`` computes Pillow's pixels bit for bit. ``bicubic`` and ``bilinear`` use ONNX Resize
     with ``antialias`` on uint8. ONNX Runtime's weights are float32 and Pillow's are float64, so a
@@ -92,18 +92,23 @@ def preprocessing_model(preprocess: Preprocess, opset: int) -> onnx.ModelProto:
     pixels = graph("Transpose", pixels, perm=[0, 3, 1, 2])
     pixels = graph("Cast", pixels, to=TensorProto.FLOAT)
     _normalize(graph, preprocess, _pad(graph, preprocess, pixels, resized))
-    return _model(graph, preprocess, opset, ["batch", "height", "width", 3])
+    return _model(graph, preprocess, opset, ["batch", "height", "width", preprocess.channels])
 
 
 def normalizing_model(preprocess: Preprocess, opset: int) -> onnx.ModelProto:
     """Build a model that normalizes a batch of resized and cropped images.
 
-    The input is ``image`` uint8 ``[batch, 3, H, W]``; the output is that of
+    The input is ``image`` uint8 ``[batch, channels, H, W]``; the output is that of
     ``preprocessing_model``.
     """
     graph = _GraphBuilder()
     _normalize(graph, preprocess, graph("Cast", "image", to=TensorProto.FLOAT))
-    return _model(graph, preprocess, opset, ["batch", 3, preprocess.height, preprocess.width])
+    return _model(
+        graph,
+        preprocess,
+        opset,
+        ["batch", preprocess.channels, preprocess.height, preprocess.width],
+    )
 
 
 def _target_size(preprocess: Preprocess) -> tuple[int, int]:
@@ -180,7 +185,7 @@ def _crop(graph: _GraphBuilder, preprocess: Preprocess, image: str, resized: str
 
 
 def _pad(graph: _GraphBuilder, preprocess: Preprocess, pixels: str, resized: str) -> str:
-    """Pad float32 ``[batch, 3, height, width]`` along each axis that is shorter than the crop."""
+    """Pad ``[batch, channels, height, width]`` along each axis that is shorter than the crop."""
     size = (preprocess.height, preprocess.width)
     is_border = preprocess.crop_mode == "border"
     if not is_border and all(t >= s for t, s in zip(_target_size(preprocess), size, strict=True)):
@@ -213,7 +218,9 @@ def _model(
 ) -> onnx.ModelProto:
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, shape)
     pixel_values = helper.make_tensor_value_info(
-        "pixel_values", TensorProto.FLOAT, ["batch", 3, preprocess.height, preprocess.width]
+        "pixel_values",
+        TensorProto.FLOAT,
+        ["batch", preprocess.channels, preprocess.height, preprocess.width],
     )
     return helper.make_model(
         helper.make_graph(

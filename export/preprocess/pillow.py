@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from headkit.adapters.images import MODES
+
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -33,6 +35,7 @@ class Preprocess:
             (keep the aspect, pad).
         mean: Mean per channel, for values from 0 to 1.
         std: Standard deviation per channel, for values from 0 to 1.
+        channels: 3 for RGB images, 1 for grey ones.
     """
 
     height: int
@@ -42,17 +45,21 @@ class Preprocess:
     crop_mode: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    channels: int = 3
 
     @classmethod
     def from_cfg(cls, cfg: Mapping[str, Any]) -> Preprocess:
         """Read the values from the ``pretrained_cfg`` of a head file.
 
         Raises:
-            ValueError: The model does not take three channels, or the interpolation is unknown.
+            ValueError: The number of input channels is neither 1 nor 3, or the interpolation is
+                unknown.
         """
         channels, height, width = cfg["input_size"]
-        if channels != 3:
-            raise ValueError(f"the number of the model's input channels is {channels}, expected 3")
+        if channels not in MODES:
+            raise ValueError(
+                f"the number of the model's input channels is {channels}, expected 1 or 3"
+            )
         if cfg["interpolation"] not in _RESAMPLING:
             raise ValueError(
                 f"interpolation is {cfg['interpolation']!r}, expected one of {[*_RESAMPLING]}"
@@ -65,11 +72,12 @@ class Preprocess:
             crop_mode=cfg["crop_mode"],
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
+            channels=channels,
         )
 
     def __call__(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return an image of any size and mode as float32 ``[3, height, width]``."""
-        return self.normalize(self.crop(self.resize(image.convert("RGB"))))
+        """Return an image of any size and mode as float32 ``[channels, height, width]``."""
+        return self.normalize(self.crop(self.resize(image.convert(MODES[self.channels]))))
 
     def resize(self, image: Image.Image) -> Image.Image:
         """Scale the image so that the crop fits, as ``crop_mode`` says."""
@@ -96,20 +104,18 @@ class Preprocess:
         w, h = image.size
         if w < self.width or h < self.height:
             extra_w, extra_h = max(self.width - w, 0), max(self.height - h, 0)
-            fill = (
-                tuple(round(255 * value) for value in self.mean)
-                if self.crop_mode == "border"
-                else (0, 0, 0)
-            )
+            means = self.mean if self.crop_mode == "border" else (0,) * self.channels
+            fill = tuple(round(255 * value) for value in means)
             border = (extra_w // 2, extra_h // 2, (extra_w + 1) // 2, (extra_h + 1) // 2)
-            image = ImageOps.expand(image, border, fill)
+            image = ImageOps.expand(image, border, fill if self.channels > 1 else fill[0])
             w, h = image.size
         top, left = round((h - self.height) / 2), round((w - self.width) / 2)
         return image.crop((left, top, left + self.width, top + self.height))
 
     def normalize(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return an RGB image as float32 ``[3, height, width]``, normalized by mean and std."""
-        values = np.asarray(image, dtype=np.uint8).transpose(2, 0, 1).astype(np.float32)
+        """Return an image as float32 ``[channels, height, width]``, normalized by mean and std."""
+        pixels = np.asarray(image, dtype=np.uint8).reshape(image.height, image.width, self.channels)
+        values = pixels.transpose(2, 0, 1).astype(np.float32)
         values /= np.float32(255)
         values -= np.asarray(self.mean, dtype=np.float32)[:, None, None]
         values /= np.asarray(self.std, dtype=np.float32)[:, None, None]

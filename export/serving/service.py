@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from headkit.adapters.errors import ExportError
-from headkit.adapters.images import TooLarge, open_image
+from headkit.adapters.images import ImageReader
+from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.graph.metadata import ModelInfo
 from headkit.export.predict.scores import Prediction, compute_scores, select_top
 from headkit.export.preprocess.pillow import Preprocess
@@ -125,26 +125,22 @@ class Service:
         loop = asyncio.get_running_loop()
         # Heads come first, so that an unknown head is an error at once.
         heads = await loop.run_in_executor(self._threads, self.heads.load, refs)
-        pixels = await loop.run_in_executor(self._threads, self._decode, content)
+        rules = {head.info.pixels for _, head in heads.values()} or {CURRENT_RULE}
+        decoded = await loop.run_in_executor(self._threads, self._decode, content, rules)
         waiting = self.batcher.waiting
         if waiting >= self.limits.waiting:
             raise ServiceBusy(f"{waiting} images are already waiting: try again later")
-        features = await self.batcher.features(pixels)
+        distinct = {pixels.tobytes(): pixels for pixels in decoded.values()}
+        computed = await asyncio.gather(*map(self.batcher.features, distinct.values()))
+        by_pixels = dict(zip(distinct, computed, strict=True))
+        features = {rule: by_pixels[pixels.tobytes()] for rule, pixels in decoded.items()}
         return await loop.run_in_executor(self._threads, _answer, heads, features, top_k)
 
-    def _decode(self, content: bytes) -> Array:
-        return self._preprocess(open_image(io.BytesIO(content), self._check_size))
-
-    def _check_size(self, width: int, height: int) -> None:
-        """Raise if an image has too many pixels, in its file or after its short edge is resized."""
-        target = max(self._preprocess.height, self._preprocess.width) / self._preprocess.crop_pct
-        resized = target**2 * max(width, height) / max(min(width, height), 1)
-        if max(width * height, resized) > self.limits.pixels:
-            raise TooLarge(
-                f"the image has {width} x {height} pixels and needs "
-                f"{max(width * height, int(resized)):,} pixels during resizing; at most "
-                f"{self.limits.pixels:,} are allowed: send a smaller image"
-            )
+    def _decode(self, content: bytes, rules: Set[PixelRule]) -> dict[PixelRule, Array]:
+        """Return ``pixel_values`` by the rule of each head; most images give the same for all."""
+        cfg = self.info.backbone["pretrained_cfg"]
+        readers = [ImageReader.for_model(cfg, rule, self.limits.pixels) for rule in rules]
+        return {read.rule: self._preprocess(read(content)) for read in readers}
 
     def _run(self, pixels: Array) -> list[Array]:
         names = list(self.info.features)
@@ -152,10 +148,12 @@ class Service:
 
 
 def _answer(
-    heads: Mapping[str, tuple[Version, LoadedHead]], features: Sequence[Array], top_k: int
+    heads: Mapping[str, tuple[Version, LoadedHead]],
+    features: Mapping[PixelRule, Sequence[Array]],
+    top_k: int,
 ) -> dict[str, Answer]:
     answers = {}
     for name, (version, head) in heads.items():
-        row = compute_scores(head.info.description, head.logits(features))[0]
+        row = compute_scores(head.info.description, head.logits(features[head.info.pixels]))[0]
         answers[name] = Answer(version, select_top(head.info, row, top_k))
     return answers

@@ -9,9 +9,11 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 import headkit
 from headkit.adapters.heads.head import Head
+from headkit.adapters.pixel_rule import CURRENT_RULE, VERSION_1_RULE
 from tests.heads import random_head
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -70,8 +72,10 @@ def test_file_is_what_its_specification_says(tmp_path: Path) -> None:
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     assert header["__metadata__"]["format"] == "headkit"
-    assert header["__metadata__"]["version"] == "1"
-    assert json.loads(header["__metadata__"]["head"])["architecture"] == "resnet50"
+    assert header["__metadata__"]["version"] == "2"
+    description = json.loads(header["__metadata__"]["head"])
+    assert description["architecture"] == "resnet50"
+    assert description["pixels"] == {"orientation": "exif", "alpha": "white", "depth": "high_byte"}
     with safe_open(path, framework="numpy") as file:
         assert sorted(file.keys()) == ["fc.bias", "fc.weight"]
 
@@ -100,6 +104,9 @@ def test_truncated_file_is_refused(tmp_path: Path, kept: float) -> None:
         Head.load(path)
 
 
+METADATA = {"format": "headkit"}
+
+
 def _file(path: Path, metadata: dict[str, str] | None) -> Path:
     safetensors.numpy.save_file({"fc.weight": np.ones((2, 2), np.float32)}, path, metadata)
     return path
@@ -112,7 +119,39 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(headkit.HeadFormatError, match="format is None"):
         Head.load(_file(path, None))
     with pytest.raises(headkit.HeadFormatError, match="install a newer headkit"):
-        Head.load(_file(path, {"format": "headkit", "version": "2", "head": "{}"}))
+        Head.load(_file(path, {"format": "headkit", "version": "3", "head": "{}"}))
+
+
+def test_version_2_file_says_what_its_reader_must_know(tmp_path: Path) -> None:
+    path, described = tmp_path / "x.safetensors", random_head().to_json()
+
+    def read(version: str, **changes: object) -> Head:
+        text = json.dumps({**described, **changes})
+        save_file(dict(random_head().tensors), path, {**METADATA, "version": version, "head": text})
+        return Head.load(path)
+
+    assert read("2", requires=[], unknown_key=1) == read("2") == random_head()
+    with pytest.raises(headkit.HeadFormatError, match=r"requires 'levels'.*install a newer"):
+        read("2", requires=["levels"])
+    with pytest.raises(headkit.HeadFormatError, match="alpha is 'black', expected one of white"):
+        read("2", pixels={**described["pixels"], "alpha": "black"})
+    with pytest.raises(headkit.HeadFormatError, match=r"pixels is \{\}, expected an object with"):
+        read("2", pixels={})
+    del described["pixels"]
+    with pytest.raises(headkit.HeadFormatError, match=r"head\.pixels is missing"):
+        read("2")
+    # Version 1 says nothing about pixels, whatever stands in the file.
+    assert read("1", pixels=CURRENT_RULE.to_json(), requires=["x"]).pixels == VERSION_1_RULE
+
+
+def test_head_without_a_new_part_is_written_in_version_1(tmp_path: Path) -> None:
+    old = random_head().with_changes(pixels=VERSION_1_RULE)
+    path = old.save(tmp_path / "old.safetensors")
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    assert metadata["version"] == "1"
+    assert "pixels" not in json.loads(metadata["head"])
+    assert Head.load(path) == old != random_head()
 
 
 @pytest.mark.parametrize(

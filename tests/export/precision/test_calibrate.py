@@ -95,7 +95,7 @@ def test_halves_do_not_overlap_and_hold_every_class(shapes: Path) -> None:
         "input_size": [3, 32, 32], "crop_pct": 0.9, "crop_mode": "center",
         "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3,
     }  # fmt: skip
-    images = Images.load(shapes, Preprocess.from_cfg(cfg))
+    images = Images.load(shapes, cfg)
     halves = [{Path(str(path)) for path in half} for half in (images.calibration, images.held_out)]
     assert not halves[0] & halves[1]
     assert len(halves[0] | halves[1]) == 24

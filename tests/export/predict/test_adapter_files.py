@@ -115,7 +115,7 @@ def test_adapter_file_stores_task_and_backbone_as_integers(
     head = head_for(model, 3)
     headkit.graft(plain, head, tmp_path / "head.onnx_adapter")
     held = ort.AdapterFormat.read_adapter(str(tmp_path / "head.onnx_adapter"))
-    assert held.get_adapter_version() == 1
+    assert held.get_adapter_version() == 71  # all three parts of the rule, and multiclass
     assert f"{held.get_model_version():031b}" == f"{int(head.backbone.fingerprint, 16):0256b}"[:31]
 
 

@@ -62,7 +62,7 @@ def test_wrong_images_are_refused(exported: tuple[nn.Module, Path], tmp_path: Pa
     cases: list[tuple[Any, str]] = [
         (tmp_path / "none.png", r"none\.png: no such file"),
         (tmp_path / "bad.png", r"cannot read image .*bad\.png"),
-        (np.zeros((3, 8, 8), np.uint8), r"uint8 \[3, 8, 8\], expected uint8 \[height, width, 3\]"),
+        (np.zeros((3, 8, 8), np.uint8), r"uint8 \[3, 8, 8\], expected uint8 \[height, width\] or"),
         (np.zeros((8, 8, 3)), "float64"),
     ]
     for image, message in cases:
@@ -105,9 +105,9 @@ def test_bad_requests_are_reported(exported: tuple[nn.Module, Path], tmp_path: P
     predictor = headkit.Predictor(exported[1])
     with pytest.raises(ValueError, match="batch_size is 0"):
         predictor(Image.new("RGB", (9, 9)), batch_size=0)
-    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.full((8, 8), 1.0, np.float32)).save(tmp_path / "deep.tif")
     with pytest.raises(headkit.DataError, match="more than 8 bits"):
-        predictor(tmp_path / "deep.png")
+        predictor(tmp_path / "deep.tif")
     twice = predictor.predict(Image.new("RGB", (9, 9)), ["", ""])
     assert [len(rows) for rows in twice.values()] == [1]
 

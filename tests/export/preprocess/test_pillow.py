@@ -63,7 +63,7 @@ def test_any_image_mode_is_read_as_rgb(mode: str) -> None:
 
 def test_unknown_values_are_refused() -> None:
     cfg = {**CFG, "crop_pct": 1.0, "crop_mode": "center"}
-    with pytest.raises(ValueError, match="channels is 4, expected 3"):
+    with pytest.raises(ValueError, match="channels is 4, expected 1 or 3"):
         Preprocess.from_cfg({**cfg, "input_size": [4, 32, 32], "interpolation": "bicubic"})
     with pytest.raises(ValueError, match="random"):
         Preprocess.from_cfg({**cfg, "input_size": [3, 32, 32], "interpolation": "random"})
