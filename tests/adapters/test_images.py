@@ -132,7 +132,7 @@ def test_16_bit_grey_images_keep_their_upper_8_bits(file_format: str) -> None:
             open_image(source, VERSION_1_RULE)
     # Pillow does the same with colours of 16 bits, for example in a PNG file.
     assert np.array_equal(
-        open_image(np.repeat(values[:, :, None], 3, 2)), upper[..., None][..., [0] * 3]
+        decoded(np.repeat(values[:, :, None], 3, 2)), upper[..., None][..., [0] * 3]
     )
 
 
