@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from headkit.registry.catalogue import models
     from headkit.registry.store.store import HeadStore
 
+    from .evaluate import Evaluation, evaluate
     from .fit import fit
     from .info import info
 
@@ -75,6 +76,7 @@ _NAMES_BY_MODULE = {
     "benchmarks.compare.compare": ("compare",),
     "export.graph.graft": ("graft",),
     "export.predict.predictor": ("Predictor",),
+    "evaluate": ("Evaluation", "evaluate"),
     "fit": ("fit",),
     "info": ("info",),
     "registry.catalogue": ("models",),
@@ -87,6 +89,7 @@ __all__ = [
     "ContractError",
     "DataError",
     "DependencyMissing",
+    "Evaluation",
     "ExportError",
     "Head",
     "HeadFormatError",
@@ -105,6 +108,7 @@ __all__ = [
     "classify",
     "compare",
     "describe_data",
+    "evaluate",
     "export",
     "features",
     "fingerprint",
@@ -121,7 +125,7 @@ __all__ = [
 
 
 class _Face(ModuleType):
-    """The package ``headkit``, whose ``fit`` and ``info`` are always the functions.
+    """The package ``headkit``, whose ``fit``, ``evaluate`` and ``info`` are always the functions.
 
     When Python imports the module ``headkit.fit``, it binds the module to the package. Without this
     class, ``headkit.fit`` would be the module or the function, depending on earlier imports.

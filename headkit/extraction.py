@@ -20,6 +20,7 @@ from headkit.adapters.features.extract import ExtractedFeatures, Progress, count
 from headkit.adapters.features.runtime import Runtime
 from headkit.adapters.features.transform import View
 from headkit.adapters.files import cache_folder
+from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.runtimes.choose import choose_runtime
 
 logger = logging.getLogger("headkit")
@@ -74,6 +75,7 @@ def open_extraction(
     batch_size: int = 16,
     workers: int | None = None,
     max_unreadable: float = 0.05,
+    rule: PixelRule = CURRENT_RULE,
     progress: Progress | None = None,
 ) -> Iterator[Extraction]:
     """Choose the runtime for all data that will be extracted, and open the cache.
@@ -88,6 +90,7 @@ def open_extraction(
         batch_size: See ``fit``.
         workers: See ``fit``.
         max_unreadable: See ``fit``.
+        rule: Rule by which images become pixels.
         progress: See ``fit``.
 
     Raises:
@@ -98,7 +101,7 @@ def open_extraction(
     with _open_cache(cache) as root:
         yield Extraction(
             model,
-            _choose_runtime(runtime, precision, model, requests, executor, root),
+            _choose_runtime(runtime, precision, model, requests, executor, root, rule),
             root,
             fall_back=runtime == "auto",
             options={
@@ -106,6 +109,7 @@ def open_extraction(
                 "batch_size": batch_size,
                 "workers": os.cpu_count() or 1 if workers is None else workers,
                 "max_unreadable": max_unreadable,
+                "rule": rule,
                 "progress": progress,
             },
         )
@@ -118,6 +122,7 @@ def _choose_runtime(
     requests: Sequence[tuple[ImageDataset, View]],
     executor: str,
     root: Path,
+    rule: PixelRule,
 ) -> Runtime:
     """Choose the runtime that finishes first, given what the caches of both candidates have."""
     if executor == "ray":  # it runs one process per core
@@ -126,7 +131,7 @@ def _choose_runtime(
     if name != "auto" or precision != "fp32" or fastest.name == "torch":
         return fastest
     torch = choose_runtime("torch", precision, model)
-    with_fastest, with_torch = count_missing(model, requests, (fastest, torch), root)
+    with_fastest, with_torch = count_missing(model, requests, (fastest, torch), root, rule)
     if with_fastest.missing is None or with_torch.missing is None:
         return fastest
     # Features in the cache of the converting runtime mean that it has converted the backbone.

@@ -127,13 +127,26 @@ def shorten_list(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def check_known_classes(where: str, classes: Iterable[str], known: Iterable[str]) -> None:
-    """Raise a ``DataError`` that names the ``classes`` that are not among the ``known`` ones."""
-    unknown = sorted(set(classes).difference(known))
-    if unknown:
-        raise DataError(
+class UnknownClasses(DataError):
+    """Data have classes that are not known.
+
+    Attributes:
+        where: The data, as messages name them.
+        unknown: The classes.
+    """
+
+    def __init__(self, where: str, unknown: tuple[str, ...]) -> None:
+        self.where, self.unknown = where, unknown
+        super().__init__(
             f"{where} has classes that the training data does not have: {shorten_list(unknown)}"
         )
+
+
+def check_known_classes(where: str, classes: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ``UnknownClasses`` if some ``classes`` are not among the ``known`` ones."""
+    unknown = tuple(sorted(set(classes).difference(known)))
+    if unknown:
+        raise UnknownClasses(where, unknown)
 
 
 def check_two_classes(where: str, names: Iterable[str]) -> None:

@@ -15,6 +15,9 @@ from . import (
     data as cli_data,
 )
 from . import (
+    evaluate as cli_evaluate,
+)
+from . import (
     fit as cli_fit,
 )
 from . import (
@@ -68,6 +71,7 @@ def _common(
 for _command in (
     cli_data.data,
     cli_fit.fit,
+    cli_evaluate.evaluate,
     cli_fit.compare,
     cli_onnx.export,
     cli_onnx.graft,

@@ -172,7 +172,7 @@ def fit(
             runtime=runtime,
             precision=precision,
             executor=executor,
-            cache=_cache(cache, no_cache),
+            cache=choose_cache(cache, no_cache),
             seed=seed,
             batch_size=batch_size,
             workers=workers,
@@ -282,7 +282,7 @@ def compare(
             runtime=runtime,
             precision=precision,
             executor=executor,
-            cache=_cache(cache, no_cache),
+            cache=choose_cache(cache, no_cache),
             seed=seed,
             batch_size=batch_size,
             workers=workers,
@@ -358,5 +358,6 @@ def _parse_weights(text: str | None) -> Any:
         ) from error
 
 
-def _cache(folder: Path | None, no_cache: bool) -> bool | Path:
+def choose_cache(folder: Path | None, no_cache: bool) -> bool | Path:
+    """Return the argument ``cache`` of the functions for the two options."""
     return False if no_cache else True if folder is None else folder

@@ -55,6 +55,12 @@ def test_predictor_imports_nothing_heavy() -> None:
     assert _imported("from headkit import Predictor", light) == []
 
 
+def test_evaluation_of_an_exported_model_imports_nothing_heavy(tmp_path: Path) -> None:
+    fixtures = Path(__file__).parents[1] / "fixtures" / "v0_1_0"
+    model, images = fixtures / "models" / "resnet_merged.onnx", fixtures / "images"
+    assert _imported(_command("evaluate", model, "--data", images)) == []
+
+
 def test_the_probe_sees_heavy_imports() -> None:
     assert {"torch", "timm"} <= set(_imported("from headkit import load_backbone"))
 
