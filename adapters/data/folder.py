@@ -91,7 +91,7 @@ def open_folder(
         tuple(listing.paths),
         class_indices(labels, names),
         skipped=skipped,
-        warnings=(*listing.warnings, *warnings),
+        warnings=(*listing.warnings, *(warnings if train_classes is None else ())),
     )
 
 

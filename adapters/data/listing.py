@@ -18,6 +18,7 @@ from .dataset import Skipped
 SYSTEM_FOLDER = "in a hidden or system folder"
 SYSTEM_FILE = "hidden or system file"
 LINK_LOOP = "link to a folder above it"
+BROKEN_LINK = "link that leads nowhere"
 NO_SUFFIX = "no suffix"
 OTHER_SUFFIX = "unusual suffix"
 NOT_REGULAR = "not a regular file"
@@ -199,6 +200,8 @@ def _reason(entry: os.DirEntry[str]) -> str:
         return SYSTEM_FILE
     if is_image(entry.name):
         return NOT_REGULAR
+    if entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
+        return BROKEN_LINK
     suffix = suffix_of(entry.name)
     if not suffix:
         return NO_SUFFIX

@@ -197,3 +197,198 @@ def test_labels_with_one_image_are_named(
     open_train(table("path,label", *lines))
     assert "7 labels of" in caplog.text
     assert caplog.text.rstrip().endswith("rare0, rare1, rare2, rare3, rare4 and 2 more")
+
+
+SYSTEM_FOLDERS = [
+    ".ipynb_checkpoints",
+    "__MACOSX",
+    ".thumbnails",
+    "@eaDir",
+    ".git",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+    "__pycache__",
+    ".AppleDouble",
+]
+
+
+@pytest.mark.parametrize("name", SYSTEM_FOLDERS)
+def test_hidden_and_system_folders_are_no_classes(tmp_path: Path, name: str) -> None:
+    write_images(tmp_path, "cat/1.jpg", "dog/1.jpg", f"{name}/1.jpg", f"{name}/cat/2.jpg")
+    write_images(tmp_path, f"cat/{name}/3.jpg")
+    dataset = open_train(tmp_path)
+    assert dataset.label_names == ("cat", "dog")
+    assert count(dataset) == 2
+    (skipped,) = dataset.skipped
+    assert (skipped.reason, skipped.count) == ("in a hidden or system folder", 3)
+    assert all(name in example for example in skipped.examples)
+
+
+@pytest.mark.parametrize("name", ["._1.jpg", ".DS_Store", "Thumbs.db", ".1.png", "desktop.ini"])
+def test_hidden_and_system_files_are_no_images(tmp_path: Path, name: str) -> None:
+    write_images(tmp_path, "cat/1.jpg", "dog/1.jpg", f"cat/{name}", name)
+    dataset = open_train(tmp_path)
+    assert count(dataset) == 2
+    assert [(s.reason, s.count) for s in dataset.skipped] == [("hidden or system file", 2)]
+
+
+def test_files_that_are_not_read_are_counted_by_suffix(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = ("a.heic", "b.HEIC", "c.avif", "d.npy", "e.txt", "f", "g.jpg~", "h.001", "i.csv")
+    write_images(tmp_path, "cat/1.jpg", "dog/1.WEBP", *(f"cat/{name}" for name in others))
+    (tmp_path / "cat" / "up").symlink_to(tmp_path)
+    (tmp_path / "cat" / "loop").symlink_to(tmp_path / "cat" / "loop")
+    dataset = open_train(tmp_path)
+    assert count(dataset) == 2
+    assert {one.reason: one.count for one in dataset.skipped} == {
+        "format .heic": 2,
+        "format .avif": 1,
+        "format .npy": 1,
+        "not an image: .txt": 1,
+        "not an image: .csv": 1,
+        "no suffix": 1,
+        "unusual suffix": 2,
+        "link to a folder above it": 1,
+        "link that leads nowhere": 1,
+    }
+    assert dataset.skipped[0].examples == tuple(
+        str(tmp_path / "cat" / name) for name in ("a.heic", "b.HEIC")
+    )
+    assert "skipped 4 images of" in caplog.text
+    assert "formats that are not read: 2 .heic, 1 .avif, 1 .npy, such as" in caplog.text
+
+
+def test_named_pipe_is_no_image(tmp_path: Path) -> None:
+    write_images(tmp_path, "cat/1.jpg", "dog/1.jpg")
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("the system has no named pipes")
+    os.mkfifo(tmp_path / "cat" / "2.jpg")
+    (tmp_path / "cat" / "3.jpg").symlink_to(tmp_path / "cat" / "2.jpg")
+    dataset = open_train(tmp_path)
+    assert count(dataset) == 2
+    assert [(s.reason, s.count) for s in dataset.skipped] == [("not a regular file", 2)]
+
+
+def test_folder_of_other_formats_is_refused_with_what_was_found(tmp_path: Path) -> None:
+    write_images(tmp_path, *(f"{c}/{i}.heic" for c in "ab" for i in range(6)), "a/notes.txt")
+    with pytest.raises(DataError, match=r"found 12 \.heic, 1 \.txt; .* that is read \(.*\.bmp, "):
+        open_data(tmp_path)
+    write_images(tmp_path, "a/1.jpg", "c/1.jpg")
+    with pytest.raises(DataError, match=r"class folders without images: b \(6 \.heic\); add"):
+        open_data(tmp_path)
+
+
+def test_class_without_validation_images_is_counted(tmp_path: Path) -> None:
+    train = write_images(tmp_path / "train", "cat/1.jpg", "dog/1.jpg")
+    val = write_images(tmp_path / "val", "cat/2.jpg")
+    (val / "dog").mkdir()
+    _, validation = open_data(train, val)
+    assert validation is not None
+    assert [(s.reason, s.count) for s in validation.skipped] == [("class folder without images", 1)]
+
+
+Tree = tuple[str, ...]
+TWO_READINGS: dict[str, tuple[Tree, str]] = {
+    "years below classes": (
+        ("cat/2023/1.jpg", "cat/2024/2.jpg", "dog/2023/3.jpg"),
+        "the folder 2023 appears under several parents, as in cat/2023 and dog/2023",
+    ),
+    "years above classes": (
+        ("2023/cat/1.jpg", "2023/dog/2.jpg", "2024/cat/3.jpg"),
+        "the folder cat appears under several parents, as in 2023/cat and 2024/cat",
+    ),
+    "each class in one year": (
+        ("2023/cat/1.jpg", "2024-05/dog/2.jpg"),
+        "folders such as 2023 look like an order",
+    ),
+    "batches": (("batch_1/cat/1.jpg", "batch_2/dog/1.jpg"), "folders such as batch_1 look like"),
+    "hard images": (
+        ("cat/hard/1.jpg", "cat/2.jpg", "dog/3.jpg"),
+        "images of cat lie at different depths, as in cat/… and cat/hard/…",
+    ),
+    "two depths": (
+        ("cat/a/1.jpg", "cat/b/c/2.jpg", "dog/3.jpg"),
+        "images of cat lie at different depths, as in cat/a/… and cat/b/c/…",
+    ),
+    "class inside another": (
+        ("cat/1.jpg", "pets/cat/2.jpg", "dog/3.jpg"),
+        "the folder cat appears under several parents, as in cat and pets/cat",
+    ),
+    "batches of one name": (
+        ("cat/batch1/1.jpg", "cat/batch2/1.jpg", "dog/batch1/1.jpg"),
+        "the folder batch1 appears under several parents",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TWO_READINGS)
+def test_tree_with_two_readings_stops_and_names_the_option(tmp_path: Path, case: str) -> None:
+    tree, reason = TWO_READINGS[case]
+    write_images(tmp_path, *tree)
+    with pytest.raises(DataError) as raised:
+        open_data(tmp_path)
+    message = str(raised.value)
+    assert reason in message
+    assert "pass class_from='top' (--class-from top) if the classes are" in message
+    for class_from, place in (("top", 0), ("parent", -2)):
+        dataset = open_train(tmp_path, class_from=class_from)
+        assert dataset.targets is not None
+        labels = {
+            Path(path).relative_to(tmp_path).as_posix(): dataset.label_names[target]
+            for path, target in zip(dataset.paths or (), dataset.targets, strict=True)
+        }
+        assert labels == {path: path.split("/")[place] for path in tree}
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        ("cat/2023/1.jpg", "dog/2024/2.jpg"),
+        ("cat/a/1.jpg", "cat/b/2.jpg", "dog/c/3.jpg"),
+        ("cat/1.jpg", "dog/deep/deeper/2.jpg"),
+    ],
+)
+def test_class_is_the_folder_under_the_root_and_deeper_folders_are_order(
+    tmp_path: Path, tree: Tree, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path, *tree)
+    assert open_train(tmp_path).label_names == ("cat", "dog")
+    assert "are only order: pass class_from='parent' (--class-from parent) if" in caplog.text
+
+
+def test_years_that_hold_images_are_classes(tmp_path: Path) -> None:
+    write_images(tmp_path, "1990/1.jpg", "2000/1.jpg")
+    assert open_train(tmp_path).label_names == ("1990", "2000")
+
+
+def test_wrapped_folder_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path, "PetImages/cat/1.jpg", "PetImages/dog/1.jpg")
+    with pytest.raises(DataError, match=r"one class, PetImages: .* pass .*/PetImages if the fold"):
+        open_data(tmp_path)
+    assert open_train(tmp_path, class_from="parent").label_names == ("cat", "dog")
+
+
+def test_images_beside_a_table_name_the_table(tmp_path: Path) -> None:
+    write_images(tmp_path, "1.jpg", "2.jpg", "labels.csv")
+    with pytest.raises(
+        DataError, match=r"outside the class folders.*, or pass .*labels\.csv if it"
+    ):
+        open_data(tmp_path)
+
+
+def test_options_that_do_not_apply_are_refused(tmp_path: Path, table: Callable[..., Path]) -> None:
+    root = write_images(tmp_path / "images", "cat/1.jpg", "dog/1.jpg")
+    csv = table("file,label", "0.jpg,cat", "1.jpg,dog")
+    with pytest.raises(DataError, match=r"class_from \(--class-from\) is 'top', but .*labels.csv"):
+        open_data(csv, class_from="top")
+    with pytest.raises(
+        DataError, match=r"path_column \(--path-column\) is 'a', but .*images is no"
+    ):
+        open_data(root, path_column="a")
+    with pytest.raises(ValueError, match="class_from is 'deep', expected 'top' or 'parent'"):
+        open_data(root, class_from="deep")  # type: ignore[arg-type]
+    _, val = open_data(root, csv, class_from="top", path_column="file")  # each has its use
+    assert val is not None
+    assert count(val) == 2

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from headkit.adapters.data.open import count, open_data
 from headkit.adapters.errors import DataError
-
-from .listings import open_train, write_images
+from tests.adapters.data.listings import open_train, write_images
 
 
 def test_csv_classes_have_the_order_of_folders(table: Callable[..., Path]) -> None:
