@@ -191,9 +191,10 @@ def open_image(
     try:
         if image is not None:
             return _to_pixels(image, name, rule, channels, check_size)
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        if isinstance(file, str | Path):
-            _check_regular(file)
+        # Pillow never gets a path: Pillow 13 maps an uncompressed TIFF file into memory and then
+        # turns it wrongly.
+        content = read_image_file(source) if isinstance(source, str | Path) else source
+        file = io.BytesIO(content) if isinstance(content, bytes) else content
         with Image.open(file, formats=tuple(FORMATS)) as opened:  # type: ignore[arg-type]
             return _to_pixels(opened, name, rule, channels, check_size)
     except DataError:
