@@ -16,7 +16,7 @@ import headkit
 from headkit.adapters.backbone.preprocessing import preprocessing
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.features.extract import extract
-from headkit.adapters.features.runtime import Branches, Pixels, Run
+from headkit.adapters.features.runtime import Branches, Pixels, Precision, Run
 from headkit.adapters.heads.head import Head
 from headkit.adapters.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 from headkit.export.graph.metadata import HeadInfo, ModelInfo, shared_description
@@ -95,7 +95,8 @@ def open_with_pillow(path: Path, rule: PixelRule) -> Image.Image:
 class PixelsAsFeatures:
     """A runtime whose features are the pixels."""
 
-    name, precision, threads, streams = "pixels", "fp32", 1, 1
+    name, threads, streams = "pixels", 1, 1
+    precision: Precision = "fp32"
     versions: dict[str, str] = {}  # noqa: RUF012 - as the protocol has it
 
     def start(self, _model: object, _folder: Path, _batch_size: int, /) -> Run:
@@ -236,3 +237,37 @@ def test_200_images_give_the_same_pixels_through_every_door(
         if not np.array_equal(row, right)
     }
     assert different == set()
+
+
+def test_heads_of_both_versions_get_their_own_pixels_from_one_server(
+    backbone: Any, paths: list[Path], tmp_path: Path
+) -> None:
+    cfg = preprocessing(backbone)
+    transform = timm.data.create_transform(**cfg, is_training=False)
+    store = headkit.HeadStore(tmp_path / "store")
+    rules = {"old": VERSION_1_RULE, "new": CURRENT_RULE}
+    for name, rule in rules.items():
+        store.publish(make_head(cfg, rule), name)
+    model = write_model(make_head(cfg, CURRENT_RULE), "backbone", tmp_path / "backbone.onnx")
+    turned = [path for path in paths if path.suffix in (".jpg", ".png") and "I16" not in path.stem]
+
+    async def answer() -> list[Any]:
+        service = Service(store, model)
+        await service.start()
+        top_k = 3 * EDGE * EDGE
+        answers = [
+            await service.predict(path.read_bytes(), ["old", "new"], top_k=top_k)
+            for path in turned[:20]
+        ]
+        await service.stop()
+        return answers
+
+    answers = asyncio.run(answer())
+    different = 0
+    for path, answer_of in zip(turned, answers, strict=False):
+        rows = {name: _as_rows([answer_of[name].predictions])[0] for name in rules}
+        for name, rule in rules.items():
+            expected = transform(open_with_pillow(path, rule)).numpy().ravel()
+            assert np.array_equal(rows[name], expected)
+        different += not np.array_equal(rows["old"], rows["new"])
+    assert 10 < different < 20
