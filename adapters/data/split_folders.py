@@ -13,7 +13,7 @@ from pathlib import Path
 
 from headkit.adapters.errors import DataError
 
-from .dataset import ImageDataset, Skipped, Splits, UnusedSplit, shorten_list
+from .dataset import Skipped, Splits, UnusedSplit
 from .folder import describe_class, open_folder
 from .listing import folder_names, list_folder, merge_skipped
 from .options import ClassFrom
@@ -112,18 +112,3 @@ def _describe_unused(split: SplitName, folder: Path, class_from: ClassFrom | Non
     labelled = all(listing.folders)
     labels = Counter(folders[place] for folders in listing.folders) if labelled else Counter()
     return UnusedSplit(split, str(folder), tuple(listing.paths), labels, listing.skipped)
-
-
-def open_split_folder(
-    root: Path, split: SplitName, label_names: tuple[str, ...], class_from: ClassFrom | None
-) -> ImageDataset:
-    """Open one split of ``root`` with the classes that a head knows.
-
-    Raises:
-        DataError: See ``open_folder``; or ``root`` has no such split.
-    """
-    folders = find_split_folders(root)
-    if len(found := folders.get(split, [])) != 1:
-        has = shorten_list(str(f) for fs in folders.values() for f in fs) or "no splits"
-        raise DataError(f"{root} has not one folder for the split {split}: it has {has}")
-    return open_folder(found[0], label_names, class_from)

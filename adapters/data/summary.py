@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from .options import ClassFrom, ReadOptions
 
 MOST_LINES, MOST_COLUMNS = 24, 100
 """Size of the screen that the text of a summary fits, in characters."""
+_MOST_OF_A_PATH = 50
 _TITLES = {"train": "train", "val": "validation", "test": "test"}
 
 
@@ -81,13 +83,19 @@ class DataSummary:
         room = MOST_LINES - len(head) - len(tail)
         return "\n".join(map(_cut, head + self._format_classes(room) + tail))
 
+    def _inside(self, path: str) -> str:
+        """Return a path without the name of the data before it; a long one loses its beginning."""
+        root = os.path.join(self.data, "")  # noqa: PTH118
+        path = path.removeprefix(root)
+        return path if len(path) <= _MOST_OF_A_PATH else f"…{path[1 - _MOST_OF_A_PATH :]}"
+
     def _format_splits(self) -> list[str]:
         rows: list[list[str]] = [["split", "images", "classes", "from"]]
         for split, one in self.splits.items():
             classes = str(len(one.images_per_class)) if one.images_per_class else "-"
             images = "unknown" if one.images is None else str(one.images)
             note = "" if one.used else " (not used by fit)"
-            rows.append([_TITLES[split], images, classes, one.name + note])
+            rows.append([_TITLES[split], images, classes, self._inside(one.name) + note])
         if "val" not in self.splits:
             rows.insert(2, [_TITLES["val"], "-", "-", "held out of train (fit --holdout)"])
         return _align(rows, left={0, 3})
@@ -130,7 +138,7 @@ class DataSummary:
         shown = ordered[:4] if len(ordered) <= 4 else ordered[:3]
         lines = [
             f"skipped: {one.count} {one.reason}"
-            + (f", such as {one.examples[0]}" if one.examples else "")
+            + (f", such as {self._inside(one.examples[0])}" if one.examples else "")
             for one in shown
         ]
         if rest := ordered[len(shown) :]:

@@ -49,6 +49,17 @@ def test_info_imports_nothing_heavy(tmp_path: Path) -> None:
     assert _imported(_command("models", "resnet*")) == []
 
 
+def test_data_imports_nothing_heavy(tmp_path: Path) -> None:
+    for name in ("cat/1.jpg", "dog/1.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\ncat/1.jpg,cat\ndog/1.jpg,dog\n")
+    heavy = HEAVY | {"pandas", "onnxruntime"}
+    assert _imported(_command("data", tmp_path), heavy) == []
+    assert _imported(_command("data", table), heavy) == []
+
+
 def test_predictor_imports_nothing_heavy() -> None:
     assert _imported("from headkit import Predictor") == []
     light = {"typer", "rich", "safetensors"}
