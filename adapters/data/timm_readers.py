@@ -75,6 +75,8 @@ def open_reader(
         else:
             names, options = _open_shards(rest, split, where)
         options |= {"split": split, "class_map": _class_map(names, train_classes, where)}
+        if prefix != "tfds":
+            options["input_img_mode"] = ""  # timm would turn 16-bit images white
         stream = create(name, **options)
     except HeadkitError:
         raise

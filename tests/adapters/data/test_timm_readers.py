@@ -144,6 +144,29 @@ def test_webdataset_is_streamed(shards: Path) -> None:
     assert [target for _, target in val.stream] == [2, 1]
 
 
+def test_images_of_shards_become_pixels_as_those_of_files_do(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    values = np.random.default_rng(0).integers(0, 65536, (12, 20)).astype(np.uint16)
+    rgba = (values[:, :20, None] >> np.arange(4, dtype=np.uint16)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "train").mkdir()
+    Image.fromarray(values).save(tmp_path / "train" / "0.png")
+    Image.fromarray(rgba[..., :3].copy()).save(tmp_path / "train" / "1.jpg", exif=exif)
+    Image.fromarray(rgba).save(tmp_path / "train" / "2.png", exif=exif)
+    with tarfile.open(tmp_path / "train-0000.tar", "w") as archive:
+        for number, path in enumerate(sorted((tmp_path / "train").iterdir())):
+            archive.add(path, f"{number}{path.suffix}")
+            label = tarfile.TarInfo(f"{number}.cls")
+            label.size = 1
+            archive.addfile(label, io.BytesIO(b"01"[number % 2 :]))
+    data, _ = open_data(f"wds/{tmp_path}@train-{{0000..0000}}.tar")
+    streamed = [np.asarray(open_image(image)) for image, _ in data.stream]
+    for pixels, path in zip(streamed, sorted((tmp_path / "train").iterdir()), strict=True):
+        assert np.array_equal(pixels, np.asarray(open_image(path)))
+    assert streamed[0].std() > 50
+
+
 def test_webdataset_shards_are_shared_out_to_workers(shards: Path) -> None:
     from torch.utils.data import DataLoader
 
