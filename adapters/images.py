@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError, first_line
 from .pixel_rule import CURRENT_RULE, PixelRule
+from .system_files import is_system_name
 
 if TYPE_CHECKING:  # running an exported model needs no torch
     from torch import Tensor
@@ -241,14 +242,15 @@ def iterate_images(images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[st
 
     Args:
         images: One image; an array ``[N, height, width, 3]`` or a tensor ``[N, 3, height, width]``
-            of several; a folder, for the images below it, sorted by path; or an iterable of
-            images, such as a generator, which is never read ahead.
+            of several; a folder, for the images below it, sorted by path, without hidden and
+            system files; or an iterable of images, such as a generator, which is never read ahead.
 
     Raises:
         DataError: A folder has no images, or ``images`` is neither an image nor an iterable.
     """
     if isinstance(images, str | Path) and Path(images).is_dir():
-        listed = (path for path in sorted(Path(images).rglob("*")) if is_image(path))
+        below = sorted(path for path in Path(images).rglob("*") if is_image(path))
+        listed = (path for path in below if not _is_hidden(path.relative_to(images)))
         number = 0
         for number, path in enumerate(listed, 1):  # noqa: B007 - used after the loop
             yield str(path), path
@@ -268,6 +270,10 @@ def iterate_images(images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[st
     several: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
     for number, image in enumerate(several):
         yield (str(image) if isinstance(image, str | Path) else f"image {number}"), image
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(is_system_name(part) for part in path.parts)
 
 
 def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:

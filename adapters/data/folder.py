@@ -33,6 +33,7 @@ from .listing import (
     NOT_AN_IMAGE,
     OTHER_FORMAT,
     Listing,
+    find_tables,
     list_folder,
     merge_skipped,
     natural_key,
@@ -182,13 +183,8 @@ def _check_images(listing: Listing) -> None:
         path for path, folders in zip(listing.paths, listing.folders, strict=True) if not folders
     ]
     if loose:
-        tables = [
-            name
-            for name in sorted(os.listdir(listing.root))  # noqa: PTH208
-            if name.lower().endswith((".csv", ".tsv"))
-        ]
-        table = os.path.join(listing.root, tables[0]) if tables else ""  # noqa: PTH118
-        hint = f", or pass {table} if it has the labels" if tables else ""
+        tables = find_tables(Path(listing.root))
+        hint = f", or pass {tables[0]} if it has the labels" if tables else ""
         raise DataError(
             f"{listing.root} has images outside the class folders, such as {loose[0]}: move each "
             f"into the folder of its class{hint}"

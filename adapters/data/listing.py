@@ -83,6 +83,11 @@ def folder_names(root: str) -> list[str]:
     return [entry.name for entry in _entries(root, Tally()) if _is_folder(entry)]
 
 
+def find_tables(folder: Path) -> list[Path]:
+    """Return the tables directly in a folder, which may hold the labels of its images."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".tsv"))
+
+
 def merge_skipped(*parts: Iterable[Skipped]) -> tuple[Skipped, ...]:
     """Return one entry per reason for what several listings skipped."""
     tally = Tally()

@@ -15,7 +15,7 @@ from headkit.adapters.errors import DataError
 
 from .dataset import Skipped, Splits, UnusedSplit
 from .folder import describe_class, open_folder
-from .listing import folder_names, list_folder, merge_skipped
+from .listing import find_tables, folder_names, list_folder, merge_skipped
 from .options import ClassFrom
 from .splits import SplitName, group_splits, split_of
 
@@ -53,9 +53,11 @@ def find_split_folders(root: Path) -> dict[SplitName, list[Path]]:
     if not folder_names(str(train)):
         if others or len(group) == 1:
             return {}
+        tables = find_tables(train) or find_tables(root)
+        hint = f"; pass {tables[0]} if it has the labels" if tables else ""
         raise DataError(
             f"{train} has no class folders: expected one folder per class in the folder of each "
-            "split, or a CSV file with the columns path,label"
+            f"split, or a CSV file with the columns path,label{hint}"
         )
     return {split: [root / name for name in found] for split, found in group.items()}
 

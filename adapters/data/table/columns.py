@@ -103,17 +103,19 @@ def _choose_path(table: Table, wanted: str | None) -> int:
     if "path" in table.header:
         return table.header.index("path")
     named = [i for i, name in enumerate(table.header) if is_path_name(name)]
-    if not named and len(table.header) > 1:
+    if not named and len(table.header) > 1 and not any(map(is_image, table.header)):
         sample = table.rows[:_SAMPLE]
         named = [
             i
             for i in range(len(table.header))
             if sample and all(is_image(row.cells[i]) for row in sample)
         ]
-        if named and is_image(table.header[named[0]]):  # there is no header line
-            named = []
     if len(named) == 1:
         return named[0]
+    if any(map(is_image, table.header)):
+        raise DataError(
+            f"{_describe(table)}, expected path,label: the first line must name the columns"
+        )
     what = "no column" if not named else f"{len(named)} columns"
     raise DataError(
         f"{_describe(table)}, expected path,label: {what} can be the paths of the images; name the "

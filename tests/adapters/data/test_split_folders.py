@@ -127,6 +127,11 @@ def test_splits_without_class_folders_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path, "train/1.jpg", "test/2.jpg")
     with pytest.raises(DataError, match="train has no class folders: expected one folder per"):
         open_data(tmp_path)
+    table = tmp_path / "train" / "_classes.csv"  # Roboflow
+    table.write_text("filename, cat, dog\n1.jpg, 1, 1\n")
+    with pytest.raises(DataError, match=r"path,label; pass .*train/_classes.csv if it has the lab"):
+        open_data(tmp_path)
+    assert open_train(table).task == "multilabel"
 
 
 @pytest.mark.parametrize("class_from", [None, "top"])

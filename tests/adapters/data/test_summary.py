@@ -1,4 +1,5 @@
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,7 @@ def test_text_of_a_summary_fits_on_one_screen(tmp_path: Path) -> None:
     assert "skipped: 29 more, for 29 other reasons (--json shows all)" in text
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not allow such names")
 def test_names_cannot_write_on_the_screen(tmp_path: Path) -> None:
     write_images(tmp_path, "a\nb\x1b[31m/1.jpg", "c/1.jpg", "c/d\r.heic")
     text = str(headkit.describe_data(tmp_path))
