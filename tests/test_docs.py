@@ -27,7 +27,7 @@ DOCUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", [*DOCUMENTS, "docs/data.md"])
 def test_python_blocks_run_in_order(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +187,7 @@ def test_relative_links_lead_to_files() -> None:
     for name in [
         *DOCUMENTS,
         "docs/benchmarks.md",
+        "docs/data.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "docs/head-file.md",
