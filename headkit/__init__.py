@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from headkit.registry.store.store import HeadStore
 
     from .evaluate import Evaluation, evaluate
+    from .extract import extract
     from .fit import fit
     from .info import info
 
@@ -77,6 +78,7 @@ _NAMES_BY_MODULE = {
     "export.graph.graft": ("graft",),
     "export.predict.predictor": ("Predictor",),
     "evaluate": ("Evaluation", "evaluate"),
+    "extract": ("extract",),
     "fit": ("fit",),
     "info": ("info",),
     "registry.catalogue": ("models",),
@@ -110,6 +112,7 @@ __all__ = [
     "describe_data",
     "evaluate",
     "export",
+    "extract",
     "features",
     "fingerprint",
     "fit",
@@ -125,7 +128,7 @@ __all__ = [
 
 
 class _Face(ModuleType):
-    """The package ``headkit``, whose ``fit``, ``evaluate`` and ``info`` are always the functions.
+    """The package ``headkit``, whose ``extract``, ``fit`` and others are always the functions.
 
     When Python imports the module ``headkit.fit``, it binds the module to the package. Without this
     class, ``headkit.fit`` would be the module or the function, depending on earlier imports.

@@ -390,5 +390,10 @@ def _samples(dataset: ImageDataset) -> Iterator[tuple[Any, Any]]:
         for index in range(len(dataset.reader)):
             source, target = dataset.reader[index]
             yield source, target if dataset.targets is None else dataset.targets[index]
+    elif dataset.features is not None:
+        raise DataError(
+            f"an exported model takes images, but {dataset.name} has features: pass images, or the "
+            "head file in place of the exported model"
+        )
     else:
         yield from dataset.stream

@@ -14,9 +14,10 @@ from typing import Any
 from torch import nn
 
 from headkit.adapters.data.dataset import ImageDataset
-from headkit.adapters.errors import ExportError
+from headkit.adapters.errors import DataError, ExportError
 from headkit.adapters.features.executors.choose import choose_executor
 from headkit.adapters.features.extract import ExtractedFeatures, Progress, count_missing, extract
+from headkit.adapters.features.given import take_features
 from headkit.adapters.features.runtime import Runtime
 from headkit.adapters.features.transform import View
 from headkit.adapters.files import cache_folder
@@ -50,7 +51,18 @@ class Extraction:
     options: Mapping[str, Any]
 
     def __call__(self, source: ImageDataset, view: View | None = None) -> ExtractedFeatures:
-        """Extract the features of a data set, see ``features.extract``."""
+        """Extract the features of a data set, see ``features.extract``.
+
+        Features of the user's own are returned as they are.
+
+        Raises:
+            DataError: See ``features.extract`` and ``take_features``; or a random crop is asked of
+                features.
+        """
+        if source.features is not None:
+            if view is not None and view.number:
+                raise DataError(f"views need images, but {source.name} has features: pass images")
+            return take_features(self.model, source)
         try:
             return extract(self.model, source, self.runtime, self.root, view=view, **self.options)
         except ExportError as error:
@@ -61,6 +73,14 @@ class Extraction:
             self.runtime = choose_runtime("torch", "fp32", self.model, threads)
             self.fall_back = False
             return self(source, view)
+
+
+def check_sizes(batch_size: int, workers: int | None) -> None:
+    """Raise ``ValueError`` unless the batch size and the number of workers are in their range."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers is {workers}, expected 0 or more")
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from headkit.adapters.heads.kinds import KINDS, Kind
 from headkit.adapters.heads.summary import remarks, store_few_images, store_skipped
 from headkit.adapters.heads.tasks import TaskName, get_task
 
-from .extraction import open_extraction
+from .extraction import check_sizes, open_extraction
 
 logger = logging.getLogger("headkit")
 
@@ -41,9 +41,9 @@ IN_SUMMARY = "in_summary"
 
 def fit(
     backbone: str | nn.Module,
-    data: str | Path,
+    data: Any,
     *,
-    val: str | Path | None = None,
+    val: Any = None,
     task: TaskName | None = None,
     class_from: ClassFrom | None = None,
     path_column: str | None = None,
@@ -77,8 +77,14 @@ def fit(
 
     Args:
         backbone: A timm entry point, or a timm model.
-        data: Training images, see ``open_data``.
-        val: Validation images, see ``open_data``. Default: the validation split of ``data``, or
+        data: Training images with their labels: a folder with one folder per class, a CSV file with
+            the columns ``path`` and ``label``, or a name that timm's readers know. Or data in
+            memory: ``(X, y)``, where X are pixels (uint8 ``[N, height, width, 3]`` or ``[N, height,
+            width]``), a list of images or paths, or features (float ``[N, num_features]``); a list
+            of pairs (image or path, label); a torch ``Dataset`` of such pairs; a
+            ``datasets.Dataset``; a DataFrame with the columns of a CSV file; or the result of
+            ``extract``. See ``open_data``.
+        val: Validation images, in any of these forms. Default: the validation split of ``data``, or
             else ``holdout`` of each class.
         task: ``multiclass``, ``multilabel`` or ``regression``. Default: the task of the data.
         class_from: Folder that names the class, ``top`` or ``parent``, see ``ReadOptions``.
@@ -229,8 +235,6 @@ def _check(
             raise ValueError(f"l2 is {strength}, expected a positive number")
     if kind is not None and kind not in KINDS:
         raise ContractError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
-    for name, value in (("views", views), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, expected at least 1")
-    if workers is not None and workers < 0:
-        raise ValueError(f"workers is {workers}, expected 0 or more")
+    if views < 1:
+        raise ValueError(f"views is {views}, expected at least 1")
+    check_sizes(batch_size, workers)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headkit.adapters.errors import DataError
 from headkit.adapters.heads.tasks import TaskName
@@ -37,7 +38,7 @@ class Skipped:
 class ImageDataset:
     """One split of a data set: where its images are, and the target of each image.
 
-    Exactly one of ``paths``, ``reader`` and ``stream`` is set.
+    Exactly one of ``paths``, ``reader``, ``stream`` and ``features`` is set.
 
     Attributes:
         name: The name that messages use.
@@ -45,11 +46,14 @@ class ImageDataset:
         label_names: One name per output; empty for a reader that has no names.
         paths: Paths of the image files, as the caller wrote them: absolute, or relative to the
             working folder.
-        targets: Set together with ``paths``. multiclass: int64 ``[N]``, indices into
-            ``label_names``. multilabel: float32 ``[N, outputs]`` of 0 and 1. regression: float32
-            ``[N, outputs]`` of numbers.
-        reader: timm's reader with random access: ``reader[i]`` is a file or image and its target.
+        targets: Set together with ``paths``, ``features``, or a ``reader`` of images in memory.
+            multiclass: int64 ``[N]``, indices into ``label_names``. multilabel: float32 ``[N,
+            outputs]`` of 0 and 1. regression: float32 ``[N, outputs]`` of numbers.
+        reader: Random access to images, such as timm's reader or ``MemoryImages``: ``reader[i]`` is
+            whatever ``open_image`` takes, and its target.
         stream: timm's iterable data set of images and targets, for data without random access.
+        features: Features that the user has computed, in place of images: those of all branches
+            side by side, float32 ``[N, num_features]``.
         skipped: The files and folders that are not read, one entry per reason.
         warnings: What a user should know about how the data were read.
     """
@@ -61,6 +65,7 @@ class ImageDataset:
     targets: Targets | None = None
     reader: Any = None
     stream: Any = None
+    features: NDArray[np.float32] | None = None
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -111,6 +116,8 @@ def count(dataset: ImageDataset) -> int | None:
         return len(dataset.paths)
     if dataset.reader is not None:
         return len(dataset.reader)
+    if dataset.features is not None:
+        return len(dataset.features)
     return len(dataset.stream) or None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .dataset import ImageDataset, UnknownClasses, no_data_error, shorten_list
 from .folder import open_folder
+from .memory.open import is_in_memory, open_with_labels, split_mapping
+from .memory.table import has_columns, table_of_frame
 from .options import ReadOptions
 from .readers import reader_prefix
 from .split_folders import find_split_folders
@@ -69,6 +72,8 @@ def open_evaluation(
 
 def _open(data: Any, outputs: HeadOutputs, split: str | None, options: ReadOptions) -> ImageDataset:
     names = outputs.label_names
+    if is_in_memory(data):
+        return _open_in_memory(data, outputs, split, options)
     if reader_prefix(data):
         from .timm_readers import open_reader
 
@@ -93,6 +98,24 @@ def _open(data: Any, outputs: HeadOutputs, split: str | None, options: ReadOptio
     return open_folder(folders[chosen][0], names, options.class_from)
 
 
+def _open_in_memory(
+    data: Any, outputs: HeadOutputs, split: str | None, options: ReadOptions
+) -> ImageDataset:
+    name = f"the {type(data).__name__}"
+    if isinstance(data, Mapping):
+        by_split = split_mapping(data)
+        chosen = _choose_split(name, by_split, split)
+        if chosen is None:
+            raise DataError(f"{name} has no split called train, val or test: pass one of its parts")
+        return open_with_labels(by_split[chosen], outputs.task, outputs.label_names, options)
+    if has_columns(data):
+        table = table_of_frame(data)
+        chosen = _choose_split(name, _splits_of(table, outputs, options), split)
+        return open_rows(table, chosen, outputs.label_names, outputs.task, options)
+    _choose_split(name, (), split)
+    return open_with_labels(data, outputs.task, outputs.label_names, options)
+
+
 def _splits_of(table: Table, outputs: HeadOutputs, options: ReadOptions) -> set[SplitName]:
     columns = choose_columns(table, get_task(outputs.task), options)
     if columns.split is None:
@@ -100,7 +123,7 @@ def _splits_of(table: Table, outputs: HeadOutputs, options: ReadOptions) -> set[
     return {columns.split(row.cells) for row in table.rows}
 
 
-def _choose_split(root: Path, present: Any, split: str | None) -> SplitName | None:
+def _choose_split(root: Path | str, present: Any, split: str | None) -> SplitName | None:
     """Return the split to measure on, or None if the data have no splits."""
     wanted = None if split is None else split_of(split)
     if split is not None and wanted is None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from headkit.adapters.errors import DataError
 from headkit.adapters.heads.tasks import TaskName, get_task
@@ -23,6 +24,7 @@ from .dataset import (
 from .folder import describe_class, open_folder
 from .holdout import holdout
 from .listing import OTHER_FORMAT, merge_skipped, suffix_of
+from .memory.open import has_columns, is_in_memory, open_memory, open_memory_validation
 from .options import ClassFrom, ReadOptions
 from .readers import reader_prefix
 from .split_folders import find_split_folders, open_split_folders
@@ -37,8 +39,8 @@ _EXPECTED = "a folder with one folder per class, or a .csv file"
 
 
 def open_data(
-    data: str | Path,
-    val: str | Path | None = None,
+    data: Any,
+    val: Any = None,
     *,
     task: TaskName | None = None,
     class_from: ClassFrom | None = None,
@@ -56,10 +58,10 @@ def open_data(
             split, such as ``train``, ``valid`` and ``test``, see ``split_folders``; a table in a
             file with the columns ``path,label``, see ``open_table``; or a name that timm's readers
             know: ``hfds/NAME``, ``wds/FOLDER``, … and ``@SPLIT`` after it for another split than
-            ``train``, see ``open_reader``.
+            ``train``, see ``open_reader``; or data in memory, see ``open_memory``.
         val: The validation data, in any of these forms. ``data`` must have each of its classes.
-        task: The kind of targets. Only a CSV can hold ``multilabel`` and ``regression``. If None,
-            ``data`` determines the task.
+        task: The kind of targets. Only a table or data in memory can hold ``multilabel`` and
+            ``regression``. If None, ``data`` determines the task.
         class_from: The folder that names the class, ``top`` or ``parent``, see ``ReadOptions``.
         path_column: Name of a table's column of image paths, see ``ReadOptions``.
         label_column: Name of a table's column of labels, or several, see ``ReadOptions``.
@@ -82,9 +84,7 @@ def open_data(
     return replace(splits.train, skipped=merge_skipped(*parts)), splits.val
 
 
-def open_splits(
-    data: str | Path, val: str | Path | None, task: TaskName | None, options: ReadOptions
-) -> Splits:
+def open_splits(data: Any, val: Any, task: TaskName | None, options: ReadOptions) -> Splits:
     """Open all splits of the data without a word to the user, see ``open_data``."""
     if task is not None:
         get_task(task)
@@ -139,19 +139,32 @@ def _skip(unused: UnusedSplit) -> Skipped:
     return Skipped(f"in the split {unused.split}", len(unused.paths), unused.paths[:3])
 
 
-def _check_options(data: str | Path, val: str | Path | None, options: ReadOptions) -> None:
+def _check_options(data: Any, val: Any, options: ReadOptions) -> None:
     both = [one for one in (data, val) if one is not None]
-    plain = [Path(one) for one in both if not reader_prefix(one)]
+    in_memory = [one for one in both if is_in_memory(one)]
+    plain = [Path(one) for one in both if not is_in_memory(one) and not reader_prefix(one)]
+    if in_memory:  # labels in memory may be text with a separator, too
+        options = replace(options, label_separator=None)
     options.check_used(
         folder=any(one.is_dir() for one in plain),
-        table=any(one.is_file() for one in plain),
-        where=" and ".join(map(str, both)),
+        table=any(one.is_file() for one in plain) or any(map(has_columns, in_memory)),
+        where=" and ".join(map(_show, both)),
     )
 
 
-def _open_train(
-    data: str | Path, val: str | Path | None, task: TaskName | None, options: ReadOptions
-) -> Splits:
+def _show(data: Any) -> str:
+    return f"a {type(data).__name__}" if is_in_memory(data) else str(data)
+
+
+def _open_train(data: Any, val: Any, task: TaskName | None, options: ReadOptions) -> Splits:
+    if is_in_memory(data):
+        splits = open_memory(data, task, options)
+        if splits.val is not None and val is not None:
+            raise DataError(
+                f"{splits.train.name} has its own validation split, {splits.val.name}, but val is "
+                "given, too: omit val, or pass the training split alone"
+            )
+        return splits
     if reader_prefix(data):
         from .timm_readers import open_reader
 
@@ -162,8 +175,8 @@ def _open_train(
         splits = open_table(read_table(root, options.path_column), task, options)
         if splits.val is not None and val is not None:
             raise DataError(
-                f"{data} has its own validation lines, but val is {val}: omit val (--val) or "
-                "remove those lines"
+                f"{data} has its own validation lines, but val is {_show(val)}: omit val (--val) "
+                "or remove those lines"
             )
         return splits
     if not root.is_dir():
@@ -174,17 +187,20 @@ def _open_train(
         train = open_folder(root, class_from=options.class_from)
         return Splits(train, facts=describe_class(options.class_from))
     every = [folder for found in folders.values() for folder in found]
-    wanted = None if val is None or reader_prefix(val) else Path(val)
+    plain = val is not None and not is_in_memory(val) and not reader_prefix(val)
+    wanted = Path(val) if plain else None
     chosen = next((one for one in every if wanted is not None and _is_same(one, wanted)), None)
     if val is not None and chosen is None and "val" in folders:
         raise DataError(
-            f"{data} has its own validation split, {folders['val'][0]}, but val is {val}: omit val "
-            f"(--val), or pass {folders['train'][0]} as the training data"
+            f"{data} has its own validation split, {folders['val'][0]}, but val is {_show(val)}: "
+            f"omit val (--val), or pass {folders['train'][0]} as the training data"
         )
     return open_split_folders(root, folders, chosen, options.class_from)
 
 
-def _open_val(val: str | Path, train: ImageDataset, options: ReadOptions) -> ImageDataset:
+def _open_val(val: Any, train: ImageDataset, options: ReadOptions) -> ImageDataset:
+    if is_in_memory(val):
+        return open_memory_validation(val, train, options)
     root = Path(val)
     if not reader_prefix(val):
         if is_table_file(root):

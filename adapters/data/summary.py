@@ -7,7 +7,6 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from headkit.adapters.display import escape_unprintable
@@ -15,6 +14,7 @@ from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .dataset import ImageDataset, Skipped, Splits, UnusedSplit, count
 from .listing import OTHER_FORMAT, merge_skipped, suffix_of
+from .memory.open import is_in_memory
 from .open import find_warnings, open_splits
 from .options import ClassFrom, ReadOptions
 
@@ -156,8 +156,8 @@ class DataSummary:
 
 
 def describe_data(
-    data: str | Path,
-    val: str | Path | None = None,
+    data: Any,
+    val: Any = None,
     *,
     task: TaskName | None = None,
     class_from: ClassFrom | None = None,
@@ -183,7 +183,7 @@ def describe_data(
     """
     options = ReadOptions(class_from, path_column, label_column, label_separator)
     splits = open_splits(data, val, task, options)
-    return summarize(str(data), splits)
+    return summarize(splits.train.name if is_in_memory(data) else str(data), splits)
 
 
 def summarize(name: str, splits: Splits) -> DataSummary:

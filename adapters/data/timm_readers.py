@@ -118,7 +118,7 @@ def _open_hfds(
 ) -> ImageDataset:
     # timm accepts the name of a missing column and fails at the first image.
     data_set: Any = import_module("datasets").load_dataset(name, split=split)
-    image, label = _find_columns(data_set.features, where)
+    image, label = find_columns(data_set.features, where)
     names = _class_names(data_set.features[label], where)
     values = data_set.unique(label)
     _check_all_labelled(values, len(names), where)
@@ -156,7 +156,7 @@ def _describe_stream(
     create = create_dataset if info and info.num_examples else create_stream_of_unknown_length
     if data_set.features is None:  # the first image would show them
         return (), {}, create
-    image, label = _find_columns(data_set.features, where)
+    image, label = find_columns(data_set.features, where)
     feature = data_set.features[label]
     names = _class_names(feature, where)
     if not names and "int" not in str(getattr(feature, "dtype", "")):
@@ -166,7 +166,16 @@ def _describe_stream(
     return names, {"input_key": image, "target_key": label}, create
 
 
-def _find_columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:
+def find_columns(features: Mapping[str, Any], where: str) -> tuple[str, str]:
+    """Return the columns of images and labels of a Hugging Face data set.
+
+    They are called ``image`` and ``label``, or they are the only ones of the type ``Image`` and
+    ``ClassLabel``.
+
+    Raises:
+        DataError: There are no such columns.
+    """
+
     def column(usual: str, kind: str) -> str | None:
         if usual in features:
             return usual

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.numpy
@@ -58,6 +58,18 @@ class Locations:
     def missing(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """``[N]``, True for each image that the cache lacks."""
         return self.shard < 0
+
+
+class FeatureRows(Protocol):
+    """Something that has features of images, a row for each."""
+
+    def shapes(self, locations: Locations, /) -> list[tuple[int, ...]]:
+        """Return the shape of one image's features in each branch."""
+        ...
+
+    def load(self, locations: Locations, /) -> tuple[Tensor, ...]:
+        """Read features into memory: float32 ``[N, …]`` per branch."""
+        ...
 
 
 class FeatureCache:
@@ -121,6 +133,10 @@ class FeatureCache:
         at = np.minimum(np.searchsorted(known, digests), len(known) - 1)
         present = (known[at] == digests) & (digests != b"")
         return Locations(np.where(present, shard[at], -1), np.where(present, row[at], -1))
+
+    def __contains__(self, digest: object) -> bool:
+        """Return True if the cache has the image with this digest."""
+        return not self.find(np.array([digest], DIGEST)).missing[0]
 
     def is_valid(self, locations: Locations) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Return ``[N]``, True for each decodable image. The cache must have all of them."""
@@ -190,7 +206,7 @@ class CachedRows:
         shape: Number of rows, and number of features in all branches together.
     """
 
-    def __init__(self, parts: Sequence[tuple[FeatureCache, Locations]]) -> None:
+    def __init__(self, parts: Sequence[tuple[FeatureRows, Locations]]) -> None:
         self._parts, orders, before = [], [], 0
         for cache, locations in parts:
             order = np.lexsort((locations.row, locations.shard))

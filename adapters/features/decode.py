@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,8 +86,8 @@ class ImageFiles(Dataset[Sample]):
 
 
 class _ReaderImages(Dataset[Sample]):
-    def __init__(self, reader: Any, transform: Transform) -> None:
-        self.reader, self.transform = reader, transform
+    def __init__(self, reader: Any, transform: Transform, cached: Container[bytes]) -> None:
+        self.reader, self.transform, self.cached = reader, transform, cached
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -93,21 +95,29 @@ class _ReaderImages(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         try:
             image, target = self.reader[index]
-        except OSError:
+        except Exception:
+            # A data set of the user's own may raise errors of any type; the caller counts them.
             return Sample(None, b"", -1)
-        return _sample_from_image(image, target, self.transform)
+        return _sample_from_image(image, target, self.transform, self.cached)
 
 
 def decode_stream(
-    dataset: ImageDataset, transform: Transform, batch_size: int, workers: int
+    dataset: ImageDataset,
+    transform: Transform,
+    batch_size: int,
+    workers: int,
+    cached: Container[bytes] = (),
 ) -> Iterator[Sample]:
-    """Decode the images of a reader or a stream. A reader's images are decoded by the workers."""
+    """Decode the images of a reader or a stream. A reader's images are decoded by the workers.
+
+    An image whose digest is in ``cached`` is not transformed: its sample has no pixels.
+    """
     if dataset.reader is None:
         for image, target in dataset.stream:
-            yield _sample_from_image(image, target, transform)
+            yield _sample_from_image(image, target, transform, cached)
         return
     loader: DataLoader[Any] = DataLoader(
-        _ReaderImages(dataset.reader, transform),
+        _ReaderImages(dataset.reader, transform, cached),
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=list,
@@ -117,13 +127,26 @@ def decode_stream(
         yield from samples
 
 
-def _sample_from_image(file: Any, target: Any, transform: Transform) -> Sample:
-    """Decode an image that has no path. Its digest is of its pixels before they are resized."""
+def _sample_from_image(
+    source: Any, target: Any, transform: Transform, cached: Container[bytes]
+) -> Sample:
+    """Decode an image that a reader or a stream gives.
+
+    The digest of a path or of encoded bytes is that of ``ImageFiles``; otherwise it is of the
+    image's pixels before they are resized.
+    """
+    image: bytes | Image.Image
     try:
-        image = transform.read(file)
+        if isinstance(source, str | os.PathLike | bytes):
+            image = source if isinstance(source, bytes) else read_image_file(Path(source))
+            digest = hash_content(image)
+        else:
+            image = transform.read(source)
+            digest = hash_content(f"{image.width}x{image.height}".encode() + image.tobytes())
     except Exception:
         return Sample(None, b"", target)
-    digest = hash_content(f"{image.width}x{image.height}".encode() + image.tobytes())
+    if digest in cached:
+        return Sample(None, digest, target)
     return Sample(_decode(image, transform, digest), digest, target)
 
 

@@ -16,12 +16,12 @@ from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.compat import model_arguments
 from headkit.adapters.data.dataset import ImageDataset, count
-from headkit.adapters.errors import DataError
+from headkit.adapters.errors import DataError, first_line
 from headkit.adapters.images import UnreadableImage
 from headkit.adapters.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 
-from .cache import FeatureCache, Locations
-from .decode import Batch, Sample, collate, decode_stream, stack_digests
+from .cache import FeatureCache, FeatureRows, Locations
+from .decode import Batch, Sample, collate, decode_stream
 from .executors.job import Executor, ExtractionJob, write_shards
 from .executors.local import extract_locally
 from .file_hashes import DIGEST, Digests, hash_files
@@ -44,7 +44,7 @@ class ExtractedFeatures:
     """The features of a data set's readable images, ``N`` of them, in the data set's order.
 
     Attributes:
-        cache: Cache that has the features.
+        cache: What has the features: a cache, or arrays of the user's own.
         locations: Where in the cache they are, ``[N]``.
         targets: ``[N]`` or ``[N, num_outputs]``, see ``ImageDataset``.
         names: Names of the images for messages.
@@ -52,7 +52,7 @@ class ExtractedFeatures:
         unreadable: Names of the images that cannot be read; the first ones have the reason.
     """
 
-    cache: FeatureCache
+    cache: FeatureRows
     locations: Locations
     targets: np.ndarray[Any, Any]
     names: Sequence[str]
@@ -172,13 +172,14 @@ def _extract_stream(
 
     def batch_missing() -> Iterator[Batch]:
         waiting: list[Sample] = []
-        for sample in decode_stream(dataset, job.transform, job.batch_size, job.workers):
+        samples = decode_stream(
+            dataset, job.transform, job.batch_size, job.workers, cached=job.cache
+        )
+        for sample in samples:
             digests.append(sample.digest)
             targets.append(sample.target)
             report(dataset.name, len(digests), total)
-            known = (
-                sample.digest in scheduled or not job.cache.find(stack_digests([sample])).missing
-            )
+            known = sample.digest in scheduled or sample.digest in job.cache
             if not sample.digest or known:
                 continue
             scheduled.add(sample.digest)
@@ -192,7 +193,8 @@ def _extract_stream(
     report(dataset.name, 0, total)
     write_shards(job, batch_missing(), lambda _: None)
     names = [f"image {number}" for number in range(len(digests))]
-    return names, np.array(digests, DIGEST), np.array(targets)
+    known_targets = np.array(targets) if dataset.targets is None else dataset.targets
+    return names, np.array(digests, DIGEST), known_targets
 
 
 def _check_unreadable(
@@ -209,7 +211,7 @@ def _check_unreadable(
     if not len(numbers):
         return ()
     unreadable = tuple(
-        _add_reason(names[number], transform) if dataset.paths and rank < _LISTED else names[number]
+        _add_reason(dataset, number, names[number], transform) if rank < _LISTED else names[number]
         for rank, number in enumerate(numbers.tolist())
     )
     examples = "; ".join(unreadable[:_LISTED]) + ("; …" if len(numbers) > _LISTED else "")
@@ -224,14 +226,17 @@ def _check_unreadable(
     return unreadable
 
 
-def _add_reason(path: str, transform: Transform) -> str:
+def _add_reason(dataset: ImageDataset, number: int, name: str, transform: Transform) -> str:
+    if dataset.stream is not None:
+        return name
     try:
-        transform.read(path)
+        transform.read(name if dataset.paths is not None else dataset.reader[number][0])
     except UnreadableImage as error:
-        return f"{path} ({error.reason})"
-    except DataError as error:
-        return f"{path} ({error})"
-    return path
+        return f"{name} ({error.reason})"
+    except Exception as error:
+        # A data set of the user's own may raise errors of any type.
+        return f"{name} ({first_line(error)})"
+    return name
 
 
 @dataclass(frozen=True)
@@ -270,7 +275,7 @@ def count_missing(
         for data, _ in requests
         if data.paths is not None
     }
-    unhashed = [count(data) for data, _ in requests if data.paths is None]
+    unhashed = [count(data) for data, _ in requests if data.paths is None and data.features is None]
     other = None if None in unhashed else sum(n or 0 for n in unhashed)
     key = _model_key(model)
     counted = []

@@ -17,7 +17,7 @@ import headkit
 from headkit.adapters.backbone.preprocessing import preprocessing
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.folder import open_folder
-from headkit.adapters.features.cache import CachedRows
+from headkit.adapters.features.cache import CachedRows, FeatureCache
 from headkit.adapters.features.extract import ExtractedFeatures, extract
 from headkit.adapters.features.runtime import Branches, Pixels, Run
 from headkit.adapters.features.transform import Transform, View
@@ -142,6 +142,7 @@ def test_damaged_shard_is_computed_again(
 ) -> None:
     model = random_backbone()
     first = _extract(model, many, tmp_path, runtime=counting)
+    assert isinstance(first.cache, FeatureCache)
     shards = sorted(first.cache.folder.glob("shard-*"))
     assert len(shards) == 2  # 64 images and 26
     shards[0].write_bytes(shards[0].read_bytes()[:1000])

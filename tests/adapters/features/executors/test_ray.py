@@ -7,6 +7,7 @@ import torch
 
 import headkit
 from headkit.adapters.data.folder import open_folder
+from headkit.adapters.features.cache import FeatureCache
 from headkit.adapters.features.executors.local import extract_locally
 from headkit.adapters.features.extract import extract
 from headkit.export.runtimes.torch import TorchRuntime
@@ -51,9 +52,11 @@ def test_ray_writes_the_same_cache(shapes: Path, tmp_path: Path) -> None:
         )
         for name, executor in (("ray", extract_with_ray), ("local", extract_locally))
     )
+    assert isinstance(with_ray.cache, FeatureCache)
+    assert isinstance(local.cache, FeatureCache)
     names = [
-        sorted(path.name for path in extracted.cache.folder.glob("shard-*"))
-        for extracted in (with_ray, local)
+        sorted(path.name for path in cache.folder.glob("shard-*"))
+        for cache in (with_ray.cache, local.cache)
     ]
     assert names[0] == names[1]
     branches = (extracted.cache.load(extracted.locations) for extracted in (with_ray, local))

@@ -1,0 +1,42 @@
+"""Features with their targets as arrays: what ``extract`` returns, and what ``fit`` also takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headkit.adapters.heads.tasks import DEFAULT, TaskName
+
+from .dataset import Targets
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The features of ``N`` images, in the order of the data set.
+
+    Attributes:
+        x: Features of all branches side by side, float32 ``[N, num_features]``.
+        y: Targets. multiclass: int64 ``[N]``, indices into ``label_names``. multilabel: float32
+            ``[N, outputs]`` of 0 and 1. regression: float32 ``[N, outputs]``.
+        names: Paths of the images, or ``image 0``, ``image 1``, …; text ``[N]``.
+        label_names: One name per output; empty if the data have no names.
+        task: The kind of targets.
+        name: Name of the data set, for messages.
+        unreadable: Names of the images that are left out because they cannot be read.
+        val: Features of the validation images, if the data have some of their own.
+    """
+
+    x: NDArray[np.float32]
+    y: Targets
+    names: NDArray[Any]
+    label_names: tuple[str, ...]
+    task: TaskName = DEFAULT
+    name: str = "the features"
+    unreadable: tuple[str, ...] = ()
+    val: Features | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
