@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,8 @@ def fit(
     weighing = check_class_weights(class_weights, train_source)
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights, remap=remap, **timm_kwargs)
+    else:
+        _refuse_load_options({"weights": weights, "remap": remap or None, **timm_kwargs})
     plan = plan_classifier(backbone, kind)
     sources = [train_source] if val_source is None else [train_source, val_source]
     requests = [(source, View()) for source in sources]
@@ -238,3 +240,12 @@ def _check(
     if views < 1:
         raise ValueError(f"views is {views}, expected at least 1")
     check_sizes(batch_size, workers)
+
+
+def _refuse_load_options(options: Mapping[str, Any]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} cannot be used for a backbone that is already a model: pass the "
+            "name of the architecture, or load_backbone(ARCHITECTURE, …) with these arguments"
+        )

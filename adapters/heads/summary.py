@@ -142,6 +142,23 @@ def remarks(metrics: Mapping[str, Any], names: Sequence[str], task: TaskName) ->
     return [*found, *_remark_on_skipped(metrics)]
 
 
+def describe(metrics: Mapping[str, Any], names: Sequence[str], task: TaskName) -> dict[str, Any]:
+    """Return what a user must know as JSON values: ``weak_classes``, ``few_images``, ``notes``.
+
+    Args:
+        metrics: See ``remarks``.
+        names: See ``remarks``.
+        task: See ``remarks``.
+    """
+    weak = find_weak_classes(metrics.get("recall"), names)
+    few = find_few_images(metrics, names)
+    return {
+        "weak_classes": [{"label": name, "recall": recall} for name, recall in weak],
+        "few_images": [{"label": name, "images": n} for name, n in few],
+        "notes": [remark.text for remark in remarks(metrics, names, task)],
+    }
+
+
 def format_validation(metrics: Mapping[str, Any]) -> str:
     """Say which images measured the head; empty for a head that does not say."""
     images = _number(metrics.get("num_val"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import numpy as np
 from headkit.adapters.backbone.load import check_architecture, load_backbone
 from headkit.adapters.errors import ContractError, DataError, HeadkitError, OutputError, first_line
 from headkit.adapters.files import write_atomically
-from headkit.adapters.heads.head import Head
+from headkit.adapters.heads.head import PER_CLASS, Head
+from headkit.adapters.heads.summary import describe
 from headkit.adapters.heads.tasks import DEFAULT, get_task
 from headkit.benchmarks.bench.machine import machine
 from headkit.benchmarks.bench.plots import check_plots
@@ -30,12 +33,15 @@ from .plot import draw
 logger = logging.getLogger("headkit")
 
 ROUNDS, CALLS, WARMUP = 3, 10, 3
+ROW_FORMAT = 2
+"""Version of the rows in ``compare.json``; a row of another version is computed again."""
+_FIT_KEYWORDS = frozenset(signature(fit).parameters)
 
 Progress = Callable[[str, int, int | None], None]
 
 
 def compare(
-    data: str | Path,
+    data: Any,
     backbones: Sequence[str] | Mapping[str, str | Path | None],
     out: str | Path,
     *,
@@ -60,21 +66,30 @@ def compare(
         threads: Threads of ONNX Runtime. Default: one per core.
         progress: Called after each backbone with ``"backbones"``, the number of backbones done, and
             their total.
-        **fit_options: See ``fit``; the same for all backbones.
+        **fit_options: Any keyword arguments of ``fit`` and of ``load_backbone``, the same for all
+            backbones. ``report`` receives a folder for each backbone. ``weights`` belongs to one
+            backbone, see ``backbones``.
 
     Returns:
         The content of ``compare.json``: ``machine``, ``task``, ``score`` (the name of the metric)
         and ``rows``, the best score first. A row has ``name``, ``score``, ``metrics``,
         ``latency_ms``, ``parameters`` (of the backbone), ``head_bytes``, ``onnx_bytes``,
-        ``fit_seconds`` and ``pareto``, which is True if no other backbone is both faster and
-        better. The row of a backbone that failed has an ``error`` instead.
+        ``fit_seconds``, what a user must know (``weak_classes``, ``few_images``, ``notes``), and
+        ``pareto``, which is True if no other backbone is both faster and better. The row of a
+        backbone that failed has the whole message as ``error`` instead.
 
     Raises:
         UnknownArchitecture: timm does not have one of the architectures; nothing was fitted.
         DataError: A glob matches nothing, or the data cannot be read.
         OutputError: ``out`` cannot be written.
         DependencyMissing: matplotlib is not installed.
+        ValueError: An argument is out of its range.
     """
+    if "weights" in fit_options:
+        raise ValueError(
+            "weights belongs to one backbone: pass backbones={ARCHITECTURE: FILE}, or "
+            "--backbones ARCHITECTURE=FILE"
+        )
     check_plots()
     weights_by_name = _expand_names(backbones)
     out = Path(out)
@@ -84,7 +99,7 @@ def compare(
     except OSError as error:
         raise OutputError(f"cannot create the folder {out}: {error.strerror}") from error
     report = progress or (lambda *_: None)
-    options = {"data": str(Path(data).absolute() if Path(data).exists() else data), **fit_options}
+    options = {"rows": ROW_FORMAT, "data": _identify(data), **fit_options}
     settings = json.dumps(options, sort_keys=True, default=str)
     record = out / "compare.json"
     rows = {row["name"]: row for row in _read(record) if row.get("settings") == settings}
@@ -116,6 +131,13 @@ def compare(
     return result
 
 
+def _identify(data: Any) -> str:
+    """Return text that is the same for the same data. Data in memory are never the same again."""
+    if not isinstance(data, str | Path):
+        return secrets.token_hex()
+    return str(Path(data).absolute() if Path(data).exists() else data)
+
+
 def _expand_names(
     backbones: Sequence[str] | Mapping[str, str | Path | None],
 ) -> dict[str, str | Path | None]:
@@ -138,11 +160,15 @@ def _expand_names(
 
 
 def _fit_and_export(
-    name: str, weights: str | Path | None, data: str | Path, out: Path, options: Mapping[str, Any]
+    name: str, weights: str | Path | None, data: Any, out: Path, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     started = time.perf_counter()
+    load = {k: v for k, v in options.items() if k == "remap" or k not in _FIT_KEYWORDS}
+    options = {k: v for k, v in options.items() if k not in load}
+    if options.get("report") is not None:
+        options["report"] = Path(options["report"]) / name
     try:
-        backbone = load_backbone(name, weights)
+        backbone = load_backbone(name, weights, **load)
         head = fit(backbone, data, **options)
         seconds = time.perf_counter() - started
         path = head.save(out / "heads" / f"{name}.safetensors")
@@ -150,15 +176,16 @@ def _fit_and_export(
     except DataError:
         raise  # the data are the same for every backbone
     except HeadkitError as error:
-        logger.warning("skipped the backbone %s: %s", name, first_line(error))
-        return {"name": name, "error": first_line(error)}
+        logger.warning("skipped the backbone %s: %s", name, error)
+        return {"name": name, "error": str(error)}
     finally:
         gc.collect()
     return {
         "name": name,
         "task": head.task,
         "score": head.metrics.get(get_task(head.task).score, float("nan")),
-        "metrics": {k: v for k, v in head.metrics.items() if not isinstance(v, list)},
+        "metrics": {k: v for k, v in head.metrics.items() if k != PER_CLASS},
+        **describe(head.metrics, head.label_names or (), head.task),
         "parameters": head.backbone.parameters,
         "head_bytes": path.stat().st_size,
         "onnx_bytes": exported.num_bytes,

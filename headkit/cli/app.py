@@ -12,6 +12,9 @@ from . import (
     bench as cli_bench,
 )
 from . import (
+    compare as cli_compare,
+)
+from . import (
     data as cli_data,
 )
 from . import (
@@ -72,7 +75,7 @@ for _command in (
     cli_data.data,
     cli_fit.fit,
     cli_evaluate.evaluate,
-    cli_fit.compare,
+    cli_compare.compare,
     cli_onnx.export,
     cli_onnx.graft,
     cli_onnx.predict,

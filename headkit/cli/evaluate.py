@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .fit import (
+from .options import (
     BatchSize,
     Cache,
     ClassFrom,

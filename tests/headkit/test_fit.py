@@ -386,3 +386,11 @@ def test_options_are_checked_before_extraction(
     monkeypatch.setattr("headkit.extraction.extract", lambda *_, **__: pytest.fail("extracted"))
     with pytest.raises(ValueError, match=message):
         headkit.fit(random_backbone(), shapes, **options)
+
+
+def test_arguments_that_load_a_backbone_are_refused_for_a_model(
+    shapes: Path, small_weights: Path
+) -> None:
+    for options in ({"weights": small_weights}, {"remap": True}, {"pretrained": False}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} cannot be used .* a model"):
+            headkit.fit(random_backbone(), shapes, workers=0, **options)

@@ -1,15 +1,21 @@
+import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import typer
 from PIL import Image
 from safetensors.torch import save_file
 
 import headkit
 from headkit.benchmarks.compare import compare as module
+from headkit.cli.app import app
 from tests.backbones import random_backbone
+from tests.images import write_shapes
 
 Weights = dict[str, str | Path | None]
 
@@ -99,6 +105,92 @@ def test_backbone_that_fails_is_a_row_with_its_error(
     assert "latency_ms" in rows["test_resnet"]
 
 
+def test_message_of_a_failed_backbone_is_whole(
+    run: Any, weights: Weights, shapes: Path, tmp_path: Path
+) -> None:
+    wrong = weights["test_resnet"]
+    with pytest.raises(headkit.HeadkitError) as raised:
+        headkit.load_backbone("test_vit", wrong)
+    message = str(raised.value)
+    result = _compare(shapes, {"test_vit": wrong}, tmp_path / "python")
+    assert result["rows"][0]["error"] == message
+    status, out, err = run(
+        *("compare", "--data", shapes, "--backbones", f"test_vit={wrong}", "--workers", 0),
+        *("--out", tmp_path / "command"),
+    )
+    assert status == 1
+    assert f"test_vit failed: {message}" in out
+    assert message in err
+
+
+def test_tensors_of_every_backbone_are_matched_by_position_with_remap(
+    run: Any, shapes: Path, tmp_path: Path
+) -> None:
+    state = random_backbone().state_dict()
+    torch.save({f"net.{n}": tensor for n, tensor in enumerate(state.values())}, tmp_path / "w.pth")
+    status, _, err = run(
+        *("compare", "--data", shapes, "--backbones", f"test_resnet={tmp_path / 'w.pth'}"),
+        *("--out", tmp_path / "out", "--workers", 0, "--remap", "--json"),
+    )
+    assert status == 0, err
+    head = headkit.Head.load(tmp_path / "out" / "heads" / "test_resnet.safetensors")
+    assert head.backbone.fingerprint == headkit.head_of(random_backbone()).backbone.fingerprint
+
+
+def test_options_of_timm_reach_every_backbone(shapes: Path, tmp_path: Path) -> None:
+    two = ["test_resnet", "test_efficientnet"]
+    result = _compare(shapes, two, tmp_path, pretrained=False, in_chans=3, drop_rate=0.1)
+    assert [row.get("error") for row in result["rows"]] == [None, None]
+    with pytest.raises(ValueError, match=r"pass backbones=\{ARCHITECTURE: FILE\}"):
+        headkit.compare(shapes, two, tmp_path, weights=tmp_path / "w.safetensors")
+
+
+def test_every_keyword_of_fit_is_a_keyword_of_compare(
+    weights: Weights, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only ``weights`` belongs to one backbone."""
+    arrived: dict[str, Any] = {}
+
+    def load(name: str, file: Any, **options: Any) -> Any:
+        arrived.update(options)
+        return random_backbone(name)
+
+    def fit(backbone: Any, data: Any, **options: Any) -> Any:
+        arrived.update(options)
+        raise headkit.ContractError("enough")
+
+    monkeypatch.setattr(module, "load_backbone", load)
+    monkeypatch.setattr(module, "fit", fit)
+    parameters = inspect.signature(headkit.fit).parameters
+    keywords = {name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
+    sent: dict[str, Any] = {name: object() for name in keywords - {"weights", "progress", "report"}}
+    headkit.compare(shapes, ["test_resnet"], tmp_path, report=tmp_path / "report", **sent)
+    assert {**sent, "report": tmp_path / "report" / "test_resnet"} == arrived
+
+
+def test_every_option_of_the_command_fit_is_one_of_compare() -> None:
+    from headkit.cli.options import fit_options
+
+    command: Any = typer.main.get_command(app)
+    own, other = (
+        {option for parameter in command.commands[name].params for option in parameter.opts}
+        for name in ("fit", "compare")
+    )
+    assert own - other == {"--backbone", "--weights"}  # --backbones takes pairs of both
+    assert {"--remap", "--report", "--class-from", "--max-unreadable"} <= other
+    parameters = inspect.signature(headkit.fit).parameters
+    keywords = {name for name, one in parameters.items() if one.kind is one.KEYWORD_ONLY}
+    assert keywords - {"weights", "progress"} == fit_options().keys()
+
+
+def test_reports_of_backbones_are_in_folders_of_their_own(
+    weights: Weights, shapes: Path, tmp_path: Path
+) -> None:
+    one = {"test_resnet": weights["test_resnet"]}
+    _compare(shapes, one, tmp_path / "out", report=tmp_path / "reports")
+    assert (tmp_path / "reports" / "test_resnet" / "report.json").is_file()
+
+
 def test_invalid_comparisons_are_refused_before_any_work(
     run: Any, shapes: Path, tmp_path: Path
 ) -> None:
@@ -124,3 +216,25 @@ def test_command_prints_the_table(run: Any, weights: Weights, shapes: Path, tmp_
     assert status == 0
     assert all(name in out for name in two)
     assert "accuracy" in out
+    assert "95 % interval" in out
+    assert "weak classes" in out
+    # What holds for all heads is said once.
+    assert out.count("note: 3 classes have fewer than 10 training images") == 1
+
+
+def test_weak_classes_of_a_backbone_are_named(
+    run: Any, weights: Weights, shapes: Path, tmp_path: Path
+) -> None:
+    write_shapes(tmp_path / "val", images=4)
+    for label in ("dark", "striped"):
+        shutil.rmtree(tmp_path / "val" / label)
+        shutil.copytree(tmp_path / "val" / "bright", tmp_path / "val" / label)
+    status, out, _ = run(
+        *("compare", "--data", shapes, "--val", tmp_path / "val", "--out", tmp_path / "out"),
+        *("--backbones", f"test_resnet={weights['test_resnet']}", "--workers", 0),
+    )
+    assert status == 0
+    assert "0.1381 to 0.6094" in out
+    assert "2 of 3 classes have a recall below half of the mean (0.33): dark 0.00, striped" in out
+    (row,) = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    assert [one["label"] for one in row["weak_classes"]] == ["dark", "striped"]

@@ -1,0 +1,221 @@
+"""The options of ``fit``, which every command that trains heads takes from here."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .terminal import Json, Remap
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Labeled images: a folder with one subfolder per class, a CSV file with the columns "
+        "path and label, or a data set that timm can read, such as hfds/NAME or wds/FOLDER."
+    ),
+]
+Val = Annotated[
+    str | None,
+    typer.Option(
+        help="Validation images, in any form that --data accepts. Default: the validation split of "
+        "--data if it has one, otherwise a held-out part of --data (see --holdout)."
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="Task: multiclass, multilabel or regression. Default: multilabel if an image in the "
+        "CSV file has several labels, otherwise multiclass."
+    ),
+]
+ClassFrom = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder that names the class of an image: top (directly under --data) or parent (the "
+        "folder that holds the image). Default: top, unless the tree can be read in both ways."
+    ),
+]
+PathColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of image paths in a CSV file. Default: path, file, image and so on."),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="Column of labels in a CSV file, or several columns separated by commas, one per "
+        "class or output. Default: label, class, target and so on."
+    ),
+]
+LabelSeparator = Annotated[
+    str | None,
+    typer.Option(
+        help="Text between the labels of one image in a CSV file. Default: a vertical bar, or with "
+        "--task multilabel also a comma or a semicolon."
+    ),
+]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        help="Kind of head: own (the architecture's classifier), linear, mlp or cosine. Default: "
+        "own or linear, depending on the architecture."
+    ),
+]
+Holdout = Annotated[float, typer.Option(help="Fraction of each class to hold out for validation.")]
+L2 = Annotated[
+    str | None,
+    typer.Option(
+        help="Strength of the L2 penalty for a linear head, or several strengths separated by "
+        "commas: the one with the lowest validation loss is used. Default: search a wide range."
+    ),
+]
+ClassWeights = Annotated[
+    str | None,
+    typer.Option(
+        help="'balanced' (rare classes count more), or LABEL=WEIGHT pairs separated by commas. "
+        "Default: 1 for each class."
+    ),
+]
+Views = Annotated[
+    int,
+    typer.Option(
+        help="Number of crops per training image. The first is the evaluation crop; the others are "
+        "random."
+    ),
+]
+Runtime = Annotated[
+    str, typer.Option(help="Runtime that extracts features: auto, onnxruntime, openvino or torch.")
+]
+Precision = Annotated[str, typer.Option(help="Precision of the backbone: fp32 or bf16.")]
+Executor = Annotated[
+    str, typer.Option(help="Where features are extracted: local (this machine) or ray (a cluster).")
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder for cached features. Default: the user's cache folder."),
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Do not cache features.")]
+Seed = Annotated[
+    int, typer.Option(help="Random seed for the held-out images, the crops and the training.")
+]
+BatchSize = Annotated[int, typer.Option(help="Number of images per forward pass.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Number of processes that decode images. Default: one per core."),
+]
+MaxUnreadable = Annotated[
+    float, typer.Option(help="Maximum fraction of images that may be unreadable.")
+]
+Report = Annotated[
+    Path | None, typer.Option(help="Folder for a confusion matrix and a reliability diagram.")
+]
+Notes = Annotated[str, typer.Option(help="Free text that is stored in the head file.")]
+
+
+def fit_options(
+    val: Val = None,
+    task: Task = None,
+    class_from: ClassFrom = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    label_separator: LabelSeparator = None,
+    kind: Kind = None,
+    remap: Remap = False,
+    holdout: Holdout = 0.2,
+    l2: L2 = None,
+    class_weights: ClassWeights = None,
+    views: Views = 1,
+    runtime: Runtime = "auto",
+    precision: Precision = "fp32",
+    executor: Executor = "local",
+    cache: Cache = None,
+    no_cache: NoCache = False,
+    seed: Seed = 0,
+    batch_size: BatchSize = 16,
+    workers: Workers = None,
+    max_unreadable: MaxUnreadable = 0.05,
+    report: Report = None,
+    notes: Notes = "",
+) -> dict[str, Any]:
+    """Return the keyword arguments of ``headkit.fit`` for the options of a command."""
+    return {
+        "val": val,
+        "task": task,
+        "class_from": class_from,
+        "path_column": path_column,
+        "label_column": label_column,
+        "label_separator": label_separator,
+        "kind": kind,
+        "remap": remap,
+        "holdout": holdout,
+        "l2": _parse_strengths(l2),
+        "class_weights": _parse_weights(class_weights),
+        "views": views,
+        "runtime": runtime,
+        "precision": precision,
+        "executor": executor,
+        "cache": choose_cache(cache, no_cache),
+        "seed": seed,
+        "batch_size": batch_size,
+        "workers": workers,
+        "max_unreadable": max_unreadable,
+        "report": report,
+        "notes": notes,
+    }
+
+
+def takes_fit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of ``fit_options``, before its ``--json``.
+
+    Args:
+        command: A function whose last parameters are ``options``, which gets the result of
+            ``fit_options``, and ``as_json``.
+    """
+    shared = inspect.signature(fit_options, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True).parameters
+    before = [parameter for name, parameter in own.items() if name not in ("options", "as_json")]
+    last = inspect.Parameter("as_json", before[0].kind, default=False, annotation=Json)
+
+    @functools.wraps(command)
+    def run(as_json: bool, **values: Any) -> None:
+        taken = {name: values.pop(name) for name in shared}
+        command(**values, options=fit_options(**taken), as_json=as_json)
+
+    # Typer reads the options from the signature.
+    vars(run)["__signature__"] = inspect.Signature([*before, *shared.values(), last])
+    run.__annotations__ = {one.name: one.annotation for one in (*before, *shared.values(), last)}
+    return run
+
+
+def _parse_strengths(text: str | None) -> float | list[float] | None:
+    if text is None:
+        return None
+    try:
+        strengths = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"l2 is {text!r}, expected a number, or several separated by commas"
+        ) from error
+    return strengths[0] if len(strengths) == 1 else strengths
+
+
+def _parse_weights(text: str | None) -> Any:
+    if text is None or text == "balanced":
+        return text
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    try:
+        return {label: float(weight) for label, _, weight in pairs}
+    except ValueError as error:
+        raise ValueError(
+            f"class-weights is {text!r}, expected 'balanced', or LABEL=WEIGHT pairs separated by "
+            "commas"
+        ) from error
+
+
+def choose_cache(folder: Path | None, no_cache: bool) -> bool | Path:
+    """Return the argument ``cache`` of the functions for the two options."""
+    return False if no_cache else True if folder is None else folder
