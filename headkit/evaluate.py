@@ -345,6 +345,11 @@ def _run_predictor(
     max_unreadable: float,
     progress: Progress | None,
 ) -> _Found:
+    if dataset.features is not None:
+        raise DataError(
+            f"{dataset.name} has features, but an exported model takes images: pass images, or "
+            "the head file"
+        )
     report = progress or (lambda *_: None)
     read = ImageReader.for_model(predictor.info.backbone["pretrained_cfg"], info.pixels)
     total = count(dataset)

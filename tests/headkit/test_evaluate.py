@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas  # type: ignore[import-untyped]
 import pytest
 import torch
 from PIL import Image
@@ -189,6 +190,48 @@ def test_rows_of_the_split_of_a_table_are_measured(
         headkit.evaluate(model, table, split="val")
     table.write_text("\n".join(["path,label", *(row.rpartition(",")[0] for row in rows)]))
     assert headkit.evaluate(model, table).num_images == 24
+
+
+def _memory_forms(root: Path) -> dict[str, Any]:
+    paths = sorted(root.rglob("*.png"))
+    labels = [path.parent.name for path in paths]
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    frame = pandas.DataFrame({"path": list(map(str, paths)), "label": labels})
+    return {
+        "arrays": (pixels, labels),
+        "paths": (list(map(str, paths)), labels),
+        "pairs": list(zip(paths, labels, strict=True)),
+        "frame": frame,
+        "splits": {"train": (pixels[:4], labels[:4]), "test": (pixels, labels)},
+        "rows with a split": frame.assign(split="test"),
+    }
+
+
+@pytest.mark.parametrize("file", ["head.safetensors", "model.onnx"])
+def test_data_in_memory_are_measured_like_the_folder(file: str, trained: Path, mixed: Path) -> None:
+    folder = headkit.evaluate(trained / file, mixed, workers=0)
+    for form, data in _memory_forms(mixed).items():
+        found = headkit.evaluate(trained / file, data, workers=0)
+        assert found.metrics["recall"] == folder.metrics["recall"], form
+        assert found.num_images == 18
+    with pytest.raises(headkit.DataError, match="green"):
+        headkit.evaluate(trained / file, [(mixed / "dark" / "5.png", "green")], workers=0)
+    with pytest.raises(headkit.DataError, match="has no splits, but the split test"):
+        headkit.evaluate(trained / file, _memory_forms(mixed)["pairs"], split="test", workers=0)
+
+
+def test_features_are_measured_by_the_head_and_refused_by_a_model(
+    trained: Path, mixed: Path
+) -> None:
+    found = headkit.extract(random_backbone(), mixed, workers=0)
+    whole = headkit.evaluate(trained / "head.safetensors", mixed, workers=0)
+    by_name = headkit.evaluate(trained / "head.safetensors", found)
+    assert by_name.metrics["accuracy"] == whole.metrics["accuracy"]
+    labels = [found.label_names[y] for y in found.y]
+    plain = headkit.evaluate(trained / "head.safetensors", (found.x, labels))
+    assert plain.metrics["log_loss"] == pytest.approx(whole.metrics["log_loss"], abs=1e-5)
+    with pytest.raises(headkit.DataError, match="an exported model takes images"):
+        headkit.evaluate(trained / "model.onnx", found)
 
 
 @pytest.mark.parametrize("file", ["head.safetensors", "model.onnx"])
