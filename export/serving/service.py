@@ -18,7 +18,7 @@ from headkit.export.graph.metadata import ModelInfo
 from headkit.export.predict.scores import Prediction, compute_scores, select_top
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
-from headkit.registry.store.layout import Version
+from headkit.registry.store.records import Version
 from headkit.registry.store.store import HeadStore
 
 from .batcher import Array, Batcher

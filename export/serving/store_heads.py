@@ -18,7 +18,8 @@ from headkit.adapters.heads.head import Head
 from headkit.export.graph.classifier_graph import is_linear, weight_and_bias
 from headkit.export.graph.heads_in_graph import head_model
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
-from headkit.registry.store.layout import Entry, Version
+from headkit.registry.store.layout import Entry
+from headkit.registry.store.records import Version
 from headkit.registry.store.reference import Reference
 from headkit.registry.store.store import HeadStore
 

@@ -213,10 +213,28 @@ def yank(
 @app.command()
 def verify(store: Store = None, as_json: Json = False) -> None:
     """Check every object in a store. Exit with status 1 if there are problems."""
-    problems = _open_store(store).verify()
-    show({"problems": problems}, as_json, "\n".join(problems) or "no problems found")
+    heads = _open_store(store)
+    problems, unchained = heads.verify(), heads.unchained()
+    lines = [*problems] if problems else ["no problems found"]
+    if unchained:
+        lines.append(
+            f"these versions have no checksum, so nobody can tell whether their records were "
+            f"changed: {', '.join(unchained)}"
+        )
+    show({"problems": problems, "unchained": unchained}, as_json, "\n".join(lines))
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def upgrade(store: Store = None) -> None:
+    """Upgrade a store to version 2: new versions and tags get checksums that `verify` checks.
+
+    Versions of headkit before 0.2 can no longer use the store.
+    """
+    heads = _open_store(store)
+    heads.upgrade()
+    print(f"{heads.url} has version 2")
 
 
 @app.command()
@@ -227,12 +245,20 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List what would be deleted; delete nothing.")
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Accept less than one hour. Nobody may be publishing then."),
+    ] = False,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Delete unused files: heads that no version uses, and leftovers from interrupted publishes."""
+    """Delete unused files: heads that no version uses, and leftovers from interrupted publishes.
+
+    Heads first move to the store's trash. A later run deletes them there.
+    """
     if grace_hours < 0:
         raise ValueError(f"grace-hours is {grace_hours}, expected 0 or more")
-    deleted = _open_store(store).gc(grace_seconds=grace_hours * 3600, dry_run=dry_run)
+    heads = _open_store(store)
+    deleted = heads.gc(grace_seconds=grace_hours * 3600, dry_run=dry_run, force=force)
     word = "would be deleted" if dry_run else "deleted"
     show({"deleted": deleted}, as_json, "\n".join([*deleted, f"{len(deleted)} {word}"]))

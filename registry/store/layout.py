@@ -7,6 +7,10 @@ Objects in a store, under one root:
 - ``heads/NAME/3.json``: record of version 3: its head file, publisher and parent; written once.
 - ``heads/NAME/prod.tag``: the version that a tag points to.
 - ``heads/NAME/3.yanked``: marks version 3 as yanked: ``latest`` skips it.
+- ``trash/ab/abc….safetensors``: a head file that ``gc`` took out of ``blobs`` and later deletes.
+
+In a store of version 2, records and tags carry checksums, and records form a chain, see
+``records``. Stores of version 1 are read and written without them.
 """
 
 from __future__ import annotations
@@ -18,41 +22,14 @@ from typing import Any
 
 from headkit.adapters.heads.head import PER_CLASS, Head
 
+from .reference import is_name, is_version
+
 FORMAT = "headkit-store"
-VERSION = "1"
+VERSIONS = ("1", "2")
+"""Versions of the layout that are read and written. New stores have the last one."""
 STORE = "store.json"
-BLOBS, HEADS = "blobs/", "heads/"
+BLOBS, HEADS, TRASH = "blobs/", "heads/", "trash/"
 SUFFIX, RECORD, TAG, YANKED = ".safetensors", ".json", ".tag", ".yanked"
-
-
-@dataclass(frozen=True)
-class Version:
-    """One published head.
-
-    Attributes:
-        name: Name under which it was published.
-        version: Number of the version, from 1.
-        digest: SHA-256 of the head file, 64 hexadecimal digits.
-        size: Size of the head file in bytes.
-        published: UTC time of publication, ISO 8601.
-        publisher: Who published it.
-        parent: Digest of the head that it replaces or was made from; empty if it has no parent.
-        notes: Free text.
-        head: Metadata of the head file, without label names and recall per class.
-    """
-
-    name: str
-    version: int
-    digest: str
-    size: int
-    published: str
-    publisher: str
-    parent: str
-    notes: str
-    head: Mapping[str, Any]
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.version}"
 
 
 @dataclass(frozen=True)
@@ -83,12 +60,14 @@ class NameListing:
         tags: Names of the tags.
         yanked: Numbers of the yanked versions.
         links: Keys of symbolic links, which a store must not contain.
+        unknown: Keys of other objects, which a store does not contain either.
     """
 
     versions: list[int] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     yanked: list[int] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
     @property
     def latest(self) -> int | None:
@@ -101,15 +80,22 @@ class NameListing:
         suffix = f".{suffix}"
         if is_link:
             self.links.append(key)
-        elif suffix == TAG:
+        elif suffix == TAG and is_name(stem):
             self.tags.append(stem)
-        elif suffix in (RECORD, YANKED) and stem.isdecimal():
+        elif suffix in (RECORD, YANKED) and is_version(stem):
             (self.versions if suffix == RECORD else self.yanked).append(int(stem))
+        else:
+            self.unknown.append(key)
 
 
 def blob_key(digest: str) -> str:
     """Return the key of a head file."""
     return f"{BLOBS}{digest[:2]}/{digest}{SUFFIX}"
+
+
+def trash_key(digest: str) -> str:
+    """Return the key of a head file that ``gc`` took out."""
+    return f"{TRASH}{digest[:2]}/{digest}{SUFFIX}"
 
 
 def record_key(name: str, number: int) -> str:

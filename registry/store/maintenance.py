@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import time
+import hashlib
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 
 from headkit.adapters.errors import RegistryError, StoreError
 
-from .layout import BLOBS, blob_key
+from .layout import BLOBS, SUFFIX, TRASH, blob_key, format_ranges, record_key, trash_key
 from .objects import Objects
+from .records import is_chained
+from .reference import is_digest
 from .storage import TEMPORARY
+
+MIN_GRACE_SECONDS = 3600
+"""Least grace that ``gc`` accepts without force: a slow publisher may need minutes."""
 
 
 def verify(objects: Objects) -> Sequence[str]:
     """Check every object of a store. See ``HeadStore.verify``."""
     objects.check_root()
     problems = []
-    blobs = objects.storage.objects(BLOBS)
-    problems += [f"{one.key} is a symbolic link" for one in blobs if one.is_link]
+    for one in objects.storage.objects(BLOBS):
+        if one.is_link:
+            problems.append(f"{one.key} is a symbolic link")
+        elif one.key != blob_key(_digest_of(one.key)):
+            problems.append(f"{one.key} is not an object of a store")
+    unknown: list[str] = []
+    listings = objects.list_names(unknown)
     checked = set[str]()
-    for name, listing in sorted(objects.list_names().items()):
+    for name, listing in sorted(listings.items()):
+        unknown += listing.unknown
         problems += [f"{key} is a symbolic link" for key in listing.links]
-        numbers = set(range(1, max(listing.versions, default=0) + 1))
-        problems += [f"{name}@{n} is missing" for n in sorted(numbers - set(listing.versions))]
-        for number in sorted(listing.versions):
-            try:
-                version = objects.read_record(name, number)
-                if version.digest not in checked:
-                    checked.add(version.digest)
-                    objects.read_blob(version)
-            except (RegistryError, FileNotFoundError) as error:
-                problems.append(str(error))
+        problems += _check_versions(objects, name, sorted(listing.versions), checked)
+        problems += [
+            f"{name}@{number} is yanked, but missing"
+            for number in sorted(set(listing.yanked) - set(listing.versions))
+        ]
         for tag in sorted(listing.tags):
             try:
                 number = objects.read_tag(name, tag)
@@ -39,43 +46,164 @@ def verify(objects: Objects) -> Sequence[str]:
                     problems.append(f"{name}@{tag} points to version {number}, which is missing")
             except RegistryError as error:
                 problems.append(str(error))
+    return [*problems, *(f"{key} is not an object of a store" for key in sorted(unknown))]
+
+
+def _check_versions(
+    objects: Objects, name: str, numbers: Sequence[int], checked: set[str]
+) -> list[str]:
+    """Check the records of a name, their chain, and the head files that were not checked yet."""
+    problems, before, previous = [], 0, ""
+    for number in numbers:
+        if number != before + 1:
+            missing = range(before + 1, number)
+            text = f"{missing[0]}" if len(missing) == 1 else f"{missing[0]}-{missing[-1]}"
+            problems.append(f"{name}@{text} is missing")
+            previous = ""
+        before = number
+        try:
+            version = objects.read_record(name, number)
+            if previous and version.previous and version.previous != previous:
+                problems.append(
+                    f"{name}@{number - 1} was changed after {name}@{number} was published: the "
+                    "SHA-256 of its record is not the one that the next record names"
+                )
+            if version.digest not in checked:
+                checked.add(version.digest)
+                objects.read_blob(version)
+        except (RegistryError, FileNotFoundError) as error:
+            problems.append(str(error))
+        previous = ""
+        with suppress(RegistryError, FileNotFoundError):
+            previous = hashlib.sha256(objects.storage.read(record_key(name, number))).hexdigest()
     return problems
 
 
-def gc(objects: Objects, *, grace_seconds: float, dry_run: bool) -> Sequence[str]:
-    """Delete objects that are no longer needed. See ``HeadStore.gc``."""
+def list_unchained(objects: Objects) -> list[str]:
+    """Return the versions whose records have no checksum. See ``HeadStore.unchained``."""
     objects.check_root()
-    before = time.time() - grace_seconds
-    old = [one for one in objects.storage.objects(BLOBS) if one.modified <= before]
-    used = _list_used_blobs(objects)
-    unused = [one.key for one in old if one.key not in used]
-    unused += [o.key for o in objects.storage.objects(f"{TEMPORARY}/") if o.modified <= before]
+    unchained = []
+    for name, listing in sorted(objects.list_names().items()):
+        numbers = [
+            number
+            for number in sorted(listing.versions)
+            if not is_chained(objects.storage.read(record_key(name, number)))
+        ]
+        if numbers:
+            unchained.append(f"{name}@{format_ranges(numbers)}")
+    return unchained
+
+
+def gc(objects: Objects, *, grace_seconds: float, dry_run: bool, force: bool) -> Sequence[str]:
+    """Delete objects that are no longer needed. See ``HeadStore.gc``.
+
+    Nothing that a version names is ever lost, whatever the grace, wherever this process is killed,
+    and however many run at once:
+
+    - A head file leaves ``blobs`` only after ``trash`` has a copy. ``read_blob`` takes it back.
+    - A copy leaves ``trash`` only after an hour there, whatever the grace, and only if ``blobs``
+      does not have the head file and no version named it in a listing that began after that was
+      seen. A publisher checks that the head file is there after it has written the record. So the
+      listing has the record, or the publisher writes the head file again.
+    """
+    if grace_seconds < MIN_GRACE_SECONDS and not force and not dry_run:
+        raise RegistryError(
+            f"grace is {grace_seconds:g} s, expected at least {MIN_GRACE_SECONDS} s: somebody may "
+            "be publishing the files; pass force=True (--force) if nobody is"
+        )
+    objects.check_root()
+    storage = objects.storage
+    now = _store_time(objects)
+    before = now - grace_seconds
+    before_in_trash = now - max(grace_seconds, MIN_GRACE_SECONDS)
+    old = [
+        one.key
+        for one in storage.objects(BLOBS)
+        if one.modified <= before and one.key == blob_key(_digest_of(one.key))
+    ]
+    expired = [one.key for one in storage.objects(TRASH) if one.modified <= before_in_trash]
+    expired = [key for key in expired if not _exists(objects, blob_key(_digest_of(key)))]
+    used = _list_used_digests(objects)
+    unused = [key for key in old if _digest_of(key) not in used]
+    abandoned = [one.key for one in storage.objects(f"{TEMPORARY}/") if one.modified <= before]
     if dry_run:
-        return sorted(unused)
-    deleted = {}
-    for key in unused:
-        with suppress(FileNotFoundError):
-            # A publisher may have written the object again since it was listed.
-            if objects.storage.stat(key).modified <= before:
-                deleted[key] = objects.storage.read(key)
-                objects.storage.delete(key)
-    # A publisher may have named a head file between that check and its deletion: restore it.
-    for key in _list_used_blobs(objects) & set(deleted):
-        with suppress(FileExistsError):
-            objects.storage.create(key, deleted[key])
-        del deleted[key]
+        return sorted(
+            [*unused, *abandoned, *(key for key in expired if _digest_of(key) not in used)]
+        )
+    deleted = []
+    for key in expired:
+        if _digest_of(key) in used:
+            with suppress(FileNotFoundError):
+                objects.restore(_digest_of(key), storage.read(key))
+        else:
+            deleted += _delete(objects, key)
+    for key in abandoned:
+        deleted += _delete(objects, key)
+    moved = [key for key in unused if _move_to_trash(objects, key, before)]
+    # A publisher may have named a head file since the listing: put it back.
+    used = _list_used_digests(objects) if moved else set()
+    for key in moved:
+        if _digest_of(key) in used:
+            objects.restore(_digest_of(key), storage.read(trash_key(_digest_of(key))))
+        else:
+            deleted.append(key)
     return sorted(deleted)
 
 
-def _list_used_blobs(objects: Objects) -> set[str]:
-    """Return the keys of the head files that at least one version names."""
-    keys = set()
+def _move_to_trash(objects: Objects, key: str, before: float) -> bool:
+    """Copy a head file to ``trash``, then delete it; return False if it is too new for that."""
+    storage, copy = objects.storage, trash_key(_digest_of(key))
+    with suppress(FileNotFoundError):
+        # A publisher may have written the object again since it was listed.
+        if storage.stat(key).modified > before:
+            return False
+        # The copy gets a new age, even if an earlier run left one.
+        storage.replace(copy, storage.read(key))
+        storage.delete(key)
+        return True
+    return False
+
+
+def _delete(objects: Objects, key: str) -> list[str]:
+    with suppress(FileNotFoundError):
+        objects.storage.delete(key)
+        return [key]
+    return []
+
+
+def _exists(objects: Objects, key: str) -> bool:
+    try:
+        objects.storage.stat(key)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _store_time(objects: Objects) -> float:
+    """Return the time by the clock that dates the objects, which may not be this machine's."""
+    key = f"{TEMPORARY}/clock-{secrets.token_hex(8)}"
+    objects.storage.create(key, b"")
+    try:
+        return objects.storage.stat(key).modified
+    finally:
+        with suppress(FileNotFoundError):
+            objects.storage.delete(key)
+
+
+def _digest_of(key: str) -> str:
+    """Return the digest in the key of a head file; empty if the key is not one."""
+    stem = key.rpartition("/")[2].removesuffix(SUFFIX)
+    return stem if is_digest(stem) else ""
+
+
+def _list_used_digests(objects: Objects) -> set[str]:
+    """Return the digests of the head files that at least one version names."""
+    digests = set()
     for name, listing in objects.list_names().items():
         if listing.links:
             raise StoreError(
                 f"{objects.url}/{listing.links[0]} is a symbolic link; a store must not contain "
                 "links: remove it"
             )
-        numbers = listing.versions
-        keys |= {blob_key(objects.read_record(name, number).digest) for number in numbers}
-    return keys
+        digests |= {objects.read_record(name, number).digest for number in listing.versions}
+    return digests

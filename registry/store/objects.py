@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from headkit.adapters.errors import RegistryError, StoreError, first_line
 
@@ -21,15 +20,16 @@ from .layout import (
     HEADS,
     STORE,
     SUFFIX,
-    VERSION,
+    VERSIONS,
     NameListing,
-    Version,
     blob_key,
     encode_json,
     record_key,
     tag_key,
+    trash_key,
 )
-from .reference import DIGEST
+from .records import Tag, Version, decode_record, decode_tag, encode_record, encode_tag
+from .reference import DIGEST, is_name
 from .storage import TEMPORARY, LocalStorage, Storage
 
 ATTEMPTS = 1000
@@ -43,12 +43,18 @@ class Objects:
     """
 
     def __init__(self, storage: Storage) -> None:
-        self.storage, self._checked = storage, False
+        self.storage, self._version = storage, ""
 
     @property
     def url(self) -> str:
         """Root of the store."""
         return self.storage.url
+
+    @property
+    def chained(self) -> bool:
+        """True if new records and tags carry checksums, and records form a chain."""
+        self.check_root()
+        return self._version != "1"
 
     def check_root(self, *, create: bool = False) -> None:
         """Raise ``RegistryError`` if the root is not a store; check this once.
@@ -56,9 +62,9 @@ class Objects:
         Args:
             create: Make the root a store if it is not one yet.
         """
-        if self._checked:
+        if self._version:
             return
-        expected = {"format": FORMAT, "version": VERSION}
+        expected = {"format": FORMAT, "version": VERSIONS[-1]}
         try:
             actual = json.loads(self.storage.read(STORE))
         except FileNotFoundError as error:
@@ -67,14 +73,21 @@ class Objects:
                     f"there is no store at {self.url}: publish a head to create one"
                 ) from error
             actual = self._create_store(expected)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RegistryError(f"{self.url}/{STORE} is not JSON: {first_line(error)}") from error
-        if actual != expected:
+        if actual not in [{**expected, "version": version} for version in VERSIONS]:
             raise RegistryError(
-                f"{self.url}/{STORE} contains {actual}, expected {expected}: use another store, or "
-                "another version of headkit"
+                f"{self.url}/{STORE} contains {str(actual)[:200]}, expected {expected}: use "
+                "another store, or another version of headkit"
             )
-        self._checked = True
+        self._version = actual["version"]
+
+    def upgrade(self) -> None:
+        """Make a store of version 1 one of the newest version; its objects stay as they are."""
+        self.check_root()
+        values = {"format": FORMAT, "version": VERSIONS[-1]}
+        self.storage.replace(STORE, encode_json(values))
+        self._version = VERSIONS[-1]
 
     def _create_store(self, expected: Mapping[str, str]) -> object:
         """Make the root a store, unless another publisher does; return what ``STORE`` then says."""
@@ -119,15 +132,23 @@ class Objects:
         )
 
     def read_blob(self, version: Version) -> bytes:
-        """Return the bytes of a head file; raise ``StoreError`` if they do not match its hash."""
+        """Return the bytes of a head file; raise ``StoreError`` if they do not match its hash.
+
+        A head file that ``gc`` took out although a version names it is put back: the process that
+        ran ``gc`` died before it did that itself.
+        """
         key = blob_key(version.digest)
         try:
             content = self.storage.read(key)
         except FileNotFoundError as error:
-            raise StoreError(
-                f"{version}: its head file {key} is missing. Publish the original file again to "
-                "restore it"
-            ) from error
+            try:
+                content = self.storage.read(trash_key(version.digest))
+            except FileNotFoundError:
+                raise StoreError(
+                    f"{version}: its head file {key} is missing. Publish the original file again "
+                    "to restore it"
+                ) from error
+            self.restore(version.digest, content)
         digest = hashlib.sha256(content).hexdigest()
         if digest != version.digest:
             raise StoreError(
@@ -136,37 +157,46 @@ class Objects:
             )
         return content
 
+    def restore(self, digest: str, content: bytes) -> None:
+        """Put a head file back that ``gc`` took out, unless somebody did or its bytes are wrong."""
+        if hashlib.sha256(content).hexdigest() == digest:
+            with suppress(FileExistsError):
+                self.storage.create(blob_key(digest), content)
+
+    def create_record(self, version: Version) -> None:
+        """Write a record; raise ``FileExistsError`` if there is a version with that number."""
+        content = encode_record(version, chained=self.chained)
+        self.storage.create(record_key(version.name, version.version), content)
+
+    def hash_record(self, name: str, number: int) -> str:
+        """Return what the record of the next version names as the one before it."""
+        if number < 1 or not self.chained:
+            return ""
+        with suppress(FileNotFoundError):
+            return hashlib.sha256(self.storage.read(record_key(name, number))).hexdigest()
+        return ""
+
     def read_record(self, name: str, number: int) -> Version:
         """Return a version; raise ``FileNotFoundError`` if no version has that number."""
         key = record_key(name, number)
-        values = self._read_json(key)
+        content = self.storage.read(key)
         try:
-            version = Version(**values)
-        except TypeError as error:
-            raise StoreError(f"{self.url}/{key} is not a record of a version: {error}") from error
-        is_digest = set(version.digest) <= set("0123456789abcdef") and len(version.digest) == 64
-        if (version.name, version.version) != (name, number) or not is_digest:
-            raise StoreError(
-                f"{self.url}/{key} describes {version.name}@{version.version} with the SHA-256 "
-                f"{version.digest!r}, expected {name}@{number} and 64 hexadecimal digits"
-            )
-        return version
-
-    def _read_json(self, key: str) -> dict[str, Any]:
-        try:
-            values = json.loads(self.storage.read(key))
+            return decode_record(content, name, number)
         except ValueError as error:
-            raise StoreError(f"{self.url}/{key} is not JSON: {first_line(error)}") from error
-        if not isinstance(values, dict):
-            raise StoreError(f"{self.url}/{key} is not a JSON object")
-        return values
+            raise StoreError(f"{self.url}/{key} is not a record of a version: {error}") from error
 
-    def list_names(self) -> dict[str, NameListing]:
-        """Return the objects under each name."""
+    def list_names(self, unknown: list[str] | None = None) -> dict[str, NameListing]:
+        """Return the objects under each name; add the keys under no valid name to ``unknown``."""
         listings: dict[str, NameListing] = {}
         for one in self.storage.objects(HEADS):
             name = one.key.removeprefix(HEADS).partition("/")[0]
-            listings.setdefault(name, NameListing()).add(one.key, is_link=one.is_link)
+            if name not in listings:
+                if not is_name(name):
+                    if unknown is not None:
+                        unknown.append(one.key)
+                    continue
+                listings[name] = NameListing()
+            listings[name].add(one.key, is_link=one.is_link)
         return listings
 
     def list_name(self, name: str) -> NameListing:
@@ -179,25 +209,21 @@ class Objects:
     def read_tag(self, name: str, tag: str) -> int:
         """Return the number of the version that a tag points to."""
         try:
-            values = self._read_json(tag_key(name, tag))
+            content = self.storage.read(tag_key(name, tag))
         except FileNotFoundError as error:
             raise self.missing_tag_error(name, tag) from error
-        number = values.get("version")
-        is_own = (values.get("name"), values.get("tag")) == (name, tag)
-        if not is_own or not isinstance(number, int) or number < 1:
-            raise StoreError(f"{self.url}/{tag_key(name, tag)} does not name a version of {name}")
-        return number
+        try:
+            return decode_tag(content, name, tag).version
+        except ValueError as error:
+            raise StoreError(
+                f"{self.url}/{tag_key(name, tag)} does not name a version of {name}: {error}"
+            ) from error
 
     def set_tag(self, version: Version, tag: str) -> None:
         """Point a tag to a version."""
-        values = {
-            "name": version.name,
-            "tag": tag,
-            "version": version.version,
-            "at": now(),
-            "by": default_publisher(),
-        }
-        self.storage.replace(tag_key(version.name, tag), encode_json(values))
+        values = Tag(version.name, tag, version.version, now(), default_publisher())
+        content = encode_tag(values, chained=self.chained)
+        self.storage.replace(tag_key(version.name, tag), content)
 
     def find_digest(self, digits: str) -> Version:
         """Return a version whose digest starts with these digits."""

@@ -15,6 +15,8 @@ MIN_DIGITS = 8
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]|\.(?!\.)){0,62}(?<![.])")
 _DIGITS = re.compile(rf"[0-9a-f]{{{MIN_DIGITS},64}}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+MAX_VERSION = 999_999_999
+"""Highest number of a version."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,21 @@ def check_tag(tag: str) -> str:
     if tag.isdecimal():
         raise RegistryError(f"{tag!r} is not a valid tag: a number always means a version")
     return _check(tag, "tag")
+
+
+def is_name(text: str) -> bool:
+    """Return True if a text is a valid name of a head or a tag."""
+    return bool(_NAME.fullmatch(text))
+
+
+def is_digest(text: str) -> bool:
+    """Return True if a text is a complete SHA-256 in hexadecimal digits."""
+    return bool(_DIGITS.fullmatch(text)) and len(text) == 64
+
+
+def is_version(text: str) -> bool:
+    """Return True if a text is the number of a version."""
+    return bool(_VERSION.fullmatch(text))
 
 
 def looks_like_reference(text: str) -> bool:

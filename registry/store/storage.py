@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Protocol
 
 from headkit.adapters.errors import DependencyMissing, RegistryError, StoreError, first_line
@@ -118,7 +119,10 @@ class LocalStorage:
     def read(self, key: str) -> bytes:
         """See ``Storage``."""
         with self._translate_errors(key):
-            return self._path(key).read_bytes()
+            path = self._path(key)
+            if not S_ISREG(path.stat().st_mode):  # a named pipe would wait for a writer
+                raise StoreError(f"{self.root / key} is not a regular file: remove it")
+            return path.read_bytes()
 
     def create(self, key: str, content: bytes) -> None:
         """See ``Storage``."""

@@ -12,7 +12,6 @@ import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -28,15 +27,14 @@ from .layout import (
     SUFFIX,
     YANKED,
     Entry,
-    Version,
     blob_key,
     describe_head,
     encode_json,
     format_ranges,
-    record_key,
     tag_key,
 )
 from .objects import ATTEMPTS, Objects, default_publisher, now
+from .records import Version
 from .reference import LATEST, Reference, check_name, check_tag
 from .storage import Storage, open_storage
 
@@ -119,9 +117,10 @@ class HeadStore:
                 parent=parent_digest,
                 notes=notes,
                 head=metadata,
+                previous=self._objects.hash_record(name, number - 1),
             )
             try:
-                self.storage.create(record_key(name, number), encode_json(asdict(version)))
+                self._objects.create_record(version)
                 break
             except FileExistsError:
                 # Another publisher was faster, or the store refused all simultaneous writes.
@@ -315,20 +314,50 @@ class HeadStore:
         """
         return maintenance.verify(self._objects)
 
-    def gc(self, *, grace_seconds: float = GRACE_SECONDS, dry_run: bool = False) -> Sequence[str]:
-        """Delete head files that no version names, and files that interrupted publishers left.
+    def unchained(self) -> Sequence[str]:
+        """Return the versions that were published to a store of version 1, without checksums.
 
-        Args:
-            grace_seconds: Age in seconds below which an object is kept.
-            dry_run: Delete nothing; return what would be deleted.
+        ``verify`` cannot find out whether their records were changed.
+        """
+        return maintenance.list_unchained(self._objects)
 
-        Returns:
-            Keys of the deleted objects.
+    def upgrade(self) -> None:
+        """Make a store of version 1 one of version 2, whose new records and tags have checksums.
+
+        Versions of headkit before 0.2 can then no longer use the store.
 
         Raises:
-            RegistryError: There is no store, or a version cannot be read; then nothing is deleted.
+            RegistryError: There is no store, or it cannot be written.
         """
-        return maintenance.gc(self._objects, grace_seconds=grace_seconds, dry_run=dry_run)
+        self._objects.upgrade()
+
+    def gc(
+        self,
+        *,
+        grace_seconds: float = GRACE_SECONDS,
+        dry_run: bool = False,
+        force: bool = False,
+    ) -> Sequence[str]:
+        """Delete head files that no version names, and files that interrupted publishers left.
+
+        A head file first moves to the store's trash. A later ``gc`` deletes it there when it has
+        been in the trash for longer than the grace.
+
+        Args:
+            grace_seconds: Age in seconds below which an object is kept, by the store's own clock.
+            dry_run: Delete nothing; return what would be deleted.
+            force: Accept a grace of less than an hour.
+
+        Returns:
+            Keys of the objects that were deleted or moved to the trash.
+
+        Raises:
+            RegistryError: There is no store, the grace is too short, or a version cannot be read;
+                then nothing is deleted.
+        """
+        return maintenance.gc(
+            self._objects, grace_seconds=grace_seconds, dry_run=dry_run, force=force
+        )
 
     def _version(self, ref: str | Reference | Version) -> Version:
         return ref if isinstance(ref, Version) else self.resolve(ref)

@@ -1,0 +1,225 @@
+"""Write and read the records of versions and the tags of a store; nothing in them is trusted.
+
+Each carries the SHA-256 of its other values, so a change that is not meant is found. Each record
+also names the SHA-256 of the record before it, so a record that somebody replaces is found, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from .layout import encode_json
+from .reference import MAX_VERSION
+
+MAX_BYTES = 2**20
+"""Maximum size of a record or a tag in bytes."""
+CHECKSUM = "checksum"
+_SHA_256 = re.compile(r"[0-9a-f]{64}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One published head.
+
+    Attributes:
+        name: Name under which it was published.
+        version: Number of the version, from 1.
+        digest: SHA-256 of the head file, 64 hexadecimal digits.
+        size: Size of the head file in bytes.
+        published: UTC time of publication, ISO 8601.
+        publisher: Who published it.
+        parent: Digest of the head that it replaces or was made from; empty if it has no parent.
+        notes: Free text.
+        head: Metadata of the head file, without label names and recall per class.
+        previous: SHA-256 of the record of the version before it; empty for the first version, and
+            in a store of version 1.
+    """
+
+    name: str
+    version: int
+    digest: str
+    size: int
+    published: str
+    publisher: str
+    parent: str
+    notes: str
+    head: Mapping[str, Any]
+    previous: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A tag of a name.
+
+    Attributes:
+        name: Name under which the heads were published.
+        tag: Name of the tag.
+        version: Number of the version that the tag points to.
+        at: UTC time at which it was set, ISO 8601.
+        by: Who set it.
+        shares: Shares of the requests that versions get, by the number of the version as text;
+            empty if ``version`` gets all. A reader that knows no shares uses ``version``.
+        shadow: Number of a version that computes the same requests without answering them; 0 if
+            there is none. A reader that knows no shadows ignores it.
+    """
+
+    name: str
+    tag: str
+    version: int
+    at: str = ""
+    by: str = ""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    shadow: int = 0
+
+
+def encode_record(version: Version, *, chained: bool) -> bytes:
+    """Return the content of a record; without a checksum and a chain for a store of version 1."""
+    values = asdict(version)
+    if not chained:
+        del values["previous"]
+        return encode_json(values)
+    return encode_json(_with_checksum(values))
+
+
+def encode_tag(tag: Tag, *, chained: bool) -> bytes:
+    """Return the content of a tag; without a checksum for a store of version 1."""
+    values = asdict(tag)
+    for name in ("shares", "shadow"):
+        if not values[name]:
+            del values[name]
+    return encode_json(_with_checksum(values) if chained else values)
+
+
+def decode_record(content: bytes, name: str, number: int) -> Version:
+    """Read the record of version ``number`` of ``name``.
+
+    Raises:
+        ValueError: The content is not such a record, or it was changed.
+    """
+    values = _decode(content, _RECORD, {f.name for f in fields(Version)} - {"previous"})
+    if (values["name"], values["version"]) != (name, number):
+        raise ValueError(
+            f"it describes {values['name']}@{values['version']}, expected {name}@{number}"
+        )
+    return Version(**values)
+
+
+def decode_tag(content: bytes, name: str, tag: str) -> Tag:
+    """Read a tag of a name.
+
+    Raises:
+        ValueError: The content is not that tag, or it was changed.
+    """
+    values = _decode(content, _TAG, {"name", "tag", "version"})
+    if (values["name"], values["tag"]) != (name, tag):
+        raise ValueError(f"it is the tag {values['name']}@{values['tag']}, expected {name}@{tag}")
+    return Tag(**values)
+
+
+def is_chained(content: bytes) -> bool:
+    """Return True if a record or a tag has a checksum."""
+    values = json.loads(content)
+    return isinstance(values, dict) and CHECKSUM in values
+
+
+def _with_checksum(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, CHECKSUM: _checksum(values)}
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _decode(
+    content: bytes, checks: Mapping[str, tuple[str, Callable[[Any], bool]]], required: set[str]
+) -> dict[str, Any]:
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has {len(content):,} bytes, expected at most {MAX_BYTES:,}")
+    try:
+        values = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"it is a JSON {type(values).__name__}, expected an object")
+    checksum = values.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(values):
+        raise ValueError("it was changed: its checksum does not match its values")
+    unknown = sorted(set(values) - set(checks))
+    if unknown and checksum is None:
+        # Otherwise, a flipped bit in the word "checksum" would take the check away.
+        raise ValueError(f"it has the unknown key {unknown[0]!r:.100} and no checksum")
+    missing = sorted(required - set(values))
+    if missing:
+        raise ValueError(f"{', '.join(missing)} is missing")
+    for key, (expected, is_valid) in checks.items():
+        if key in values and not is_valid(values[key]):
+            raise ValueError(f"{key} is {values[key]!r:.100}, expected {expected}")
+    return {key: value for key, value in values.items() if key in checks}
+
+
+def _is_text(limit: int) -> tuple[str, Callable[[Any], bool]]:
+    return (
+        f"text of at most {limit:,} characters",
+        lambda value: isinstance(value, str) and len(value) <= limit,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_version(value: Any) -> bool:
+    return _is_number(value) and 1 <= value <= MAX_VERSION
+
+
+_VERSION = (f"a number from 1 to {MAX_VERSION}", _is_version)
+_DIGEST_OR_EMPTY = (
+    "64 hexadecimal digits, or nothing",
+    lambda value: isinstance(value, str) and (not value or bool(_SHA_256.fullmatch(value))),
+)
+_RECORD: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": _is_text(63),
+    "version": _VERSION,
+    "digest": (
+        "64 hexadecimal digits",
+        lambda value: isinstance(value, str) and bool(_SHA_256.fullmatch(value)),
+    ),
+    "size": ("a number of bytes", lambda value: _is_number(value) and 0 < value < 2**40),
+    "published": (
+        "a UTC time, ISO 8601",
+        lambda value: isinstance(value, str) and bool(_TIME.fullmatch(value)),
+    ),
+    "publisher": _is_text(1000),
+    "parent": _DIGEST_OR_EMPTY,
+    "notes": _is_text(100_000),
+    "head": ("an object", lambda value: isinstance(value, dict)),
+    "previous": _DIGEST_OR_EMPTY,
+}
+_TAG: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": _is_text(63),
+    "tag": _is_text(63),
+    "version": _VERSION,
+    "at": _is_text(100),
+    "by": _is_text(1000),
+    "shares": (
+        "shares from 0 to 1 by the number of a version",
+        lambda value: (
+            isinstance(value, dict)
+            and all(key.isdecimal() and _is_version(int(key[:10])) for key in value)
+            and all(isinstance(v, int | float) and 0 <= v <= 1 for v in value.values())
+        ),
+    ),
+    "shadow": (f"a number from 0 to {MAX_VERSION}", lambda value: value == 0 or _is_version(value)),
+}
