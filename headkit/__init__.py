@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from headkit.registry.catalogue import models
     from headkit.registry.store.store import HeadStore
 
+    from .estimator import HeadClassifier
     from .evaluate import Evaluation, evaluate
     from .extract import extract
     from .fit import fit
@@ -78,6 +79,7 @@ _NAMES_BY_MODULE = {
     "export.graph.graft": ("graft",),
     "export.predict.predictor": ("Predictor",),
     "evaluate": ("Evaluation", "evaluate"),
+    "estimator": ("HeadClassifier",),
     "extract": ("extract",),
     "fit": ("fit",),
     "info": ("info",),
@@ -94,6 +96,7 @@ __all__ = [
     "Evaluation",
     "ExportError",
     "Head",
+    "HeadClassifier",
     "HeadFormatError",
     "HeadStore",
     "HeadkitError",

@@ -24,7 +24,8 @@ from .dataset import (
 from .folder import describe_class, open_folder
 from .holdout import holdout
 from .listing import OTHER_FORMAT, merge_skipped, suffix_of
-from .memory.open import has_columns, is_in_memory, open_memory, open_memory_validation
+from .memory.open import is_in_memory, open_memory, open_memory_validation
+from .memory.table import has_columns
 from .options import ClassFrom, ReadOptions
 from .readers import reader_prefix
 from .split_folders import find_split_folders, open_split_folders

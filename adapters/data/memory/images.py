@@ -105,7 +105,8 @@ def read_inputs(values: Any, where: str) -> Inputs:
         values = values.to_numpy()
     if isinstance(values, np.ndarray) and values.dtype.kind not in "OSU":
         return _read_array(values, where)
-    if isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind == "O":
+    column = isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == 1
+    if isinstance(values, np.ndarray) and values.ndim == 2 and not column:
         values = _numbers_of_objects(values, where)
         return _read_array(values, where)
     if isinstance(values, np.ndarray):

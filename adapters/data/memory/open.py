@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from headkit.adapters.data.dataset import ImageDataset, Splits, UnusedSplit, shorten_list
+from headkit.adapters.data.dataset import ImageDataset, Splits, Targets, UnusedSplit, shorten_list
 from headkit.adapters.data.features import Features
 from headkit.adapters.data.options import ReadOptions
 from headkit.adapters.data.splits import SplitName, split_of
 from headkit.adapters.data.table.open import open_rows
 from headkit.adapters.errors import DataError
-from headkit.adapters.heads.tasks import TaskName
+from headkit.adapters.heads.tasks import DEFAULT, TaskName
 
 from .columns import to_column
 from .hugging_face import read_hugging_face
@@ -23,8 +23,6 @@ from .images import Inputs, MemoryImages, read_inputs
 from .items import read_torch_dataset, split_items
 from .labels import Encoded, encode_labels
 from .table import has_columns, open_frame, open_validation_frame, table_of_frame
-
-__all__ = ["has_columns", "is_in_memory", "open_memory", "open_memory_validation"]
 
 EXPECTED = (
     "a folder, a CSV file, the name of a reader, (X, y) with arrays of images or features, a list "
@@ -115,6 +113,25 @@ def open_with_labels(
     if has_columns(data):
         return open_rows(table_of_frame(data), None, label_names, task, options)
     return _open_split(data, suffix, task, known, options)
+
+
+def open_inputs(values: Any, targets: Targets | None, name: str) -> ImageDataset:
+    """Open images or features that have class indices as targets, or none.
+
+    Args:
+        values: See ``read_inputs``.
+        targets: Class indices, int64 ``[N]``. If None, all are 0.
+        name: Name of the data for messages.
+
+    Raises:
+        DataError: ``values`` are neither images nor features, or there are not as many targets.
+    """
+    inputs = read_inputs(values, name)
+    if targets is None:
+        targets = np.zeros(len(inputs), np.int64)
+    if len(inputs) != len(targets):
+        raise DataError(f"{name} has {len(inputs)} images but {len(targets)} labels")
+    return _build(name, inputs, Encoded(DEFAULT, (), targets))
 
 
 def split_mapping(data: Mapping[Any, Any]) -> dict[SplitName, Any]:

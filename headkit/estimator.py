@@ -1,0 +1,245 @@
+"""A head as an estimator of scikit-learn, on features or on images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from headkit.adapters.backbone.load import load_backbone
+from headkit.adapters.backbone.module_copy import copy_structure
+from headkit.adapters.data.dataset import ImageDataset
+from headkit.adapters.data.memory.open import open_inputs
+from headkit.adapters.errors import DependencyMissing
+from headkit.adapters.features.labeled_features import LabeledFeatures
+from headkit.adapters.features.transform import View
+from headkit.adapters.fitting.adamw import predict_logits
+from headkit.adapters.fitting.classifier import plan_classifier, train_classifier
+from headkit.adapters.fitting.linear.solve import STRENGTHS, solve
+from headkit.adapters.heads.attach import head_of
+from headkit.adapters.heads.kinds import Kind
+from headkit.adapters.heads.tasks import DEFAULT, get_task
+
+from .extraction import open_extraction
+
+DependencyMissing.check("sklearn", "HeadClassifier", "scikit-learn>=1.6")
+
+from sklearn.base import BaseEstimator, ClassifierMixin  # noqa: E402
+from sklearn.utils import check_random_state  # noqa: E402
+from sklearn.utils.class_weight import compute_class_weight  # noqa: E402
+from sklearn.utils.multiclass import check_classification_targets  # noqa: E402
+from sklearn.utils.validation import (  # noqa: E402
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
+
+Array = NDArray[np.float64]
+
+
+class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has no types
+    """A linear head as a classifier of scikit-learn.
+
+    Without a backbone, it takes features, float ``[N, num_features]``, and is a logistic regression
+    whose penalty is chosen by cross validation, see ``linear.solve``. With a backbone, it also
+    takes images: an array uint8 ``[N, height, width, 3]`` or ``[N, height, width]``, or a list of
+    paths, Pillow images, bytes or arrays. Their features are kept in the cache of ``fit``, so cross
+    validation computes the features of each image once. The fitted attribute ``head_`` is then the
+    head, which can be saved and exported.
+
+    Unlike ``fit``, it trains on all examples: nothing is held out, so the head has no metrics and
+    the temperature 1.
+
+    Args:
+        backbone: None for features; or a timm entry point, or a timm model, which is not changed.
+        kind: See ``fit``. It needs a backbone.
+        l2: See ``fit``. Of several strengths, the best one in cross validation is used.
+        class_weight: ``balanced``, or weights by class; other classes weigh 1.
+        weights: See ``fit``.
+        remap: See ``fit``.
+        runtime: See ``fit``.
+        precision: See ``fit``.
+        executor: See ``fit``.
+        cache: See ``fit``.
+        batch_size: See ``fit``.
+        workers: See ``fit``.
+        max_unreadable: Largest share of the training images that may be skipped as unreadable. To
+            predict, every image must be readable.
+        random_state: Seed of the training of a head that is not linear.
+
+    Attributes:
+        classes_: The classes, in ascending order.
+        n_features_in_: Number of features, if the classifier was fitted to features.
+        coef_: Weights, float64 ``[num_classes, num_features]``; without a backbone.
+        intercept_: Biases, float64 ``[num_classes]``; without a backbone.
+        l2_: The strength of the penalty; for a linear head.
+        head_: The head; with a backbone.
+        model_: The model with the head; with a backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module | None = None,
+        *,
+        kind: Kind | None = None,
+        l2: float | Sequence[float] | None = None,
+        class_weight: Literal["balanced"] | Mapping[Any, float] | None = None,
+        weights: str | Path | None = None,
+        remap: bool = False,
+        runtime: str = "auto",
+        precision: str = "fp32",
+        executor: str = "local",
+        cache: bool | str | Path = True,
+        batch_size: int = 16,
+        workers: int | None = None,
+        max_unreadable: float = 0.05,
+        random_state: Any = 0,
+    ) -> None:
+        self.backbone = backbone
+        self.kind = kind
+        self.l2 = l2
+        self.class_weight = class_weight
+        self.weights = weights
+        self.remap = remap
+        self.runtime = runtime
+        self.precision = precision
+        self.executor = executor
+        self.cache = cache
+        self.batch_size = batch_size
+        self.workers = workers
+        self.max_unreadable = max_unreadable
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> HeadClassifier:  # noqa: N803 - scikit-learn's name
+        """Train the head.
+
+        Args:
+            X: Features, or images if there is a backbone.
+            y: Classes ``[N]``, text or numbers.
+
+        Raises:
+            ValueError: The features or the classes are not valid, or there is only one class.
+            DataError: The images are not valid, or too many cannot be read.
+        """
+        if self.backbone is None:
+            if self.kind not in (None, "linear"):
+                raise ValueError(f"kind is {self.kind!r}, which needs a backbone: pass backbone")
+            X, y = validate_data(self, X, y, dtype=np.float64)  # noqa: N806
+            self._fit_features(X, self._encode(y))
+        else:
+            codes = self._encode(column_or_1d(y, warn=True))
+            self._fit_images(open_inputs(X, codes, "X"), X)
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
+        """Return the most likely class of each row or image, ``[N]``."""
+        logits = self._logits(X)
+        found: NDArray[Any] = self.classes_[logits.argmax(1)]
+        return found
+
+    def predict_proba(self, X: Any) -> Array:  # noqa: N803
+        """Return the probabilities, float64 ``[N, num_classes]`` in the order of ``classes_``."""
+        return np.asarray(get_task(DEFAULT).scores(self._logits(X)))
+
+    def decision_function(self, X: Any) -> Array:  # noqa: N803
+        """Return the logits, float64 ``[N, num_classes]``.
+
+        For two classes, return the logit of the second minus that of the first, ``[N]``.
+        """
+        logits = self._logits(X)
+        return logits if logits.shape[1] > 2 else logits[:, 1] - logits[:, 0]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        if self.backbone is not None:
+            tags.input_tags.three_d_array = True
+            tags.input_tags.string = True
+        return tags
+
+    def _encode(self, y: NDArray[Any]) -> NDArray[np.int64]:
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"y has only one class, {self.classes_[0]}: a classifier needs at least two classes"
+            )
+        return codes.astype(np.int64)
+
+    def _class_weights(self, codes: NDArray[np.int64]) -> torch.Tensor | None:
+        if self.class_weight is None:
+            return None
+        y = self.classes_[codes]
+        weight = compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        return torch.from_numpy(weight)
+
+    def _fit_features(self, x: Array, codes: NDArray[np.int64]) -> None:
+        solution = solve(
+            torch.from_numpy(x.astype(np.float32)),
+            torch.from_numpy(codes),
+            len(self.classes_),
+            class_weights=self._class_weights(codes),
+            l2=STRENGTHS if self.l2 is None else self.l2,
+        )
+        self.coef_ = solution.linear.weight.double().numpy()
+        self.intercept_ = solution.linear.bias.double().numpy()
+        self.l2_ = solution.l2
+
+    def _fit_images(self, dataset: ImageDataset, values: Any) -> None:
+        if dataset.features is not None:
+            validate_data(self, values, dtype=np.float64)  # sets n_features_in_
+        if isinstance(self.backbone, nn.Module):
+            model = copy_structure(self.backbone, share_tensors=True)
+        else:
+            model = load_backbone(str(self.backbone), self.weights, remap=self.remap)
+        plan = plan_classifier(model, self.kind)
+        examples = self._extract(model, dataset, self.max_unreadable)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self.model_, chosen = train_classifier(
+            model,
+            plan,
+            examples,
+            None,
+            len(self.classes_),
+            DEFAULT,
+            self._class_weights(examples.y.numpy()),
+            self.l2,
+            seed,
+        )
+        if "l2" in chosen:
+            self.l2_ = chosen["l2"]
+        metrics = {"num_train": len(examples), "num_val": 0, **chosen}
+        self.head_ = head_of(self.model_, [str(name) for name in self.classes_], metrics=metrics)
+
+    def _logits(self, values: Any) -> Array:
+        check_is_fitted(self)
+        if self.backbone is None:
+            x = validate_data(self, values, dtype=np.float64, reset=False)
+            return np.asarray(x @ self.coef_.T + self.intercept_)
+        dataset = open_inputs(values, None, "X")
+        if dataset.features is not None and hasattr(self, "n_features_in_"):
+            validate_data(self, values, dtype=np.float64, reset=False)
+        logits = predict_logits(self.model_, self._extract(self.model_, dataset, 0.0))
+        return np.asarray(logits.numpy())
+
+    def _extract(
+        self, model: nn.Module, dataset: ImageDataset, max_unreadable: float
+    ) -> LabeledFeatures:
+        with open_extraction(
+            model,
+            [(dataset, View())],
+            runtime=self.runtime,
+            precision=self.precision,
+            executor=self.executor,
+            cache=self.cache,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            max_unreadable=max_unreadable,
+        ) as extraction:
+            extracted = extraction(dataset)
+            every = np.ones(len(extracted.targets), np.bool_)
+            return LabeledFeatures.from_views([extracted], every)
