@@ -1,6 +1,7 @@
 """Images: a batch of random pixels, and a folder of three classes that are easy to separate."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,3 +24,10 @@ def write_shapes(root: Path, images: int = 8) -> Path:
                 pixels[::4] += 190
             Image.fromarray(pixels).save(root / label / f"{index}.png")
     return root
+
+
+def read_images(root: Path) -> tuple[list[Path], list[str], np.ndarray[Any, Any]]:
+    """The paths, labels and pixels, uint8 [N, height, width, 3], of a folder of class folders."""
+    paths = sorted(root.glob("*/*.png"))
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    return paths, [path.parent.name for path in paths], pixels

@@ -13,7 +13,7 @@ from headkit.adapters.heads.tasks import TaskName, get_task
 from .dataset import ImageDataset, UnknownClasses, no_data_error, shorten_list
 from .folder import open_folder
 from .memory.open import is_in_memory, open_with_labels, split_mapping
-from .memory.table import has_columns, table_of_frame
+from .memory.table import has_columns, table_of_frame, take_images
 from .options import ReadOptions
 from .readers import reader_prefix
 from .split_folders import find_split_folders
@@ -102,6 +102,7 @@ def _open_in_memory(
     data: Any, outputs: HeadOutputs, split: str | None, options: ReadOptions
 ) -> ImageDataset:
     name = f"the {type(data).__name__}"
+    data = take_images(data, outputs.task, options)
     if isinstance(data, Mapping):
         by_split = split_mapping(data)
         chosen = _choose_split(name, by_split, split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -18,6 +19,23 @@ logger = logging.getLogger("headkit")
 IMAGE_KEYS = ("image", "path", "img", "file", "file_name", "filename")
 LABEL_KEYS = ("label", "target", "class", "labels")
 _EXPECTED = "pairs (image or path, label)"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images or features with their labels, as the user has them.
+
+    Attributes:
+        name: The name that messages use.
+        inputs: Images or features, see ``read_inputs``.
+        labels: Labels, see ``encode_labels``.
+        classes: Names of the classes, if the labels are indices of classes.
+    """
+
+    name: str
+    inputs: Any
+    labels: Any
+    classes: tuple[str, ...] = ()
 
 
 def split_items(items: Sequence[Any], where: str) -> tuple[list[Any], list[Any]]:

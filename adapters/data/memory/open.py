@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,9 @@ from headkit.adapters.heads.tasks import DEFAULT, TaskName
 from .columns import to_column
 from .hugging_face import read_hugging_face
 from .images import Inputs, MemoryImages, read_inputs
-from .items import read_torch_dataset, split_items
+from .items import Part, read_torch_dataset, split_items
 from .labels import Encoded, encode_labels
-from .table import has_columns, open_frame, open_validation_frame, table_of_frame
+from .table import has_columns, open_frame, open_validation_frame, table_of_frame, take_images
 
 EXPECTED = (
     "a folder, a CSV file, the name of a reader, (X, y) with arrays of images or features, a list "
@@ -30,15 +30,8 @@ EXPECTED = (
     "columns path and label"
 )
 
-
-@dataclass(frozen=True)
-class _Split:
-    """Images or features with their labels, as the user has them."""
-
-    name: str
-    inputs: Any
-    labels: Any
-    classes: tuple[str, ...] = ()
+VALIDATION: tuple[SplitName, ...] = ("val", "test")
+"""The splits of validation data that may be used; the first that there is."""
 
 
 def is_in_memory(data: Any) -> bool:
@@ -58,6 +51,7 @@ def open_memory(data: Any, task: TaskName | None, options: ReadOptions) -> Split
     Raises:
         DataError: ``data`` is something else, has no images, or its labels do not fit.
     """
+    data = take_images(data, task, options)
     if isinstance(data, Mapping):
         return _open_splits(data, task, options)
     if isinstance(data, Features):
@@ -79,6 +73,9 @@ def open_memory_validation(data: Any, train: ImageDataset, options: ReadOptions)
     Raises:
         DataError: See ``open_memory``; or a label is unknown.
     """
+    data = take_images(data, train.task, options)
+    if isinstance(data, Mapping):
+        data = _validation_of(data)
     if has_columns(data):
         return open_validation_frame(data, train, options)
     return open_with_labels(data, train.task, train.label_names, options, " (validation)")
@@ -148,6 +145,14 @@ def split_mapping(data: Mapping[Any, Any]) -> dict[SplitName, Any]:
         if split is not None:
             by_split[split] = data[name]
     return by_split
+
+
+def _validation_of(data: Mapping[Any, Any]) -> Any:
+    by_split = split_mapping(data)
+    split = next((one for one in VALIDATION if one in by_split), None)
+    if split is None:
+        raise DataError(f"val has the splits {', '.join(map(str, data))}, expected val or test")
+    return by_split[split]
 
 
 def _open_splits(data: Mapping[Any, Any], task: TaskName | None, options: ReadOptions) -> Splits:
@@ -224,20 +229,22 @@ def _build(name: str, inputs: Inputs, labels: Encoded) -> ImageDataset:
     return replace(dataset, paths=inputs.paths, features=inputs.features)
 
 
-def _read(data: Any) -> _Split:
+def _read(data: Any) -> Part:
+    if isinstance(data, Part):
+        return data
     library = type(data).__module__.partition(".")[0]
     if library == "datasets":
         where = f"the data set {getattr(data, 'split', None) or type(data).__name__}"
-        return _Split(where, *read_hugging_face(data, where))
+        return Part(where, *read_hugging_face(data, where))
     if isinstance(data, tuple) and len(data) == 2:
-        return _Split("(X, y)", *data)
+        return Part("(X, y)", *data)
     if isinstance(data, list) and _is_x_and_y(data):
-        return _Split("(X, y)", *data)
+        return Part("(X, y)", *data)
     if isinstance(data, Iterator):  # such as zip(paths, labels)
         data = list(data)
     if isinstance(data, list | tuple):
         where = "the list"
-        return _Split(where, *split_items(data, where))
+        return Part(where, *split_items(data, where))
     if isinstance(data, np.ndarray) or hasattr(data, "detach"):
         raise DataError(
             f"data is an array {list(data.shape)} without labels, expected (X, y): a tuple of "
@@ -249,7 +256,7 @@ def _read(data: Any) -> _Split:
         )
     if hasattr(data, "__getitem__") and not isinstance(data, str | bytes | Mapping):
         inputs, labels, classes, where = read_torch_dataset(data)
-        return _Split(where, inputs, labels, classes)
+        return Part(where, inputs, labels, classes)
     raise DataError(f"data is of type {type(data).__name__}, expected {EXPECTED}")
 
 

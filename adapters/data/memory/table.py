@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+from PIL import Image
 
 from headkit.adapters.data.dataset import ImageDataset, Splits
 from headkit.adapters.data.options import ReadOptions
@@ -10,7 +14,9 @@ from headkit.adapters.data.table.columns import choose_columns
 from headkit.adapters.data.table.open import open_table, open_validation_table
 from headkit.adapters.data.table.rows import Table, table_of_values
 from headkit.adapters.errors import DataError
-from headkit.adapters.heads.tasks import TaskName
+from headkit.adapters.heads.tasks import TaskName, get_task
+
+from .items import Part
 
 NAME = "the DataFrame"
 
@@ -49,6 +55,48 @@ def table_of_frame(frame: Any) -> Table:
         raise DataError(f"{NAME} has no rows, expected a row per image")
     columns = [_values(frame, number) for number in range(len(frame.columns))]
     return table_of_values(NAME, frame.columns, zip(*columns, strict=True))
+
+
+def take_images(data: Any, task: TaskName | None, options: ReadOptions) -> Any:
+    """Take the images and labels out of a DataFrame with a column of images instead of paths.
+
+    Returns:
+        A ``Part``; or parts by split, if a column names splits; or ``data`` as it is.
+
+    Raises:
+        DataError: The columns of the labels or of the splits are not clear, see ``choose_columns``.
+    """
+    if not has_columns(data) or not len(data):
+        return data
+    columns = [_values(data, number) for number in range(len(data.columns))]
+    found = [number for number, values in enumerate(columns) if _is_image(values[0])]
+    if len(found) != 1:
+        return data
+    (at,) = found
+    images = columns[at]
+    columns[at] = [f"image {number}" for number in range(len(images))]
+    table = table_of_values(NAME, data.columns, zip(*columns, strict=True))
+    options = replace(options, path_column=table.header[at])
+    chosen = choose_columns(table, None if task is None else get_task(task), options)
+    rows = list(zip(*(columns[value] for value in chosen.values), strict=True))
+    labels = [list(row) if chosen.separate else row[0] for row in rows]
+    names = chosen.names if chosen.separate else ()
+    if chosen.split is None:
+        return Part(NAME, images, labels, names)
+    splits = [chosen.split(row.cells) for row in table.rows]
+    return {
+        split: Part(
+            f"{NAME} (split {split})",
+            [image for image, own in zip(images, splits, strict=True) if own == split],
+            [label for label, own in zip(labels, splits, strict=True) if own == split],
+            names,
+        )
+        for split in dict.fromkeys(splits)
+    }
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, bytes | Mapping | Image.Image) or len(getattr(value, "shape", ())) > 1
 
 
 def _values(frame: Any, number: int) -> list[Any]:
