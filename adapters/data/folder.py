@@ -161,6 +161,12 @@ def _check_no_splits_in_classes(listing: Listing) -> None:
     group = group_splits(inner)
     if "train" not in group:
         return
+    if len({folders[0] for folders in listing.folders}) == 1:
+        inside = os.path.join(listing.root, listing.folders[0][0])  # noqa: PTH118
+        raise DataError(
+            f"{listing.root} has one folder, {inside}, which has the splits "
+            f"{shorten_list(sorted(inner))}: pass {inside}"
+        )
     names = {name for found in group.values() for name in found}
     folders = next(f for f in listing.folders if len(f) > 1 and f[1] in names)
     raise DataError(

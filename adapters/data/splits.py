@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 SplitName = Literal["train", "val", "test"]
@@ -36,6 +37,7 @@ class NamedSplit(NamedTuple):
     others: tuple[str, ...]
 
 
+@lru_cache(maxsize=1024)  # a column of a table repeats few names
 def parse_split(name: str) -> NamedSplit | None:
     """Return the split that a folder is named after, or None.
 

@@ -157,8 +157,17 @@ def _with_path(table: Table, columns: Columns, row: Row) -> Row:
     if not name:
         raise DataError(f"{table.locate(row.number)} has no path")
     cells = list(row.cells)
-    cells[columns.path] = os.path.join(table.folder, name)  # noqa: PTH118
+    cells[columns.path] = _find_image(table.folder, name)
     return Row(row.number, tuple(cells))
+
+
+def _find_image(folder: str, name: str) -> str:
+    """Return the path of an image; the table may be of Windows, or have spaces around its cells."""
+    path = os.path.join(folder, name)  # noqa: PTH118
+    other = os.path.join(folder, name.strip().replace("\\", os.sep))  # noqa: PTH118
+    if path == other or os.path.isfile(path) or not os.path.isfile(other):  # noqa: PTH113
+        return path
+    return other
 
 
 def _rows_by_split(columns: Columns, rows: list[Row]) -> dict[SplitName, list[Row]]:

@@ -141,6 +141,12 @@ def test_splits_inside_the_classes_are_refused(tmp_path: Path, class_from: str |
         open_data(tmp_path, class_from=class_from)  # type: ignore[arg-type]
 
 
+def test_splits_in_a_wrapping_folder_are_named(tmp_path: Path) -> None:
+    _write_splits(tmp_path / "images", "train", "val")
+    with pytest.raises(DataError, match=r"has the splits train, val: pass .*/images$"):
+        open_data(tmp_path)
+
+
 def test_names_of_splits() -> None:
     for name in ("train", "Training_Set", "TRAIN", "trn", "train-images", "train2017", "trainval"):
         assert split_of(name) == "train", name

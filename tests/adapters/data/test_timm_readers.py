@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from headkit.adapters.data.open import ImageDataset, count, open_data
+from headkit.adapters.data.summary import describe_data
 from headkit.adapters.errors import DataError, DependencyMissing
 from headkit.adapters.images import open_image
 
@@ -78,6 +79,9 @@ def test_stream_keeps_its_classes_and_validation_is_matched_by_name(
         open_data("tfds/pets", "tfds/numbers@train")
     numbers, _ = open_data("tfds/numbers")
     assert numbers.label_names == ()
+    summary = describe_data("tfds/pets", "tfds/pets")
+    assert {split: one.images for split, one in summary.splits.items()} == {"train": 3, "val": 2}
+    assert "train            3        -  tfds/pets (split train)" in str(summary)
     folder = write_images(tmp_path, "cat/1.jpg", "emu/1.jpg")
     _, val = open_data("tfds/pets", folder)
     assert val is not None

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from headkit.adapters.data.options import ReadOptions
 from headkit.adapters.data.table.open import open_table
 from headkit.adapters.data.table.rows import cell_text, table_of_values
 from headkit.adapters.errors import DataError
-from tests.adapters.data.listings import open_train
+from tests.adapters.data.listings import open_train, write_images
 
 Write = Callable[..., Path]
 
@@ -67,6 +68,16 @@ def test_user_names_the_columns(table: Write) -> None:
 
 def test_the_only_other_column_is_the_label_and_paths_are_seen(table: Write) -> None:
     assert _labels(open_train(table("photo,breed", "0.jpg,lab", "1.jpg,pug"))) == ["lab", "pug"]
+
+
+def test_paths_of_windows_and_spaces_around_paths_are_understood(
+    table: Write, tmp_path: Path
+) -> None:
+    write_images(tmp_path, "cat/1.jpg", "a\\b.jpg" if os.name != "nt" else "a/b.jpg")
+    dataset = open_train(table("path,label", "cat\\1.jpg,a", " 0.jpg ,b", "a\\b.jpg,a"))
+    assert dataset.paths is not None
+    assert all(Path(path).is_file() for path in dataset.paths)
+    assert dataset.paths[:2] == (str(tmp_path / "cat" / "1.jpg"), str(tmp_path / "0.jpg"))
 
 
 CONFLICTS = [
