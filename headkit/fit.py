@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from headkit.adapters.backbone.input_size import ImageSize
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.data.open import open_data
 from headkit.adapters.data.options import ClassFrom
@@ -52,6 +53,9 @@ def fit(
     kind: Kind | None = None,
     weights: str | Path | None = None,
     remap: bool = False,
+    img_size: ImageSize | None = None,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
     holdout: float = 0.2,
     l2: float | Sequence[float] | None = None,
     class_weights: ClassWeights | None = None,
@@ -95,6 +99,9 @@ def fit(
             linear or part of how the architecture computes logits, else ``linear``.
         weights: Weights file of the backbone, see ``load_backbone``.
         remap: Match the tensors of ``weights`` by position, see ``load_backbone``.
+        img_size: Edge of the input images in pixels, or height and width, see ``load_backbone``.
+        crop_pct: Edge of the crop divided by the edge of the resized image, see timm.
+        crop_mode: ``center``, ``squash`` or ``border``, see timm.
         holdout: Share of each class that is held out for validation, between 0 and 1.
         l2: Strength of the L2 penalty of a linear head, or several, of which the one with the
             lowest validation loss is used. Default: a path of strengths, see ``solve``.
@@ -124,7 +131,7 @@ def fit(
         UnknownArchitecture, WeightsError: See ``load_backbone``.
         DataError: See ``open_data``; or too many images cannot be read.
         DependencyMissing: The runtime or the executor is not installed.
-        ContractError: The architecture does not support this kind of head.
+        ContractError: The architecture does not support this kind of head, or this ``img_size``.
         OutputError: The cache or the report cannot be written.
         ValueError: An argument is out of its range.
     """
@@ -143,10 +150,11 @@ def fit(
         label_separator=label_separator,
     )
     weighing = check_class_weights(class_weights, train_source)
+    inputs: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode}
     if isinstance(backbone, str):
-        backbone = load_backbone(backbone, weights, remap=remap, **timm_kwargs)
+        backbone = load_backbone(backbone, weights, remap=remap, **inputs, **timm_kwargs)
     else:
-        _refuse_load_options({"weights": weights, "remap": remap or None, **timm_kwargs})
+        _refuse_load_options({"weights": weights, "remap": remap or None, **inputs, **timm_kwargs})
     plan = plan_classifier(backbone, kind)
     sources = [train_source] if val_source is None else [train_source, val_source]
     requests = [(source, View()) for source in sources]

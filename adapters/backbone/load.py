@@ -18,6 +18,7 @@ from headkit.adapters.file_kinds import TENSORS, detect_file_kind
 
 from .fingerprint import SOURCE
 from .freeze import freeze
+from .input_size import ImageSize, check_input_options, check_input_size, input_arguments
 from .preprocessing import timm_cfg
 
 
@@ -26,6 +27,9 @@ def load_backbone(
     weights: str | Path | None = None,
     *,
     remap: bool = False,
+    img_size: ImageSize | None = None,
+    crop_pct: float | None = None,
+    crop_mode: str | None = None,
     **timm_kwargs: Any,
 ) -> nn.Module:
     """Load a frozen backbone: a timm model in eval mode whose parameters do not train.
@@ -39,15 +43,22 @@ def load_backbone(
         remap: Assign the tensors of ``weights`` to those of the model by position instead of by
             name, as ``timm.models.load_checkpoint(remap=True)`` does. The shapes must be equal in
             this order.
+        img_size: Edge of the input images in pixels, or height and width. Default: the
+            architecture's own. timm resamples position embeddings for another size.
+        crop_pct: Edge of the crop divided by the edge of the resized image, see timm.
+        crop_mode: ``center``, ``squash`` or ``border``, see timm.
         **timm_kwargs: Any arguments of ``timm.create_model``. ``pretrained=False`` selects random
             weights.
 
     Raises:
         UnknownArchitecture: timm has no such model or pretrained tag.
         WeightsError: The weights cannot be downloaded or read, or do not fit.
-        ContractError: See ``create_model``.
+        ContractError: See ``create_model``; or the architecture cannot take images of ``img_size``.
+        ValueError: An argument is out of its range.
     """
     check_architecture(architecture)
+    size = check_input_options(img_size, crop_pct, crop_mode)
+    timm_kwargs = input_arguments(architecture, timm_kwargs, img_size, crop_pct, crop_mode)
     timm_kwargs = dict(timm_kwargs)
     if weights is not None:
         state = _read_weights(Path(weights))
@@ -70,6 +81,8 @@ def load_backbone(
         cfg = timm_cfg(model)
         source = f"hub:{cfg.get('hf_hub_id') or cfg.get('url') or architecture}"
     setattr(model, SOURCE, source)
+    if size is not None:
+        check_input_size(model, size)
     return freeze(model)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from headkit.adapters.backbone.input_size import recorded_arguments
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.errors import WeightsError
 
@@ -48,4 +49,5 @@ def load_backbone_of(
             "backbone itself"
         )
     name = f"{head.architecture}.{head.backbone.tag}" if head.backbone.tag else head.architecture
-    return load_backbone(name, weights, remap=remap, **head.model_args)
+    arguments = recorded_arguments(head.model_args, head.pretrained_cfg)
+    return load_backbone(name, weights, remap=remap, **arguments)

@@ -36,6 +36,7 @@ ROUNDS, CALLS, WARMUP = 3, 10, 3
 ROW_FORMAT = 2
 """Version of the rows in ``compare.json``; a row of another version is computed again."""
 _FIT_KEYWORDS = frozenset(signature(fit).parameters)
+_LOAD_KEYWORDS = frozenset(signature(load_backbone).parameters)
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -163,7 +164,7 @@ def _fit_and_export(
     name: str, weights: str | Path | None, data: Any, out: Path, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    load = {k: v for k, v in options.items() if k == "remap" or k not in _FIT_KEYWORDS}
+    load = {k: v for k, v in options.items() if k in _LOAD_KEYWORDS or k not in _FIT_KEYWORDS}
     options = {k: v for k, v in options.items() if k not in load}
     if options.get("report") is not None:
         options["report"] = Path(options["report"]) / name

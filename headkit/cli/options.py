@@ -110,6 +110,27 @@ Workers = Annotated[
 MaxUnreadable = Annotated[
     float, typer.Option(help="Maximum fraction of images that may be unreadable.")
 ]
+ImgSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Edge of the input images in pixels, or HEIGHTxWIDTH, such as 256x320. Default: the "
+        "architecture's own size."
+    ),
+]
+CropPct = Annotated[
+    float | None,
+    typer.Option(
+        help="Edge of the evaluation crop divided by the edge of the resized image, above 0 and at "
+        "most 1. Default: the architecture's own."
+    ),
+]
+CropMode = Annotated[
+    str | None,
+    typer.Option(
+        help="How images of another shape are made to fit: center (cut), squash (change the "
+        "aspect) or border (pad). Default: the architecture's own."
+    ),
+]
 Report = Annotated[
     Path | None, typer.Option(help="Folder for a confusion matrix and a reliability diagram.")
 ]
@@ -125,6 +146,9 @@ def fit_options(
     label_separator: LabelSeparator = None,
     kind: Kind = None,
     remap: Remap = False,
+    img_size: ImgSize = None,
+    crop_pct: CropPct = None,
+    crop_mode: CropMode = None,
     holdout: Holdout = 0.2,
     l2: L2 = None,
     class_weights: ClassWeights = None,
@@ -151,6 +175,9 @@ def fit_options(
         "label_separator": label_separator,
         "kind": kind,
         "remap": remap,
+        "img_size": _parse_size(img_size),
+        "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
         "holdout": holdout,
         "l2": _parse_strengths(l2),
         "class_weights": _parse_weights(class_weights),
@@ -189,6 +216,18 @@ def takes_fit_options(command: Callable[..., None]) -> Callable[..., None]:
     vars(run)["__signature__"] = inspect.Signature([*before, *shared.values(), last])
     run.__annotations__ = {one.name: one.annotation for one in (*before, *shared.values(), last)}
     return run
+
+
+def _parse_size(text: str | None) -> int | tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        edges = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError as error:
+        raise ValueError(
+            f"img-size is {text!r}, expected an edge in pixels, or HEIGHTxWIDTH, such as 256x320"
+        ) from error
+    return edges[0] if len(edges) == 1 else edges
 
 
 def _parse_strengths(text: str | None) -> float | list[float] | None:
