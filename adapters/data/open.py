@@ -244,7 +244,8 @@ def _labels_with_one_image(train: ImageDataset) -> list[str]:
     single = [name for name, n in zip(train.label_names, images, strict=True) if n == 1]
     if not single:
         return []
+    labels, have, them = ("labels", "have", "them") if len(single) > 1 else ("label", "has", "it")
     return [
-        f"{len(single)} labels of {train.name} have only one image, which is used for training, "
-        f"so the metrics do not cover them: {shorten_list(single)}"
+        f"{len(single)} {labels} of {train.name} {have} only one image, which is used for "
+        f"training, so the metrics do not cover {them}: {shorten_list(single)}"
     ]

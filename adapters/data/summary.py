@@ -74,6 +74,8 @@ class DataSummary:
 
     def __str__(self) -> str:
         outputs = "classes" if get_task(self.task).has_classes else "outputs"
+        if len(self.label_names) == 1:
+            outputs = {"classes": "class", "outputs": "output"}[outputs]
         number = str(len(self.label_names)) if self.label_names else "an unknown number of"
         head = [f"{self.data}: {self.task}, {number} {outputs}"]
         if self.facts:

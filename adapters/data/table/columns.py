@@ -119,7 +119,7 @@ def _choose_path(table: Table, wanted: str | None) -> int:
     what = "no column" if not named else f"{len(named)} columns"
     raise DataError(
         f"{_describe(table)}, expected path,label: {what} can be the paths of the images; name the "
-        "one of paths as path_column (--path-column)"
+        "column of paths in the first line, or as path_column (--path-column)"
     )
 
 
@@ -200,10 +200,11 @@ def _choose_labels(
     if not others:
         raise _no_labels(table, "no column is left for the labels")
     hint = f"name the column of labels as {option}"
-    if len(bits) > 1:
-        names = ",".join(table.header[i] for i in bits)
-        hint += f"; or {names} if each of these columns is one class"
-    elif any(_holds_numbers(table, i) for i in others):
+    numbers = [i for i in others if _holds_numbers(table, i)]
+    if len(one_per_class := bits if len(bits) > 1 else numbers) > 1:
+        names = shorten_list((table.header[i] for i in one_per_class), 8).replace(", ", ",")
+        hint += f", or {names} if each of these columns is one class"
+    if numbers:
         hint += "; or if each output has its own column, set the task to regression"
     raise _no_labels(table, hint)
 
@@ -240,8 +241,8 @@ def _holds_bits(table: Table, index: int) -> bool:
 
 def _holds_numbers(table: Table, index: int) -> bool:
     try:
-        for row in table.rows:
-            float(row.cells[index])
+        for row in table.rows:  # some cells may be blank
+            float(row.cells[index].strip() or 0)
     except ValueError:
         return False
     return True
