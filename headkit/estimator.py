@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,8 +133,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             X, y = validate_data(self, X, y, dtype=np.float64)  # noqa: N806
             self._fit_features(X, self._encode(y))
         else:
-            codes = self._encode(column_or_1d(y, warn=True))
-            self._fit_images(open_inputs(X, codes, "X"), X)
+            y = column_or_1d(y, warn=True)
+            dataset = open_inputs(X, np.zeros(len(y), np.int64), "X")
+            self._fit_images(replace(dataset, targets=self._encode(y)), X)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803

@@ -1,0 +1,217 @@
+"""``HeadClassifier`` obeys scikit-learn's own checks, on features and on images."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn.base import clone, is_classifier
+from sklearn.datasets import load_digits, load_files
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.estimator_checks import check_estimator
+
+import headkit
+from headkit import HeadClassifier
+from tests.backbones import random_backbone
+from tests.images import read_images
+
+
+def _failed(estimator: HeadClassifier) -> list[str]:
+    checks = check_estimator(estimator, on_skip=None, on_fail=None)
+    assert len(checks) > 40
+    allowed = {"passed", "skipped"}
+    return [f"{c['check_name']}: {c['exception']}" for c in checks if c["status"] not in allowed]
+
+
+def test_check_estimator_passes() -> None:
+    assert _failed(HeadClassifier(l2=1e-2)) == []
+
+
+@pytest.mark.slow
+def test_check_estimator_passes_with_the_default_parameters() -> None:
+    assert _failed(HeadClassifier()) == []
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Any, Any]:
+    x, y = load_digits(return_X_y=True)
+    return x[:600], y[:600]
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_probabilities_are_those_of_logistic_regression(
+    digits: Any, classes: int, class_weight: Any
+) -> None:
+    x, y = digits
+    x, y = x[y < classes], y[y < classes]
+    ours = HeadClassifier(l2=1e-2, class_weight=class_weight).fit(x, y)
+    variance = x.var(0)
+    scaled = (x - x.mean(0)) / np.sqrt(variance + variance.mean())
+    weight = compute_sample_weight(class_weight, y)
+    strength = 1 / (1e-2 * weight.sum())
+    theirs = LogisticRegression(C=strength, tol=1e-8, max_iter=5000)
+    if classes == 2:  # scikit-learn has one row of weights for two classes, whose norm differs
+        theirs = LogisticRegression(C=strength * 2, tol=1e-8, max_iter=5000)
+    theirs.fit(scaled, y, sample_weight=weight)
+    expected = theirs.predict_proba(scaled)
+    assert np.abs(ours.predict_proba(x) - expected).max() < 5e-3
+    assert (ours.predict(x) == theirs.predict(scaled)).mean() > 0.995
+    assert ours.score(x, y) == pytest.approx(theirs.score(scaled, y), abs=5e-3)
+    assert ours.decision_function(x).shape == theirs.decision_function(scaled).shape
+
+
+def test_classifier_works_in_pipelines_and_searches(digits: Any) -> None:
+    x, y = digits
+    names = np.array([f"digit {label}" for label in y])
+    pipeline = make_pipeline(StandardScaler(), HeadClassifier(l2=1e-2))
+    search = GridSearchCV(pipeline, {"headclassifier__l2": [1.0, 1e-2]}, cv=3).fit(x, names)
+    assert search.best_params_ == {"headclassifier__l2": 1e-2}
+    assert search.best_score_ > 0.8
+    assert set(search.predict(x)) <= set(names)
+    copy = clone(pipeline)
+    assert copy[-1].get_params() == pipeline[-1].get_params()
+    assert is_classifier(copy[-1])
+    again = pickle.loads(pickle.dumps(search.best_estimator_))  # noqa: S301
+    assert np.array_equal(again.predict(x), search.predict(x))
+
+
+def test_penalty_is_chosen_by_cross_validation(digits: Any) -> None:
+    x, y = digits
+    chosen = HeadClassifier().fit(x[:400], y[:400])
+    strong = HeadClassifier(l2=10.0).fit(x[:400], y[:400])
+    assert chosen.score(x[400:], y[400:]) > strong.score(x[400:], y[400:])
+    assert chosen.l2_ < 10
+
+
+def _write_digits(root: Path, count: int) -> Any:
+    """Write digits of scikit-learn as PNG files in folders of classes; return the pixels."""
+    data = load_digits()
+    pixels = (data.images[:count] * 15).astype(np.uint8)
+    for label in range(10):
+        (root / str(label)).mkdir(parents=True)
+    for number, (image, label) in enumerate(zip(pixels, data.target, strict=False)):
+        Image.fromarray(image).save(root / str(label) / f"{number:04}.png")
+    return pixels
+
+
+def test_cross_validation_of_a_thousand_images_is_equal_for_folders_and_arrays(
+    tmp_path: Path,
+) -> None:
+    pixels = _write_digits(tmp_path / "digits", 1000)
+    model = random_backbone(pretrained_cfg_overlay={"input_size": (3, 64, 64)})
+    files = load_files(tmp_path / "digits", load_content=False, shuffle=False)
+    order = [int(Path(name).stem) for name in files.filenames]
+    estimator = HeadClassifier(model, l2=1e-2, workers=0, cache=tmp_path / "cache")
+    from_folder = cross_val_score(estimator, files.filenames, files.target, cv=3)
+    from_array = cross_val_score(estimator, pixels[order], files.target, cv=3)
+    assert np.array_equal(from_folder, from_array)
+    assert from_folder.mean() > 0.4  # by chance, it would be 0.1
+    features = headkit.extract(model, tmp_path / "digits", workers=0, cache=tmp_path / "cache")
+    from_features = cross_val_score(HeadClassifier(l2=1e-2), features.x, features.y, cv=3)
+    assert np.abs(from_features - from_folder).max() < 0.01
+    # Each image was computed once as a file and once as pixels, however many folds there are.
+    rows = sum(_rows(shard) for shard in (tmp_path / "cache").rglob("shard-*.safetensors"))
+    assert rows == 2 * len(np.unique(pixels, axis=0))
+
+
+def _rows(shard: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="numpy") as file:
+        valid: int = file.get_tensor("valid").sum().item()
+        return valid
+
+
+@pytest.mark.parametrize("backbone", ["module", "own"])
+def test_images_in_any_form_give_the_same_head(shapes: Path, backbone: str) -> None:
+    paths, labels, pixels = read_images(shapes)
+    model = random_backbone()
+    if backbone == "own":
+        model = random_backbone("levit_128s", depth=(1, 1, 1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    heads = []
+    for images in (
+        pixels,
+        list(map(str, paths)),
+        [Image.open(path) for path in paths],
+        torch.from_numpy(pixels),
+        pd.DataFrame({"path": list(map(str, paths))}),
+        headkit.extract(model, shapes, workers=0).x,
+    ):
+        estimator = HeadClassifier(model, l2=1e-2, workers=0).fit(images, labels)
+        assert estimator.score(images, labels) > 0.9
+        assert estimator.predict_proba(images).sum(1) == pytest.approx(np.ones(24))
+        heads.append(estimator.head_)
+    assert heads[0].label_names == ("bright", "dark", "striped")
+    for head in heads[1:]:
+        for name, tensor in heads[0].tensors.items():
+            assert np.array_equal(head.tensors[name], tensor)
+    after = model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_head_of_the_classifier_predicts_what_the_classifier_predicts(
+    shapes: Path, tmp_path: Path
+) -> None:
+    paths, labels, pixels = read_images(shapes)
+    estimator = HeadClassifier(random_backbone(), workers=0).fit(pixels, labels)
+    exported = headkit.export(
+        estimator.head_.save(tmp_path / "head.safetensors"),
+        tmp_path / "m.onnx",
+        backbone=random_backbone(),
+    )
+    found = headkit.Predictor(exported.path)(paths, top_k=1)
+    assert [best["label"] for (best,) in found] == estimator.predict(pixels).tolist()
+    scores = [best["score"] for (best,) in found]
+    assert scores == pytest.approx(estimator.predict_proba(pixels).max(1), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "mlp"}, "needs a backbone"),
+        ({"l2": -1.0}, "l2 is -1, expected a positive number"),
+        ({"class_weight": "even"}, "class_weight"),
+    ],
+)
+def test_wrong_parameters_are_refused_when_the_classifier_is_fitted(
+    change: dict[str, Any], message: str, digits: Any
+) -> None:
+    estimator = HeadClassifier().set_params(**change)
+    with pytest.raises(ValueError, match=message):
+        estimator.fit(*digits)
+
+
+def test_wrong_images_are_refused(shapes: Path) -> None:
+    _, labels, pixels = read_images(shapes)
+    estimator = HeadClassifier(random_backbone(), workers=0)
+    with pytest.raises(headkit.DataError, match="pixels are uint8"):
+        estimator.fit(pixels / 255, labels)
+    with pytest.raises(headkit.DataError, match="24 images but 3 labels"):
+        estimator.fit(pixels, labels[:3])
+    with pytest.raises(headkit.DataError, match="5 features per image, but test_resnet"):
+        estimator.fit(np.zeros((24, 5)), labels)
+    fitted = HeadClassifier(random_backbone(), workers=0, l2=1.0).fit(pixels, labels)
+    with pytest.raises(headkit.DataError, match="1 of 2 images of X cannot be read"):
+        fitted.predict([pixels[0], b"no image"])
+
+
+def test_missing_scikit_learn_is_named_with_the_line_that_installs_it() -> None:
+    code = (
+        "import sys; sys.modules['sklearn'] = None; import headkit\n"
+        "try:\n    headkit.HeadClassifier\n"
+        "except headkit.DependencyMissing as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "HeadClassifier needs scikit-learn>=1.6: pip install" in done.stdout
