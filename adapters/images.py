@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from PIL import Image, UnidentifiedImageError
 
 from .errors import DataError, first_line
 from .pixel_rule import CURRENT_RULE, PixelRule
-from .system_files import is_system_name
 
 if TYPE_CHECKING:  # running an exported model needs no torch
     from torch import Tensor
@@ -51,16 +51,19 @@ UNREAD_SUFFIXES = frozenset(f".{name}" for name in _UNREAD.split()) - SUFFIXES
 """Lowercase suffixes of other files that hold images, which are counted and not read."""
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode of the pixels, by the number of a model's input channels."""
-MAX_RESIZED_PIXELS = 50_000_000
+MAX_RESIZED_PIXELS = 25_000_000
 """Largest number of pixels of an image after its shorter edge was resized for the model.
 
-A thin image has few pixels, but very many once its shorter edge has hundreds.
+A thin image has few pixels, but very many once its shorter edge has hundreds: 25 million take half
+a second and 150 MB. An image that has more pixels itself may keep as many.
 """
 MIN_RANGE_16_BITS = 4096
 """If all values of a 16-bit image are smaller, its upper 8 bits have at most 16 grey levels.
 
 Such files come from cameras of 10 or 12 bits, and their owner must decide how to scale them.
 """
+_LONGEST_NAME = 1000
+"""Maximum number of characters of a path that messages show."""
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -155,7 +158,7 @@ class ImageReader:
                 f"the image has {width} x {height} pixels, expected at most {self.max_pixels:,} in "
                 "all: send a smaller image"
             )
-        if resized > self.max_resized:
+        if resized > max(self.max_resized, width * height):
             raise TooLarge(
                 f"the image has {width} x {height} pixels and needs {int(resized):,} pixels during "
                 f"resizing, expected at most {self.max_resized:,}: crop the image"
@@ -185,7 +188,9 @@ def open_image(
         TooLarge: Pillow suspects a decompression bomb.
         DataError: An array has another type or shape, or ``source`` is not an image.
     """
-    name = f"image {source}" if isinstance(source, str | Path) else "the image"
+    if isinstance(source, os.PathLike):
+        source = Path(source)
+    name = f"image {_shorten(source)}" if isinstance(source, str | Path) else "the image"
     if isinstance(source, bytearray | memoryview):
         source = bytes(source)
     image = _image_in_memory(source)
@@ -205,8 +210,7 @@ def open_image(
     # On damaged bytes, Pillow raises errors of many types (OSError, SyntaxError, struct.error, …).
     # All of them mean that the image cannot be read.
     except Exception as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "no such file" if missing else first_line(error)
+        reason = first_line(error)
         if isinstance(error, UnidentifiedImageError):
             # Pillow's message holds the path again, or the address of a buffer.
             reason = f"it is damaged or is not in one of the formats {', '.join(FORMATS)}"
@@ -227,9 +231,9 @@ def read_image_file(path: str | Path) -> bytes:
         _check_regular(path)
         return Path(path).read_bytes()
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "no such file" if missing else error.strerror or first_line(error)
-        raise UnreadableImage(f"image {path}", reason) from error
+        missing = error.errno in (errno.ENOENT, errno.ENAMETOOLONG)
+        reason = "no such file" + _hint(str(path)) if missing else str(error.strerror or error)
+        raise UnreadableImage(f"image {_shorten(path)}", reason) from error
 
 
 def is_image(path: str | Path) -> bool:
@@ -237,58 +241,22 @@ def is_image(path: str | Path) -> bool:
     return os.path.splitext(path)[1].lower() in SUFFIXES  # noqa: PTH122 - as timm; much faster
 
 
-def iterate_images(images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[str, ImageLike]]:
-    """Yield the name and the source of each image, one at a time.
-
-    Args:
-        images: One image; an array ``[N, height, width, 3]`` or a tensor ``[N, 3, height, width]``
-            of several; a folder, for the images below it, sorted by path, without hidden and
-            system files; or an iterable of images, such as a generator, which is never read ahead.
-
-    Raises:
-        DataError: A folder has no images, or ``images`` is neither an image nor an iterable.
-    """
-    if isinstance(images, str | Path) and Path(images).is_dir():
-        below = sorted(path for path in Path(images).rglob("*") if is_image(path))
-        listed = (path for path in below if not _is_hidden(path.relative_to(images)))
-        number = 0
-        for number, path in enumerate(listed, 1):  # noqa: B007 - used after the loop
-            yield str(path), path
-        if not number:
-            raise DataError(f"there are no images in the folder {images}")
-        return
-    single = isinstance(
-        images, str | Path | bytes | bytearray | memoryview | Image.Image
-    ) or hasattr(images, "read")
-    if not single and (shape := getattr(images, "shape", None)) is not None:
-        single = len(shape) < 4
-    if not single and not isinstance(images, Iterable):
-        raise DataError(
-            f"images is {type(images).__name__}, expected an image, a folder or an iterable of "
-            "images"
-        )
-    several: Iterable[Any] = [images] if single else images  # type: ignore[assignment]
-    for number, image in enumerate(several):
-        yield (str(image) if isinstance(image, str | Path) else f"image {number}"), image
+def _shorten(path: str | Path) -> str:
+    """Return a path for a message. A long text may be an image in base64."""
+    text = str(path)
+    return text if len(text) <= _LONGEST_NAME else f"{text[:40]}… ({len(text):,} characters)"
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(is_system_name(part) for part in path.parts)
-
-
-def list_images(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
-    """Return one or more images as a list, see ``iterate_images``.
-
-    Raises:
-        DataError: See ``iterate_images``.
-    """
-    return [image for _, image in iterate_images(images)]
+def _hint(text: str) -> str:
+    if text.startswith("data:") or len(text) > _LONGEST_NAME:
+        return ": decode base64 text and pass the bytes"
+    return ": fetch the address and pass the bytes" if "://" in text else ""
 
 
 def _check_regular(path: str | Path) -> None:
     # Opening a named pipe would wait for a writer.
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - as fast as possible
-        raise UnreadableImage(f"image {path}", "it is not a regular file")
+        raise UnreadableImage(f"image {_shorten(path)}", "it is not a regular file")
 
 
 def _image_in_memory(source: ImageLike) -> Image.Image | None:
@@ -307,9 +275,11 @@ def _image_in_memory(source: ImageLike) -> Image.Image | None:
         )
     if isinstance(source, str | Path | bytes) or hasattr(source, "read"):
         return None
+    kind = type(source).__name__
+    hint = ": pass one flat list, without labels" if kind in ("list", "tuple") else ""
     raise DataError(
-        f"an image is {type(source).__name__}, expected a path, bytes, a binary file, a Pillow "
-        "image, an array or a tensor"
+        f"an image is {kind}, expected a path, bytes, a binary file, a Pillow "
+        f"image, an array or a tensor{hint}"
     )
 
 

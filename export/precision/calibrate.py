@@ -12,11 +12,12 @@ import onnx
 
 from headkit.adapters.errors import DataError, ExportError
 from headkit.adapters.heads.tasks import get_task
-from headkit.adapters.images import ImageLike, ImageReader, list_images
+from headkit.adapters.image_sources import list_images
+from headkit.adapters.images import ImageLike, ImageReader
 from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.graph.heads_in_graph import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name
-from headkit.export.predict.predictor import batched
+from headkit.export.predict.batches import batched
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from headkit.adapters.display import format_count, format_line, format_table
-from headkit.adapters.errors import ExportError
-from headkit.adapters.file_kinds import ADAPTER
-from headkit.adapters.images import ImageLike, ImageReader, list_images
+from headkit.adapters.images import ImageLike, ImageReader
 from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
-from headkit.export.graph.metadata import HeadInfo, ModelInfo
+from headkit.export.graph.metadata import ModelInfo
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.model_source import ModelLike, ModelSource
 from headkit.export.runtimes.providers import (
@@ -25,27 +22,22 @@ from headkit.export.runtimes.providers import (
     choose_providers,
 )
 
-from .adapter_files import Adapter, head_arrays, read_adapter
-from .scores import Prediction, compute_scores, select_top
+from .answers import Answer, answer
+from .batches import ReadImage, gather, read_images
+from .loaded_heads import LoadedHead, LoadedHeads
+from .scores import Prediction, Result
 from .session import Session
 
 if TYPE_CHECKING:  # running a model needs no safetensors
+    from PIL import Image
+
     from headkit.adapters.heads.head import Head
 
 Array = np.ndarray[Any, Any]
+OnError = Literal["raise", "return", "skip"]
+"""What to do about an image that cannot be read."""
 
-
-@dataclass(frozen=True)
-class _LoadedHead:
-    """A head that is ready to run: its description, and the arrays or the adapter to pass."""
-
-    info: HeadInfo
-    arrays: Mapping[str, Array] = field(default_factory=dict)
-    adapter: Adapter | None = None
-
-    @property
-    def options(self) -> Any:
-        return None if self.adapter is None else self.adapter.options
+logger = logging.getLogger("headkit")
 
 
 class Predictor:
@@ -97,14 +89,9 @@ class Predictor:
         source = ModelSource.of(onnx_path)
         self._session = Session(source, threads, choose_providers(provider, provider_options))
         self.info = ModelInfo.from_props(self._session.props, source.name)
-        self._heads = {head.name: _LoadedHead(head) for head in self.info.heads}
-        if heads and self.info.form != "swappable":
-            raise ExportError(
-                f"a {self.info.form} model takes no other heads: graft the head into the file "
-                "(headkit graft), or export the model with form='swappable'"
-            )
-        for name, head in (heads or {}).items():
-            self._heads[name] = self._add(name, head, force=force)
+        overridable = self.session.get_overridable_initializers()
+        inputs = {value.name: value.shape for value in overridable}
+        self._heads = LoadedHeads(self.info, inputs, heads or {}, force=force)
 
     def __repr__(self) -> str:
         return format_line("Predictor", self._facts())
@@ -119,16 +106,24 @@ class Predictor:
             "precision": self.info.precision,
             "provider": ", ".join(self._session.providers.names),
         }
-        if len(self._heads) == 1:
-            (one,) = self._heads.values()
+        if len(self.heads) == 1:
+            (one,) = self._heads.all()
             return {**facts, "classes": format_count(one.info.num_classes, one.info.label_names)}
-        names = [name or "the model's own" for name in self._heads]
+        names = [name or "the model's own" for name in self.heads]
         return {**facts, "heads": format_count(len(names), names)}
 
     @property
     def session(self) -> Any:
         """ONNX Runtime's session."""
         return self._session.onnxruntime
+
+    def num_classes(self, head: str | None = None) -> int:
+        """Return the number of classes of a head, or of outputs for regression.
+
+        Raises:
+            ExportError: The model has no such head.
+        """
+        return self._heads.one(head).info.num_classes
 
     @cached_property
     def preprocess(self) -> Preprocess:
@@ -142,7 +137,7 @@ class Predictor:
     @property
     def heads(self) -> list[str]:
         """Names of all heads. The own head of a merged or swappable model is called ``""``."""
-        return list(self._heads)
+        return self._heads.names
 
     def __call__(
         self,
@@ -155,8 +150,12 @@ class Predictor:
         """Classify images.
 
         Args:
-            images: One or many paths, Pillow images or uint8 arrays ``[height, width, 3]``; or a
-                folder, whose images are read in the order of their names.
+            images: One image or many, such as a list or a generator; a folder, whose images are
+                read in the order of their names; an array uint8 ``[N, height, width, 3]`` or a
+                tensor uint8 ``[N, 3, height, width]``. An image is a path, the content of a file
+                as bytes, an open binary file, a Pillow image, an array uint8 ``[height, width]``
+                or ``[height, width, 1|3|4]``, or a tensor uint8 ``[height, width]``,
+                ``[1|3|4, height, width]`` or ``[height, width, 1|3|4]``.
             head: Name of the head, for a model with several. Default: the head in the file.
             top_k: Maximum number of predictions per image, at most one per class.
             batch_size: Number of images per run of the model.
@@ -168,9 +167,8 @@ class Predictor:
             DataError: An image cannot be read, or a folder has no images.
             ExportError: The model has no such head, or ONNX Runtime cannot run it.
         """
-        return self.predict(images, [self._name(head)], top_k=top_k, batch_size=batch_size)[
-            self._name(head)
-        ]
+        name = self._heads.one(head).info.name
+        return self.predict(images, [name], top_k=top_k, batch_size=batch_size)[name]
 
     def predict(
         self,
@@ -194,22 +192,51 @@ class Predictor:
         Raises:
             DataError, ExportError: See ``__call__``.
         """
-        check_at_least_1(top_k=top_k, batch_size=batch_size)
-        requested: list[str | None] = list(heads or self.heads) or [None]
-        names = dict.fromkeys(self._name(name) for name in requested)
-        results: dict[str, list[list[Prediction]]] = {name: [] for name in names}
-        listed = list_images(images)
-        # Heads that were trained on pixels of different rules need batches of their own.
-        by_rule: dict[PixelRule, list[_LoadedHead]] = {}
-        for name in names:
-            by_rule.setdefault(self._heads[name].info.pixels, []).append(self._heads[name])
-        for rule, heads_of_rule in by_rule.items():
-            for batch in self._batches(listed, batch_size, rule):
-                outputs = self._run(batch, heads_of_rule)
-                for head, logits in zip(heads_of_rule, outputs, strict=True):
-                    rows = compute_scores(head.info.description, logits)
-                    results[head.info.name] += [select_top(head.info, row, top_k) for row in rows]
+        loaded = self._heads.several(heads)
+        results: dict[str, list[list[Prediction]]] = {head.info.name: [] for head in loaded}
+        for one in self._answer(images, loaded, top_k, batch_size):
+            if one.image.error is not None:
+                raise one.image.error
+            for name, predictions in one.predictions.items():
+                results[name].append(predictions)
         return results
+
+    def stream(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        heads: Sequence[str] | None = None,
+        *,
+        top_k: int = 5,
+        batch_size: int = 16,
+        on_error: OnError = "raise",
+    ) -> Iterator[Result]:
+        """Classify images while they come, in constant memory.
+
+        A generator is read only as far as the next batch needs it.
+
+        Args:
+            images: See ``__call__``.
+            heads: Names of heads. Default: all.
+            top_k: See ``__call__``.
+            batch_size: See ``__call__``.
+            on_error: What to do about an image that cannot be read. ``raise`` raises the error
+                after the results of the images before it. ``return`` gives a result that has the
+                ``error`` and no predictions. ``skip`` leaves it out and logs their number at the
+                end.
+
+        Yields:
+            For each image, one result per head, in the order of the images.
+
+        Raises:
+            DataError, ExportError: See ``__call__``.
+            ValueError: ``on_error`` is something else.
+        """
+        if on_error not in get_args(OnError):
+            raise ValueError(
+                f"on_error is {on_error!r}, expected one of {', '.join(get_args(OnError))}"
+            )
+        loaded = self._heads.several(heads)
+        return _results(self._answer(images, loaded, top_k, batch_size), on_error)
 
     def logits(self, pixel_values: Array, head: str | None = None) -> Array:
         """Run the model on one batch.
@@ -225,20 +252,24 @@ class Predictor:
         Raises:
             ExportError: See ``__call__``.
         """
-        return self._run(pixel_values, [self._heads[self._name(head)]])[0]
+        return self._run(pixel_values, [self._heads.one(head)])[0]
 
     def features(
-        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 16
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        pixels: PixelRule | None = None,
+        batch_size: int = 16,
     ) -> Array | tuple[Array, ...]:
         """Return the features of images: what enters the classifier, see ``headkit.features``.
-
-        Images become pixels by the rule of the first head.
 
         A model of the form ``backbone`` outputs them. For the other forms, the first call opens the
         model a second time with this output, which takes the memory of the weights again.
 
         Args:
             images: See ``__call__``.
+            pixels: Rule by which images become pixels. Default: that of the model's own head, or
+                of the first head; without heads, the current rule.
             batch_size: See ``__call__``.
 
         Returns:
@@ -251,11 +282,13 @@ class Predictor:
         """
         check_at_least_1(batch_size=batch_size)
         names = list(self.info.features)
-        rule = next((head.info.pixels for head in self._heads.values()), CURRENT_RULE)
-        batches = [
-            self._features_session.run(names, self._feed(batch))
-            for batch in self._batches(list_images(images), batch_size, rule)
-        ]
+        batches = []
+        for some in gather(self._read(images, [pixels or self._pixels()]), batch_size):
+            for image in some:
+                if image.error is not None:
+                    raise image.error
+            batch = np.stack([pixels for image in some for pixels in image.pixels.values()])
+            batches.append(self._features_session.run(names, self._feed(batch)))
         if batches:
             branches = tuple(map(np.concatenate, zip(*batches, strict=True)))
         else:
@@ -263,6 +296,10 @@ class Predictor:
             branches = tuple(np.empty([0 if isinstance(n, str) else n for n in s]) for s in shapes)
         branches = tuple(branch.astype(np.float32) for branch in branches)
         return branches[0] if len(branches) == 1 else branches
+
+    def _pixels(self) -> PixelRule:
+        heads = self._heads.all()
+        return heads[0].pixels if heads else CURRENT_RULE
 
     @cached_property
     def _features_session(self) -> Session:
@@ -274,52 +311,35 @@ class Predictor:
         """Leave out what another process makes itself when it needs it."""
         return {key: value for key, value in vars(self).items() if key != "_features_session"}
 
-    def _add(self, name: str, head: Head | str | Path, *, force: bool) -> _LoadedHead:
-        inputs = {value.name: value.shape for value in self.session.get_overridable_initializers()}
-        if isinstance(head, str | Path):
-            if Path(head).suffix == ADAPTER.suffix:
-                adapter = read_adapter(self.info, inputs, name, Path(head), force=force)
-                return _LoadedHead(adapter.info, adapter=adapter)
-            from headkit.registry.resolve import load_head
+    def _answer(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        heads: Sequence[LoadedHead],
+        top_k: int,
+        batch_size: int,
+    ) -> Iterator[Answer]:
+        check_at_least_1(top_k=top_k, batch_size=batch_size)
+        rules = list(dict.fromkeys(head.pixels for head in heads))
+        batches = gather(self._read(images, rules), batch_size)
+        return (one for some in batches for one in answer(some, heads, top_k, self._run))
 
-            head = load_head(head)
-        self.info.check_backbone(head, force=force)
-        return _LoadedHead(HeadInfo.from_head(head, name), head_arrays(self.info, inputs, head))
+    def _read(
+        self, images: ImageLike | Iterable[ImageLike], rules: Sequence[PixelRule]
+    ) -> Iterator[ReadImage]:
+        cfg = self.info.backbone["pretrained_cfg"]
+        readers = [ImageReader.for_model(cfg, rule) for rule in rules]
+        return read_images(images, readers, self._prepare)
 
-    def _name(self, head: str | None) -> str:
-        if not self._heads:
-            raise ExportError(
-                f"a {self.info.form} model has no heads and computes no logits: graft a head into "
-                "the file (headkit graft)"
-            )
-        if head is None and (len(self._heads) == 1 or "" in self._heads):
-            return next(iter(self._heads))
-        if head is None or head not in self._heads:
-            names = ", ".join(filter(None, self._heads))
-            if head is None:
-                raise ExportError(f"the model has several heads: choose one of {names}")
-            advice = f"choose one of {names}" if names else "omit the name to use its own head"
-            raise ExportError(f"the model has no head {head!r}: {advice}")
-        return head
-
-    def _batches(
-        self, images: list[ImageLike], batch_size: int, rule: PixelRule
-    ) -> Iterator[Array]:
-        read = ImageReader.for_model(self.info.backbone["pretrained_cfg"], rule)
+    def _prepare(self, image: Image.Image) -> Array:
+        """Return what the model takes for one image, without the dimension of the batch."""
         if not self.info.preprocess:
-            for some in batched(images, batch_size):
-                yield np.stack([self.preprocess(read(image)) for image in some])
-            return
-        # A tensor holds images of one size, so neighbours of the same size form a batch.
-        arrays = (np.atleast_3d(np.asarray(read(image))) for image in images)
-        for _, same in groupby(arrays, key=np.shape):
-            for some_arrays in batched(same, batch_size):
-                yield np.stack(some_arrays)
+            return self.preprocess(image)
+        return np.atleast_3d(np.asarray(image))
 
     def _feed(self, batch: Array) -> dict[str, Array]:
         return {"image" if self.info.preprocess else "pixel_values": batch}
 
-    def _run(self, batch: Array, heads: Sequence[_LoadedHead]) -> list[Array]:
+    def _run(self, batch: Array, heads: Sequence[LoadedHead]) -> list[Array]:
         feed = self._feed(batch)
         if self.info.form != "swappable":
             return self._session.run([one.info.output for one in heads], feed)
@@ -335,8 +355,17 @@ def check_at_least_1(**numbers: int) -> None:
             raise ValueError(f"{name} is {number}, expected at least 1")
 
 
-def batched(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Yield ``values`` in lists of ``size``; the last list may be shorter."""
-    values = iter(values)
-    while some := list(islice(values, size)):
-        yield some
+def _results(answers: Iterable[Answer], on_error: OnError) -> Iterator[Result]:
+    number = skipped = 0
+    for number, one in enumerate(answers, 1):  # noqa: B007 - used after the loop
+        for name, predictions in one.predictions.items():
+            yield Result(one.image.name, name, predictions)
+        if one.image.error is None:
+            continue
+        skipped += 1
+        if on_error == "raise":
+            raise one.image.error
+        if on_error == "return":
+            yield Result(one.image.name, "", [], one.image.reason)
+    if skipped and on_error == "skip":
+        logger.warning("%d of %d images could not be read and were skipped", skipped, number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
@@ -18,6 +19,24 @@ class Prediction(TypedDict):
 
     label: str
     score: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a head says about an image, or why the image cannot be read.
+
+    Attributes:
+        image: Path of the image, or its number among the images.
+        head: Name of the head; empty for the own head of a merged or swappable model, and for an
+            image that cannot be read.
+        predictions: The best classes, the best first.
+        error: The reason why the image cannot be read, or None.
+    """
+
+    image: str
+    head: str
+    predictions: list[Prediction]
+    error: str | None = None
 
 
 def compute_scores(description: Mapping[str, Any], logits: Array) -> Array:

@@ -33,6 +33,9 @@ from . import (
     onnx as cli_onnx,
 )
 from . import (
+    predict as cli_predict,
+)
+from . import (
     serve as cli_serve,
 )
 from .terminal import Json, format_lines, parse_count, progress_bar, show
@@ -78,7 +81,7 @@ for _command in (
     cli_compare.compare,
     cli_onnx.export,
     cli_onnx.graft,
-    cli_onnx.predict,
+    cli_predict.predict,
     cli_bench.bench,
     cli_models.models,
     cli_models.info,

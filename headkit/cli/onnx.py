@@ -1,4 +1,4 @@
-"""The commands for ONNX: ``export``, ``graft`` and ``predict``. The last two run without torch."""
+"""The commands ``export`` and ``graft``. The second runs without torch."""
 
 from __future__ import annotations
 
@@ -186,81 +186,3 @@ def graft(
     if out.suffix == ".onnx_adapter":
         text = f"adapter for {model}"
     show(result, as_json, f"{out}: {out.stat().st_size:,} bytes, {text}")
-
-
-def predict(
-    model: Annotated[Path, typer.Argument(help="Exported ONNX file.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of images.")],
-    head: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Head file or .onnx_adapter file for a swappable model; repeatable. Default: the "
-            "model's own head."
-        ),
-    ] = None,
-    name: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a head in a multi model; repeatable. Default: all heads."),
-    ] = None,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force",
-            help="Accept a head that was trained on other weights of the same architecture.",
-        ),
-    ] = False,
-    provider: Annotated[
-        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt or openvino.")
-    ] = "cpu",
-    top_k: Annotated[
-        int, typer.Option(help="Maximum number of predictions per image and head.")
-    ] = 3,
-    batch_size: Annotated[int, typer.Option(help="Number of images per run of the model.")] = 16,
-    threads: Annotated[
-        int | None, typer.Option(help="Number of CPU threads. Default: one per core.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Classify images with an exported model. This does not need torch."""
-    from headkit.adapters.images import list_images
-    from headkit.export.predict.predictor import Predictor
-    from headkit.registry.resolve import head_name
-
-    _check_order(model, images)
-    extra = {head_name(path): path for path in head or []}
-    if len(extra) < len(head or []):
-        shown = ", ".join(map(str, head or []))
-        raise ValueError(f"two of the heads {shown} have the same file name: rename one file")
-    predictor = Predictor(model, dict(extra), provider, threads=threads, force=force)
-    paths = [path for argument in images for path in list_images(argument)]
-    names = name or list(extra) or predictor.heads
-    predictions = predictor.predict(paths, names, top_k=top_k, batch_size=batch_size)
-    rows: list[dict[str, Any]] = [
-        {"image": str(path), **({"head": key} if key else {}), "predictions": of_head[number]}
-        for number, path in enumerate(paths)
-        for key, of_head in predictions.items()
-    ]
-    show(rows, as_json, "\n".join(map(_format_prediction, rows)))
-
-
-def _check_order(model: Path, images: list[Path]) -> None:
-    """Raise if the model is a head or an image, or an image is a head or a model."""
-    from headkit.adapters.errors import DataError, ExportError
-    from headkit.adapters.file_kinds import MODEL, check_argument, detect_file_kind
-    from headkit.adapters.images import is_image
-
-    usage = "the model first and then images: predict MODEL.onnx IMAGE --head HEAD.safetensors"
-    check_argument("the model", model, MODEL, usage)
-    if is_image(model) and model.is_file():
-        raise ExportError(f"{model} is an image, expected an ONNX model; pass {usage}")
-    for image in images:
-        kind = detect_file_kind(image)
-        if kind is not None:
-            raise DataError(f"{image} is {kind.noun}, expected an image; pass {usage}")
-
-
-def _format_prediction(row: dict[str, Any]) -> str:
-    head = f"{row['head']}: " if "head" in row else ""
-    return f"{row['image']}  {head}" + "  ".join(
-        f"{p['label']} {p['score']:.4f}" for p in row["predictions"]
-    )
