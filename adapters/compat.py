@@ -10,6 +10,9 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +195,25 @@ def multiplies_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+@contextmanager
+def without_timm_warnings() -> Iterator[None]:
+    """Drop what timm warns about in this thread while it tries to load weights.
+
+    timm lists every name that it does not know, even if the caller expects some. An argument that
+    returns the names would replace this function.
+    """
+    logger, thread = logging.getLogger("timm.models._builder"), threading.get_ident()
+
+    def is_elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(is_elsewhere)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_elsewhere)
+
+
 def split_attention(model: nn.Module) -> None:
     """Make timm's attention modules compute separate matrix products and a softmax, in place.
 
@@ -202,6 +224,34 @@ def split_attention(model: nn.Module) -> None:
     for part in model.modules():
         if hasattr(part, "fused_attn"):
             vars(part)["fused_attn"] = False
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside ``torch.compile``, ``DataParallel``, an average of weights and so on.
+
+    The wrapper of ``torch.compile`` keeps the model in the attribute ``_orig_mod``; the others keep
+    it in ``module``. A public way to get the model of a compiled one would replace this function.
+    """
+    while True:
+        children = dict(model.named_children())
+        inner = children.get("_orig_mod", children.get("module"))
+        if inner is None or len(children) != 1 or "pretrained_cfg" in vars(model):
+            return model
+        model = inner
+
+
+def uncompiled(model: nn.Module) -> Any:
+    """Return a function that calls ``model`` with its hooks, also after ``model.compile()``.
+
+    A compiled call does not run hooks that were added later. A public way to call a module without
+    its compiled code would replace this function and ``is_compiled_code``.
+    """
+    return model if getattr(model, "_compiled_call_impl", None) is None else model._call_impl
+
+
+def is_compiled_code(name: str) -> bool:
+    """Return True if modules keep what ``module.compile()`` made in the attribute ``name``."""
+    return name == "_compiled_call_impl"
 
 
 def has_fusion(module: nn.Module) -> bool:

@@ -13,12 +13,18 @@ import onnx
 import torch
 from torch import nn
 
-from headkit.adapters.backbone.classifier import find_classifier, replace_classifier
+from headkit.adapters.backbone.classifier import (
+    classifier_tensors,
+    find_classifier,
+    replace_classifier,
+)
+from headkit.adapters.backbone.fingerprint import forget_untrained
 from headkit.adapters.backbone.module_copy import copy_structure
+from headkit.adapters.compat import unwrap
 from headkit.adapters.errors import DataError, ExportError
 from headkit.adapters.file_kinds import MODEL, check_output
 from headkit.adapters.files import write_atomically
-from headkit.adapters.heads.attach import attach_in_turn, head_of
+from headkit.adapters.heads.attach import attach, attach_in_turn, head_of
 from headkit.adapters.heads.backbone_of_head import load_backbone_of
 from headkit.adapters.heads.head import Head
 from headkit.adapters.images import ImageLike
@@ -79,7 +85,7 @@ def export(
     path: str | Path,
     form: str = "merged",
     *,
-    backbone: nn.Module | None = None,
+    backbone: nn.Module | str | None = None,
     weights: str | Path | None = None,
     remap: bool = False,
     label_names: Sequence[str] | None = None,
@@ -107,8 +113,9 @@ def export(
         form: ``merged``: the head as constants. ``swappable``: the head as overridable
             initializers, so that each call can pass another. ``multi``: many heads, each with an
             output ``logits_NAME``. ``backbone``: the output ``features`` and no head.
-        backbone: The frozen model that the heads belong to; it is not changed. If None, it is
-            loaded.
+        backbone: The frozen model that the heads belong to; it is not changed. Or the name of an
+            architecture to load, such as ``local-dir:FOLDER``, see ``load_backbone_of``. If None,
+            the backbone that the head names is loaded.
         weights: Weights of the backbone, see ``load_backbone_of``. Not for a model.
         remap: See ``load_backbone``.
         label_names: One name per class, for a model.
@@ -228,7 +235,7 @@ def _load_model_and_heads(
     source: Any,
     form: str,
     *,
-    backbone: nn.Module | None,
+    backbone: nn.Module | str | None,
     weights: str | Path | None,
     remap: bool,
     names: Sequence[str] | None,
@@ -237,18 +244,27 @@ def _load_model_and_heads(
     if isinstance(source, nn.Module):
         if form == "multi":
             raise ExportError("the form 'multi' needs named heads: pass {name: head, ...}")
-        model = copy_structure(source, share_tensors=True)
-        if form == "backbone" and not find_classifier(model).num_classes:
-            replace_classifier(model, 1)
-        heads = {"": head_of(model, names if find_classifier(source).num_classes else None)}
+        model = copy_structure(unwrap(source), share_tensors=True)
+        if form == "backbone":
+            forget_untrained(model)  # the head is not exported
+            if not find_classifier(model).num_classes:
+                replace_classifier(model, 1)
+                names = None
+        head = head_of(model, names)
+        if list(classifier_tensors(model)) != list(head.tensors):
+            model = attach(model, head)  # a classifier made by hand has other names
+        heads = {"": head}
     else:
         heads = _load_heads(source, form)
         if not heads:
             raise ExportError(f"the form {form!r} takes at least one head, found none")
         first = next(iter(heads.values()))
         folder = _first_folder(source)
-        loaded = backbone or load_backbone_of(first, weights, remap=remap, folder=folder)
-        model = copy_structure(loaded, share_tensors=True)
+        if not isinstance(backbone, nn.Module):
+            backbone = load_backbone_of(
+                first, weights, backbone=backbone, remap=remap, folder=folder
+            )
+        model = copy_structure(unwrap(backbone), share_tensors=True)
         attach_in_turn(model, reversed(heads.values()))  # the first head stays attached
     first = next(iter(heads.values()))
     return model.eval(), {} if form == "backbone" else heads, first

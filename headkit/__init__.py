@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from headkit.adapters.heads.attach import adapt, attach, head_of, save_head
     from headkit.adapters.heads.backbone_of_head import load_backbone_of
+    from headkit.adapters.heads.from_checkpoint import extract_head
     from headkit.adapters.heads.head import Head
     from headkit.benchmarks.bench.bench import bench
     from headkit.benchmarks.compare.compare import compare
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 _NAMES_BY_MODULE = {
     "adapters.heads.attach": ("adapt", "attach", "head_of", "save_head"),
     "adapters.heads.backbone_of_head": ("load_backbone_of",),
+    "adapters.heads.from_checkpoint": ("extract_head",),
     "adapters.backbone.fingerprint": ("fingerprint",),
     "adapters.backbone.freeze": ("freeze",),
     "adapters.backbone.load": ("load_backbone",),
@@ -116,6 +118,7 @@ __all__ = [
     "evaluate",
     "export",
     "extract",
+    "extract_head",
     "features",
     "fingerprint",
     "fit",

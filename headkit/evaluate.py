@@ -131,7 +131,7 @@ def evaluate(
     *,
     split: str | None = None,
     name: str | None = None,
-    backbone: nn.Module | None = None,
+    backbone: nn.Module | str | None = None,
     weights: str | Path | None = None,
     remap: bool = False,
     class_from: ClassFrom | None = None,
@@ -161,8 +161,7 @@ def evaluate(
         split: The split to measure on: ``test``, ``val`` or ``train``. Default: the test split,
             or else the validation split of data that have splits, and all images of other data.
         name: Name of the head in a multi model.
-        backbone: The frozen model that the head belongs to; it is not changed. If None, it is
-            loaded.
+        backbone: The frozen model of the head, which is not changed, or its name; see ``export``.
         weights: Weights of the backbone of a head, see ``load_backbone_of``.
         remap: See ``load_backbone``.
         class_from: See ``fit``.
@@ -312,12 +311,13 @@ def _refuse_backbone(backbone: object, weights: object) -> None:
 def _run_head(
     head: Head,
     dataset: ImageDataset,
-    backbone: nn.Module | None,
+    backbone: nn.Module | str | None,
     weights: Mapping[str, Any],
     folder: Path | None,
     options: Mapping[str, Any],
 ) -> _Found:
     from headkit.adapters.backbone.module_copy import copy_structure
+    from headkit.adapters.compat import unwrap
     from headkit.adapters.features.labeled_features import LabeledFeatures
     from headkit.adapters.features.transform import View
     from headkit.adapters.fitting.adamw import predict_logits
@@ -326,8 +326,9 @@ def _run_head(
 
     from .extraction import open_extraction
 
-    loaded = load_backbone_of(head, folder=folder, **weights) if backbone is None else backbone
-    model = attach(copy_structure(loaded, share_tensors=True), head)
+    if backbone is None or isinstance(backbone, str):
+        backbone = load_backbone_of(head, backbone=backbone, folder=folder, **weights)
+    model = attach(copy_structure(unwrap(backbone), share_tensors=True), head)
     requests = [(dataset, View())]
     with open_extraction(model, requests, rule=head.pixels, **options) as extraction:
         extracted = extraction(dataset)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from headkit.adapters.backbone.load import load_backbone
+from headkit.adapters.compat import unwrap
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.features import Features
 from headkit.adapters.data.open import open_data
@@ -51,7 +52,7 @@ def extract(
     trains on. Both use the same cache. ``fit(backbone, features)`` takes the result.
 
     Args:
-        backbone: A timm entry point, or a timm model.
+        backbone: A timm entry point, or a timm model, which may be compiled or wrapped.
         data: Labeled images in any form that ``fit`` takes.
         val: Validation images, see ``fit``; their features are ``val`` of the result. Default: the
             validation split of ``data``, if it has one.
@@ -91,6 +92,7 @@ def extract(
     )
     if isinstance(backbone, str):
         backbone = load_backbone(backbone, weights, remap=remap, **timm_kwargs)
+    backbone = unwrap(backbone)
     sources = [train] if held is None else [train, held]
     with open_extraction(
         backbone,

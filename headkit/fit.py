@@ -12,6 +12,7 @@ from torch import nn
 
 from headkit.adapters.backbone.input_size import ImageSize
 from headkit.adapters.backbone.load import load_backbone
+from headkit.adapters.compat import unwrap
 from headkit.adapters.data.open import open_data
 from headkit.adapters.data.options import ClassFrom
 from headkit.adapters.errors import ContractError
@@ -80,7 +81,7 @@ def fit(
     (``adamw.train``). If ``backbone`` is a model, it carries the new head afterwards.
 
     Args:
-        backbone: A timm entry point, or a timm model.
+        backbone: A timm entry point, or a timm model, which may be compiled or wrapped.
         data: Training images with their labels: a folder with one folder per class, a CSV file with
             the columns ``path`` and ``label``, or a name that timm's readers know. Or data in
             memory: ``(X, y)``, where X are pixels (uint8 ``[N, height, width, 3]`` or ``[N, height,
@@ -155,6 +156,7 @@ def fit(
         backbone = load_backbone(backbone, weights, remap=remap, **inputs, **timm_kwargs)
     else:
         _refuse_load_options({"weights": weights, "remap": remap or None, **inputs, **timm_kwargs})
+    backbone = unwrap(backbone)
     plan = plan_classifier(backbone, kind)
     sources = [train_source] if val_source is None else [train_source, val_source]
     requests = [(source, View()) for source in sources]

@@ -111,10 +111,11 @@ def test_attached_head_gives_the_logits_of_plain_timm(name: str) -> None:
         assert torch.equal(model(x), plain.eval()(x))
 
 
-def test_backbone_of_a_head_is_found_beside_it(tmp_path: Path) -> None:
-    shutil.copy(FOLDER / "backbones" / "resnet.safetensors", tmp_path)
+def test_backbone_of_a_head_is_loaded_from_the_file_that_the_user_names() -> None:
     head = headkit.Head.load(head_file("resnet_own"))
-    model = headkit.load_backbone_of(head, folder=tmp_path)
+    with pytest.raises(headkit.WeightsError, match=r"resnet\.safetensors.*--weights FILE"):
+        headkit.load_backbone_of(head, folder=FOLDER / "backbones")
+    model = headkit.load_backbone_of(head, FOLDER / "backbones" / "resnet.safetensors")
     assert backbone_info(model).fingerprint == head.backbone.fingerprint
 
 

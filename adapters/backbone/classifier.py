@@ -172,7 +172,7 @@ def _observe_reset(model: nn.Module) -> Classifier:
         paths=tuple(path for path, _ in parts),
         widths=tuple(_input_width(module, name) for _, module in parts),
         tensors=tuple(n for n in removed if n in persistent),
-        num_classes=int(cast(Any, model).num_classes) if removed else 0,
+        num_classes=_count_classes(parts, cast(Any, model).num_classes, name) if removed else 0,
     )
 
 
@@ -244,6 +244,30 @@ def _input_width(module: nn.Module, name: str) -> int:
         f"the classifier of {name} is a {type(module).__name__} of unknown input width, expected a "
         "module with in_features, in_channels or num_features"
     )
+
+
+def _count_classes(parts: list[tuple[str, nn.Module]], declared: int, name: str) -> int:
+    """Return the number of logits of the classifier's modules.
+
+    A model's attribute ``num_classes`` keeps its value if somebody assigns a module by hand.
+    """
+    counts = {path: _output_width(module) for path, module in parts}
+    known = {count for count in counts.values() if count is not None}
+    if len(known) > 1:
+        raise ContractError(
+            f"the modules of the classifier of {name} return different numbers of logits: "
+            f"{', '.join(f'{path} {count}' for path, count in counts.items())}; replace all of them"
+        )
+    return known.pop() if known else int(declared)
+
+
+def _output_width(module: nn.Module) -> int | None:
+    for part in reversed(list(module.modules())):
+        for attribute in ("out_features", "out_channels"):
+            width = getattr(part, attribute, None)
+            if isinstance(width, int):
+                return width
+    return None
 
 
 def _natural_key(path: str) -> list[tuple[int, int, str]]:

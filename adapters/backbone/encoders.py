@@ -26,8 +26,17 @@ def add_classifier_methods(model: nn.Module) -> nn.Module:
         return model
     known = type(model).__name__ in ENCODERS
     if not known or not isinstance(getattr(model, "head_hidden_size", None), int):
+        inside = next(
+            (
+                path
+                for path, part in model.named_modules()
+                if path and hasattr(part, "pretrained_cfg")
+            ),
+            None,
+        )
         raise ContractError(
             f"{type(model).__name__} lacks {' or '.join(methods)}, expected a timm model"
+            + (f": pass its part {inside}" if inside else "")
         )
     model.__class__ = _subclass_with_classifier(type(model))
     cast(Any, model).reset_classifier(0)

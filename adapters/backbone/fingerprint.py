@@ -8,12 +8,42 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from .classifier import classifier_tensors
+from headkit.adapters.errors import ContractError
+
+from .classifier import classifier_tensors, name_of
 from .info import BackboneInfo
 from .preprocessing import timm_cfg
 
 SOURCE = "_headkit_source"
 """Name of a model's attribute that has the source of its weights."""
+
+
+UNTRAINED = "_headkit_untrained"
+"""Name of a model's attribute that says why its classifier is random, and which one it is."""
+
+
+def mark_untrained(model: nn.Module, reason: str) -> None:
+    """Remember that the classifier that ``model`` has now is random, and why."""
+    setattr(model, UNTRAINED, (reason, fingerprint(classifier_tensors(model))))
+
+
+def forget_untrained(model: nn.Module) -> None:
+    """Undo ``mark_untrained``."""
+    vars(model).pop(UNTRAINED, None)
+
+
+def check_trained(model: nn.Module) -> None:
+    """Raise ``ContractError`` if the classifier of ``model`` is as random as it was loaded.
+
+    A classifier that was trained or replaced passes.
+    """
+    reason, random = getattr(model, UNTRAINED, ("", ""))
+    if reason and fingerprint(classifier_tensors(model)) == random:
+        raise ContractError(
+            f"the classifier of {name_of(model)} is random: {reason}. Train it first, load the "
+            "backbone without num_classes to keep the classifier of the weights, or call "
+            "adapt(model, num_classes) if you want an untrained head"
+        )
 
 
 def backbone_info(model: nn.Module) -> BackboneInfo:

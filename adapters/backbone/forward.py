@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from headkit.adapters.compat import uncompiled, unwrap
 from headkit.adapters.errors import ContractError
 
 from .classifier import Classifier, find_classifier, name_of, replace_classifier
@@ -30,7 +31,8 @@ def features(model: nn.Module, x: Any) -> Features:
     headkit does not support raises an error and never returns wrong numbers.
 
     Args:
-        model: A timm model. Heads are trained on the features that it returns in eval mode.
+        model: A timm model, which may be compiled or wrapped. Heads are trained on the features
+            that it returns in eval mode.
         x: Normalized images ``[batch, channels, height, width]``, or another input that the
             architecture takes.
 
@@ -42,6 +44,7 @@ def features(model: nn.Module, x: Any) -> Features:
     Raises:
         ContractError: The features are not pooled, or the classifier's outputs are not the logits.
     """
+    model = unwrap(model)
     classifier = find_classifier(model)
     record = _record_forward(model, classifier, x)
     problem = _find_problem(model, classifier, record)
@@ -61,6 +64,7 @@ def classify(model: nn.Module, features: Features) -> Tensor:
     Raises:
         ContractError: The model has no classes, or its classifier takes other features.
     """
+    model = unwrap(model)
     classifier = find_classifier(model)
     if not classifier.num_classes:
         raise ContractError(
@@ -171,7 +175,7 @@ def _record_forward(model: nn.Module, classifier: Classifier, x: Any) -> _Forwar
         for path in classifier.paths:
             if path in modules:  # a model without classes may lack the module
                 add_hooks(path, stack)
-        record.result = model(x)
+        record.result = uncompiled(model)(x)
     return record
 
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from headkit.adapters.compat import has_forward_pre_hook
+from headkit.adapters.compat import has_forward_pre_hook, unwrap
 
 from .classifier import find_classifier
 
@@ -20,6 +20,7 @@ def freeze(model: nn.Module) -> nn.Module:
     classifier into training mode: the backbone's BatchNorm statistics keep their values, and its
     dropout and stochastic depth stay off. timm's ``drop_rate`` acts on the classifier's input.
     """
+    given, model = model, unwrap(model)
     classifier = find_classifier(model)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(name in classifier.tensors)
@@ -30,7 +31,7 @@ def freeze(model: nn.Module) -> nn.Module:
     # The model keeps timm's own class, so this is not a method of a subclass. A copied or unpickled
     # partial of a module-level function refers to the copied model; a closure would not.
     model.train = partial(_train_classifier_only, model)  # type: ignore[method-assign]
-    return model.eval()
+    return given.eval()
 
 
 def _train_classifier_only(model: nn.Module, mode: bool = True) -> nn.Module:

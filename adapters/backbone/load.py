@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import timm
-import torch
-from timm.models import load_state_dict
+import timm.models
 from torch import Tensor, nn
 
 from headkit.adapters.compat import keep_arguments
 from headkit.adapters.errors import ContractError, UnknownArchitecture, WeightsError, first_line
-from headkit.adapters.file_kinds import TENSORS, detect_file_kind
+from headkit.adapters.file_kinds import detect_file_kind
 
-from .fingerprint import SOURCE
+from .classifier import classifier_tensors, replace_classifier
+from .fingerprint import SOURCE, mark_untrained
 from .freeze import freeze
 from .input_size import ImageSize, check_input_options, check_input_size, input_arguments
+from .labels import set_label_names
 from .preprocessing import timm_cfg
+from .weights.prepare import prepare
+from .weights.read import Checkpoint, as_labels, read_checkpoint
+
+logger = logging.getLogger("headkit")
+
+LOCAL, HUB = "local-dir:", ("hf-hub:", "hf_hub:")
+"""Prefixes of timm for a folder and for a repository on the Hugging Face Hub."""
 
 
 def load_backbone(
@@ -34,12 +44,19 @@ def load_backbone(
 ) -> nn.Module:
     """Load a frozen backbone: a timm model in eval mode whose parameters do not train.
 
-    The model keeps its own classifier, so ``model(x)`` returns the logits that it was trained for.
+    Each tensor of the backbone comes from the weights; otherwise this is an error. The model keeps
+    the classifier of the weights, so ``model(x)`` returns the logits that it was trained for. If
+    the weights have no classifier, or one that the architecture does not have, the model has no
+    classes, unless you pass ``num_classes``. A warning says what was recognized around the
+    tensors, what timm converted, and what was left out.
 
     Args:
-        architecture: timm model name with an optional pretrained tag: ``resnet50.a1_in1k``.
-        weights: A ``.safetensors`` or ``.pth`` file, which is read with ``weights_only=True``. If
-            None, timm loads its pretrained weights from the Hugging Face Hub or from its cache.
+        architecture: timm model name with an optional pretrained tag: ``resnet50.a1_in1k``; or the
+            place of a model that timm saved: ``local-dir:FOLDER`` or ``hf-hub:USER/REPO``.
+        weights: A ``.safetensors`` file; a file of ``torch.save``, which is read with
+            ``weights_only=True``; or a folder with one of them. The tensors may be nested in
+            dictionaries, and their names may share a prefix. If None, timm loads its pretrained
+            weights from the Hugging Face Hub or from its cache.
         remap: Assign the tensors of ``weights`` to those of the model by position instead of by
             name, as ``timm.models.load_checkpoint(remap=True)`` does. The shapes must be equal in
             this order.
@@ -48,7 +65,8 @@ def load_backbone(
         crop_pct: Edge of the crop divided by the edge of the resized image, see timm.
         crop_mode: ``center``, ``squash`` or ``border``, see timm.
         **timm_kwargs: Any arguments of ``timm.create_model``. ``pretrained=False`` selects random
-            weights.
+            weights. If ``num_classes`` is not that of the weights, the classifier is new and
+            random. timm converts the weights to another ``img_size`` or ``in_chans``.
 
     Raises:
         UnknownArchitecture: timm has no such model or pretrained tag.
@@ -56,45 +74,91 @@ def load_backbone(
         ContractError: See ``create_model``; or the architecture cannot take images of ``img_size``.
         ValueError: An argument is out of its range.
     """
+    inputs = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    return load_with_rest(architecture, weights, remap=remap, **inputs, **timm_kwargs)[0]
+
+
+def load_with_rest(
+    architecture: str,
+    weights: str | Path | None = None,
+    *,
+    remap: bool = False,
+    **timm_kwargs: Any,
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """Load a backbone, and return what the weights have at the place of a classifier left out.
+
+    Args:
+        architecture: See ``load_backbone``.
+        weights: See ``load_backbone``.
+        remap: See ``load_backbone``.
+        **timm_kwargs: See ``load_backbone``.
+
+    Raises:
+        UnknownArchitecture, WeightsError, ContractError: See ``load_backbone``.
+    """
     check_architecture(architecture)
-    size = check_input_options(img_size, crop_pct, crop_mode)
-    timm_kwargs = input_arguments(architecture, timm_kwargs, img_size, crop_pct, crop_mode)
-    timm_kwargs = dict(timm_kwargs)
+    kwargs = {name: value for name, value in timm_kwargs.items() if value is not None}
+    weights = weights or kwargs.pop("checkpoint_path", None)
+    inputs = [kwargs.pop(name, None) for name in ("img_size", "crop_pct", "crop_mode")]
+    size = check_input_options(*inputs)
+    kwargs = input_arguments(architecture, kwargs, *inputs)
+    overlay = dict(kwargs.get("pretrained_cfg_overlay") or {})
+    if weights is None and overlay.get("file"):  # how timm itself takes a file
+        weights = overlay.pop("file")
+        kwargs["pretrained_cfg_overlay"] = overlay
+    checkpoint, source = None, ""
     if weights is not None:
-        state = _read_weights(Path(weights))
-        if remap:
-            names = _names_by_position(architecture, state, timm_kwargs)
-            state = dict(zip(names, state.values(), strict=True))
-        timm_kwargs["pretrained"] = True
-        timm_kwargs["pretrained_cfg_overlay"] = {
-            **timm_kwargs.pop("pretrained_cfg_overlay", {}),
-            "state_dict": state,
-            "custom_load": False,
-        }
-        source = f"file:{Path(weights).name}"
+        checkpoint, source = read_checkpoint(Path(weights)), f"file:{Path(weights).resolve().name}"
+        if Path(weights).is_dir():
+            source = f"folder:{Path(weights).resolve().name}"
+            _warn_of_config(architecture, Path(weights))
+    elif overlay.get("state_dict"):
+        checkpoint = Checkpoint.from_object("the state_dict", overlay.pop("state_dict"))
+        kwargs["pretrained_cfg_overlay"], source = overlay, "unknown"
+    elif not kwargs.pop("pretrained", True):
+        model, source = _create_random(architecture, kwargs), "random"
+    elif architecture.startswith(LOCAL):
+        folder = Path(architecture.removeprefix(LOCAL))
+        checkpoint, source = read_checkpoint(folder), f"folder:{folder.resolve().name}"
+    elif architecture.startswith(HUB):
+        checkpoint = _download(architecture, kwargs)
+        source = f"hub:{architecture.partition(':')[2]}"
     else:
-        source = "hub" if timm_kwargs.setdefault("pretrained", True) else "random"
-    model = _create_with_weights(architecture, weights, timm_kwargs)
-    # timm keeps the overlay in the model's configuration, and with it a second copy of all weights.
-    timm_cfg(model).pop("state_dict", None)
-    if source == "hub":
+        model = _load_from_timm(architecture, kwargs)
         cfg = timm_cfg(model)
         source = f"hub:{cfg.get('hf_hub_id') or cfg.get('url') or architecture}"
+    left_out: Mapping[str, Tensor] = {}
+    if checkpoint is not None:
+        model, left_out = _load_checkpoint(architecture, checkpoint, kwargs, remap=remap)
     setattr(model, SOURCE, source)
     if size is not None:
         check_input_size(model, size)
-    return freeze(model)
+    return freeze(model), left_out
 
 
 def check_architecture(architecture: str) -> None:
     """Raise ``UnknownArchitecture`` with the nearest names if timm lacks ``architecture``."""
-    if architecture.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+    if architecture.startswith(HUB):
+        return
+    if architecture.startswith(LOCAL):
+        folder = Path(architecture.removeprefix(LOCAL))
+        if not (folder / "config.json").is_file():
+            raise UnknownArchitecture(
+                f"{folder} has no config.json, expected a folder that timm saved: pass the name of "
+                "an architecture, and the folder or its file as weights (--weights)"
+            )
         return
     kind = detect_file_kind(architecture)
     if kind is not None:
         raise UnknownArchitecture(
             f"{architecture} is {kind.noun}, expected the name of a timm architecture, such as "
             "resnet50"
+        )
+    if "/" in architecture or "\\" in architecture:
+        where = LOCAL if Path(architecture).is_dir() else HUB[0]
+        raise UnknownArchitecture(
+            f"{architecture} is not the name of a timm architecture, such as resnet50: for a model "
+            f"that timm saved there, write {where}{architecture}"
         )
     name, _, tag = architecture.partition(".")
     if not timm.is_model(name):
@@ -125,64 +189,115 @@ def create_model(architecture: str, **timm_kwargs: Any) -> nn.Module:
     return model
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise WeightsError(f"cannot read weights {path}: no such file")
-    kind = detect_file_kind(path)
-    if kind is not None and kind is not TENSORS:
+def _creator(architecture: str, kwargs: Mapping[str, Any]) -> Callable[..., nn.Module]:
+    """Return a function that creates the architecture with ``kwargs`` and further arguments."""
+    base = {k: v for k, v in kwargs.items() if k not in ("num_classes", "pretrained")}
+
+    def create(**more: Any) -> nn.Module:
+        overlay = dict(base.get("pretrained_cfg_overlay") or {})
+        added = more.pop("pretrained_cfg_overlay", {})
+        if "state_dict" in added:  # timm takes the size for that of the weights
+            overlay.pop("input_size", None)
+        overlay |= added
+        options = {"pretrained_cfg_overlay": overlay} if overlay else {}
+        model = create_model(architecture, **{**base, **more, **options})
+        wanted = more.get("num_classes")
+        if wanted and not hasattr(model, "get_classifier"):
+            replace_classifier(model, wanted)  # timm's encoders ignore num_classes
+        return model
+
+    return create
+
+
+def _num_classes(kwargs: Mapping[str, Any]) -> dict[str, int]:
+    return {"num_classes": kwargs["num_classes"]} if "num_classes" in kwargs else {}
+
+
+def _create_random(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    return _creator(architecture, kwargs)(pretrained=False, **_num_classes(kwargs))
+
+
+def _load_checkpoint(
+    architecture: str, checkpoint: Checkpoint, kwargs: Mapping[str, Any], *, remap: bool
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """Create a model whose whole backbone, and if possible classifier, is that of a checkpoint."""
+    create = _creator(architecture, kwargs)
+    prepared = prepare(architecture, checkpoint, create, kwargs, remap=remap)
+    count = {} if prepared.num_classes is None else {"num_classes": prepared.num_classes}
+    model = create(pretrained=False, **count)
+    result = model.load_state_dict(dict(prepared.tensors), strict=False)
+    classifier = set() if prepared.kept else set(classifier_tensors(model))
+    missing = [
+        name
+        for name in result.missing_keys
+        if name not in classifier and not name.endswith("num_batches_tracked")
+    ]
+    if missing or result.unexpected_keys:
         raise WeightsError(
-            f"cannot read weights {path}: it is {kind.noun}, expected the weights of a backbone "
-            "(.safetensors or .pth)"
+            f"the tensors of {checkpoint.place} do not fit {architecture}: "
+            f"missing {missing[:3]}, unexpected {result.unexpected_keys[:3]}"
         )
+    notes = list(prepared.notes)
+    cfg = timm_cfg(model)
+    listed = (checkpoint.label_names, cfg.get("label_names"), cfg.get("label_descriptions"))
+    names = next((names for one in listed if (names := as_labels(one))), None)
+    if prepared.kept and names and len(names) != prepared.num_classes:
+        notes.append(f"left out {len(names)} names for {prepared.num_classes} classes")
+    elif prepared.kept:
+        set_label_names(model, names)
+    if notes:
+        logger.warning("%s: %s", checkpoint.place, "; ".join(notes))
+    if prepared.untrained:
+        mark_untrained(model, f"{prepared.untrained} ({checkpoint.place})")
+    return model, prepared.left_out
+
+
+def _load_from_timm(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """Load timm's own pretrained weights."""
+    create = _creator(architecture, kwargs)
+    load = partial(create, pretrained=True, **_num_classes(kwargs))
+    model: nn.Module = _explain_failures(architecture, load)
+    cfg = timm_cfg(model)
+    requested = kwargs.get("num_classes")
+    if requested and requested != cfg.get("num_classes"):
+        mark_untrained(model, f"timm's weights have {cfg.get('num_classes')} classes")
+    return model
+
+
+def _download(architecture: str, kwargs: Mapping[str, Any]) -> Checkpoint:
+    """Return the tensors of a repository on the Hub."""
+    name = architecture.partition(":")[2]
+    model = _explain_failures(
+        architecture, partial(_creator(architecture, kwargs), pretrained=False, device="meta")
+    )
+    cfg, cache = timm_cfg(model), kwargs.get("cache_dir")
+    file = {"filename": cfg["hf_hub_filename"]} if cfg.get("hf_hub_filename") else {}
+    state = _explain_failures(
+        architecture,
+        partial(timm.models.load_state_dict_from_hf, name, cache_dir=cache, **file),
+    )
+    return Checkpoint.from_object(architecture, state)
+
+
+def _explain_failures(architecture: str, function: Callable[[], Any]) -> Any:
     try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:
-        raise WeightsError(f"cannot read weights {path}: {first_line(error)}") from error
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(f"cannot read weights {path}: it has no tensors")
-    return tensors
-
-
-def _names_by_position(
-    architecture: str, state: Mapping[str, Tensor], timm_kwargs: Mapping[str, Any]
-) -> list[str]:
-    """Return the names of the architecture's tensors after checking that the file's tensors fit."""
-    with torch.device("meta"):
-        kwargs = {k: v for k, v in timm_kwargs.items() if k not in ("pretrained", "num_classes")}
-        expected = timm.create_model(architecture, pretrained=False, **kwargs).state_dict()
-    if len(expected) != len(state):
-        raise WeightsError(
-            f"cannot remap by position: the file has {len(state)} tensors, but "
-            f"{architecture} has {len(expected)}"
-        )
-    for (name, tensor), (file_name, loaded) in zip(expected.items(), state.items(), strict=True):
-        if tensor.shape != loaded.shape:
-            raise WeightsError(
-                f"cannot remap by position: {file_name} has the shape {tuple(loaded.shape)}, but "
-                f"{architecture} expects {tuple(tensor.shape)} for {name}"
-            )
-    return list(expected)
-
-
-def _create_with_weights(
-    architecture: str, weights: str | Path | None, timm_kwargs: Mapping[str, Any]
-) -> nn.Module:
-    try:
-        return create_model(architecture, **timm_kwargs)
+        return function()
     except ContractError:
         raise
     except Exception as error:
-        if not timm_kwargs["pretrained"]:
-            raise
-        if weights is not None:
-            raise WeightsError(
-                f"the tensors of {weights} do not fit {architecture}: {first_line(error)}; "
-                "if only their names differ, remap=True (--remap of fit, export and serve) assigns "
-                "them by position"
-            ) from error
         raise WeightsError(
             f"timm could not load pretrained weights of {architecture}: {first_line(error)}; "
             "pass a file with weights=FILE (--weights FILE), or use random weights with "
             "pretrained=False"
         ) from error
+
+
+def _warn_of_config(architecture: str, weights: Path) -> None:
+    if weights.is_dir() and (weights / "config.json").is_file() and LOCAL not in architecture:
+        logger.warning(
+            "%s: only its tensors and labels are used; for its preprocessing, too, load the "
+            "architecture %s%s",
+            weights,
+            LOCAL,
+            weights,
+        )

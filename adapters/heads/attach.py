@@ -23,18 +23,20 @@ from headkit.adapters.backbone.classifier import (
     name_of,
     num_features,
 )
-from headkit.adapters.backbone.fingerprint import backbone_info
+from headkit.adapters.backbone.fingerprint import backbone_info, check_trained
 from headkit.adapters.backbone.freeze import freeze
 from headkit.adapters.backbone.info import BackboneInfo
+from headkit.adapters.backbone.labels import label_names_of, set_label_names
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
-from headkit.adapters.compat import model_arguments
+from headkit.adapters.compat import model_arguments, unwrap
 from headkit.adapters.errors import BackboneMismatch, ContractError
 from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
 
+from .hand_made import check_place, describe_classifier
 from .head import Head
-from .kinds import Kind, default_kind, detect_kind, install_classifier
+from .kinds import Kind, default_kind, install_classifier
 from .tasks import DEFAULT, TaskName
 
 
@@ -53,7 +55,8 @@ def adapt(
     even after ``model.train()``.
 
     Args:
-        architecture_or_model: A timm entry point; or a timm model, which is changed in place.
+        architecture_or_model: A timm entry point; or a timm model, which is changed in place. The
+            model may be compiled or wrapped, as by ``torch.compile``.
         num_classes: Length of the new logits.
         kind: ``own`` for the architecture's own classifier, ``linear``, ``mlp`` or ``cosine``. If
             None, ``linear`` if the architecture's own classifier has hidden layers and is larger,
@@ -70,10 +73,12 @@ def adapt(
         raise ValueError(f"num_classes is {num_classes}, expected at least 1")
     if isinstance(architecture_or_model, str):
         model = load_backbone(architecture_or_model, weights, remap=remap, **timm_kwargs)
+        given = model
     else:
-        model = architecture_or_model
+        given, model = architecture_or_model, unwrap(architecture_or_model)
     install_classifier(model, kind or default_kind(model), num_classes)
-    return freeze(model)
+    freeze(model)
+    return given
 
 
 def head_of(
@@ -89,8 +94,10 @@ def head_of(
     """Take the head out of a timm model. Any training loop may have trained the model.
 
     Args:
-        model: A timm model with a classifier.
-        label_names: One name per class.
+        model: A timm model with a classifier, which may be compiled or wrapped. The classifier may
+            be one that you made by hand, if it is of one of the kinds of heads.
+        label_names: One name per class. Default: the names that came with the classifier, if it was
+            loaded with names.
         task: What the logits mean.
         metrics: Measurements that the head stores.
         temperature: Divisor of the logits before softmax or sigmoid.
@@ -98,16 +105,22 @@ def head_of(
         pixels: The rule by which image files became the pixels that the model was trained on.
 
     Raises:
-        ContractError: The model has no classifier.
+        ContractError: The model has no classifier; its classifier is as random as it was loaded, or
+            of a kind that no head file can describe.
         HeadFormatError: A value is invalid, for example the number of label names.
     """
-    tensors = classifier_tensors(model)
+    model = unwrap(model)
+    check_place(model)
+    kind, tensors = describe_classifier(model)
     if not tensors:
         raise ContractError(
             f"{name_of(model)} has no classifier: call adapt(model, num_classes) first"
         )
+    check_trained(model)
     model_args = model_arguments(model)
     model_args.pop("num_classes", None)
+    if label_names is None:
+        label_names = label_names_of(model)
     return Head(
         tensors={name: _array(value) for name, value in tensors.items()},
         architecture=timm_cfg(model)["architecture"],
@@ -115,7 +128,7 @@ def head_of(
         num_features=num_features(model),
         backbone=backbone_info(model),
         pretrained_cfg=preprocessing(model),
-        kind=detect_kind(model),
+        kind=kind,
         global_pool=model_args.get("global_pool", "") or "",
         label_names=None if label_names is None else tuple(map(str, label_names)),
         model_args=model_args,
@@ -165,7 +178,9 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
         )
     if not isinstance(head, Head):
         head = Head.load(head)
-    return _attach(model, head, lambda: backbone_info(model), force=force)
+    plain = unwrap(model)
+    _attach(plain, head, lambda: backbone_info(plain), force=force)
+    return model
 
 
 def attach_in_turn(model: nn.Module, heads: Iterable[Head]) -> nn.Module:
@@ -176,9 +191,10 @@ def attach_in_turn(model: nn.Module, heads: Iterable[Head]) -> nn.Module:
     Raises:
         BackboneMismatch: See ``attach``; the model keeps the head before.
     """
-    identify = cache(lambda: backbone_info(model))
+    plain = unwrap(model)
+    identify = cache(lambda: backbone_info(plain))
     for head in heads:
-        _attach(model, head, identify, force=False)
+        _attach(plain, head, identify, force=False)
     return model
 
 
@@ -227,6 +243,7 @@ def _attach(
         )
     install_classifier(model, kind, head.num_classes, tensors)
     model.load_state_dict(tensors, strict=False)
+    set_label_names(model, head.label_names)
     return freeze(model)
 
 

@@ -1,22 +1,52 @@
-"""Load the backbone that a head was trained on."""
+"""Load the backbone that a head was trained on.
+
+A head file may come from anybody. What it says about its backbone selects weights that timm itself
+publishes, and nothing else: a file, a folder or a repository needs the word of the user.
+"""
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import timm
+import timm.models
 from torch import nn
 
 from headkit.adapters.backbone.input_size import recorded_arguments
-from headkit.adapters.backbone.load import load_backbone
-from headkit.adapters.errors import WeightsError
+from headkit.adapters.backbone.load import HUB, LOCAL, create_model, load_backbone
+from headkit.adapters.errors import HeadFormatError, UnknownArchitecture, WeightsError
 
 from .head import Head
+
+_FACTORY = frozenset(
+    {
+        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
+        *("pretrained_strict", "pretrained_filter_fn", "pretrained_custom_load", "cfg"),
+        *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "pruned"),
+        *("features_only", "feature_cls", "feature_cfg", "model_cfg", "model_cls", "variant"),
+        *("kwargs_filter", "device", "dtype", "self", "args", "kwargs"),
+    }
+)
+"""Arguments that timm does not pass to the class of an architecture: some read or write files."""
+_BUILDER = frozenset(
+    ("group_size", "channel_multiplier", "depth_multiplier", "channel_divisor", "num_classes")
+)
+"""Arguments of timm's builders that scale an architecture."""
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+_TEXT = re.compile(r"[A-Za-z0-9_.+-]{0,64}")
+MAX_LENGTH = 64
+"""Maximum number of values in a list among the arguments."""
 
 
 def load_backbone_of(
     head: Head,
     weights: str | Path | None = None,
     *,
+    backbone: str | None = None,
     remap: bool = False,
     folder: Path | None = None,
 ) -> nn.Module:
@@ -24,30 +54,115 @@ def load_backbone_of(
 
     Args:
         head: The head; it names the architecture, its arguments and the source of its weights.
-        weights: See ``load_backbone``. If None, the weights come from the source that the head
-            names: the Hub, or a file of that name in ``folder`` or in the current folder.
+        weights: See ``load_backbone``. If None, the weights come from ``backbone``, or else from
+            timm, if timm itself publishes the weights that the head names. Nothing else that a head
+            names is read.
+        backbone: The architecture to load instead of the one that the head names, see
+            ``load_backbone``: ``local-dir:FOLDER`` or ``hf-hub:USER/REPO`` for a head that was
+            trained on such a model.
         remap: See ``load_backbone``.
-        folder: The folder of the head file.
+        folder: The folder of the head file. If the file that the head names is there, an error says
+            so.
 
     Raises:
-        UnknownArchitecture, WeightsError: See ``load_backbone``.
+        UnknownArchitecture, WeightsError: See ``load_backbone``; or the head does not name weights
+            that timm publishes, and you passed none.
+        HeadFormatError: The head names arguments that are not those of an architecture.
     """
-    kind, _, name = head.backbone.source.partition(":")
-    if weights is None and kind == "file":
-        places = [place for place in (folder, Path()) if place is not None]
-        weights = next((p / name for p in places if (p / name).is_file()), None)
-        if weights is None:
-            raise WeightsError(
-                f"this head's backbone came from the file {name}, which is not in "
-                f"{' or in '.join(str(place.absolute()) for place in places)}: "
-                "pass its path with weights=FILE (--weights FILE)"
-            )
-    if weights is None and kind in ("random", "unknown"):
-        raise WeightsError(
-            f"the weights of this head's backbone cannot be found, as their source is "
-            f"{head.backbone.source!r}: pass them with weights=FILE (--weights FILE), or pass the "
-            "backbone itself"
-        )
+    arguments = recorded_arguments(check_arguments(head), head.pretrained_cfg)
+    if backbone is not None:
+        return load_backbone(backbone, weights, remap=remap, **arguments)
+    if weights is not None:
+        # A tag of a folder or of a repository is unknown to timm; the fingerprint decides.
+        return load_backbone(head.architecture, weights, remap=remap, **arguments)
     name = f"{head.architecture}.{head.backbone.tag}" if head.backbone.tag else head.architecture
-    arguments = recorded_arguments(head.model_args, head.pretrained_cfg)
-    return load_backbone(name, weights, remap=remap, **arguments)
+    if not _is_from_timm(name, head.backbone.source):
+        raise WeightsError(_ask(head, folder))
+    return load_backbone(name, remap=remap, **arguments)
+
+
+def check_arguments(head: Head) -> dict[str, Any]:
+    """Return the arguments of a head that build its architecture.
+
+    Raises:
+        UnknownArchitecture: timm has no such architecture.
+        HeadFormatError: An argument is not one of the class of the architecture, or its value is
+            neither a number, a word, a truth value nor a list of them.
+    """
+    if not timm.is_model(head.architecture):
+        raise UnknownArchitecture.with_nearest(head.architecture, timm.list_models())
+    arguments = dict(head.model_args)
+    if not arguments:
+        return arguments
+    allowed, any_name = _parameters(head.architecture)
+    for name, value in arguments.items():
+        known = name in allowed or (any_name and _NAME.fullmatch(str(name)))
+        if name in _FACTORY or not known or not _is_plain(value):
+            raise HeadFormatError(
+                f"the head's model_args has {name!r}: {str(value)[:80]!r}, expected only arguments "
+                f"that build {head.architecture}, with plain values: load the backbone with "
+                "load_backbone, and pass it with backbone="
+            )
+    return arguments
+
+
+def _parameters(architecture: str) -> tuple[frozenset[str], bool]:
+    """Return the parameters of an architecture's class, and whether it takes further ones."""
+    names, any_name = set(_BUILDER), False
+    model = create_model(architecture, pretrained=False, device="meta")
+    for parent in type(model).__mro__:
+        if "__init__" not in vars(parent) or parent is nn.Module or parent is object:
+            continue
+        parameters = inspect.signature(vars(parent)["__init__"]).parameters.values()
+        names |= {parameter.name for parameter in parameters}
+        any_name |= any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    return frozenset(names) - _FACTORY, any_name
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, str):
+        return _TEXT.fullmatch(value) is not None
+    if isinstance(value, list | tuple):
+        return len(value) <= MAX_LENGTH and all(map(_is_plain, value))
+    if isinstance(value, Mapping):
+        return False
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _is_from_timm(name: str, source: str) -> bool:
+    """Return True if ``source`` is where timm itself gets the weights called ``name``."""
+    kind, _, place = source.partition(":")
+    if kind != "hub" or not timm.models.is_model_pretrained(name):
+        return False
+    cfg = timm.models.get_pretrained_cfg(name)
+    return place in (cfg.hf_hub_id, cfg.url, name, f"timm/{name}")
+
+
+def _ask(head: Head, folder: Path | None) -> str:
+    """Return a message that shows the source of a head's backbone and says what to pass."""
+    kind, _, place = head.backbone.source.partition(":")
+    shown = place if place.isprintable() else ascii(place)
+    by_file = "with weights=FILE (--weights FILE)"
+    if kind == "file":
+        beside = Path() if folder is None else folder
+        found = shown == Path(place).name and (beside / place).is_file()
+        where = f"; {beside / place} may be that file" if found else ""
+        return (
+            f"this head's backbone came from the file {shown}, which headkit reads only if you "
+            f"name it: pass it {by_file}{where}"
+        )
+    if kind == "folder":
+        return (
+            f"this head's backbone came from the folder {shown}, which headkit reads only if you "
+            f"name it: pass it with backbone='{LOCAL}FOLDER' (--backbone {LOCAL}FOLDER)"
+        )
+    if kind == "hub":
+        return (
+            f"this head's backbone came from {shown} on the Hub, which is not a source of timm's "
+            "own weights, so headkit does not fetch it by itself: if you trust it, pass it with "
+            f"backbone='{HUB[0]}{shown}' (--backbone {HUB[0]}{shown}), or a file {by_file}"
+        )
+    return (
+        "the weights of this head's backbone cannot be found, as their source is "
+        f"{head.backbone.source!r}: pass them {by_file}, or pass the backbone itself"
+    )

@@ -56,7 +56,7 @@ class CosineClassifier(nn.Module):
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         super().__init__()
-        self.in_features = in_features
+        self.in_features, self.out_features = in_features, num_classes
         self.weight = nn.Parameter(torch.empty(num_classes, in_features))
         self.scale = nn.Parameter(torch.tensor(10.0))
         nn.init.trunc_normal_(self.weight, std=in_features**-0.5)

@@ -24,7 +24,7 @@ from .cold_start import Cold, cold_start
 from .display_names import ONNXRUNTIME
 from .gpu import measure_copy_ms, time_by_events
 from .machine import machine
-from .model_under_test import SAMPLE, ModelUnderTest, models_under_test
+from .model_under_test import SAMPLE, BackboneSource, ModelUnderTest, models_under_test
 from .peak import peak_gmacs
 from .plots import check_plots, draw
 from .run_configs import cores, explain_absence, missing_configs, run_configs
@@ -72,7 +72,9 @@ def bench(
     devices: Sequence[str] | None = None,
     batches: Sequence[int] = (1, 16),
     threads: int | None = None,
+    backbone: str | None = None,
     weights: str | Path | None = None,
+    remap: bool = False,
     images: str | Path | None = None,
     out: str | Path | None = None,
     repeats: int = REPEATS,
@@ -90,7 +92,10 @@ def bench(
         devices: Any of ``cpu``, ``cuda``. Default: both.
         batches: Numbers of images per call.
         threads: Threads on the CPU. Default: one per core.
+        backbone: Backbone of the head files, such as ``local-dir:FOLDER``. Default: see
+            ``load_backbone_of``.
         weights: Weights file of the head files' backbone. Default: see ``load_backbone_of``.
+        remap: Match the tensors of ``weights`` by position, see ``load_backbone``.
         images: Folder of images to calibrate int8 and fp16, and to compare the predictions of the
             runtimes. Default: random images.
         out: Folder for ``bench.json``, ``bench.csv``, ``latency.png`` and ``throughput.png``.
@@ -148,7 +153,8 @@ def bench(
     report = progress or (lambda *_: None)
     rows, missing = list[dict[str, Any]](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
-        models = models_under_test(targets, Path(folder), weights, images)
+        source = BackboneSource(backbone, weights, remap)
+        models = models_under_test(targets, Path(folder), source, images)
         num_images = len(models[0].samples()) if models else 0
         peaks = _measure_peaks(configs)
         report("models", 0, len(models))

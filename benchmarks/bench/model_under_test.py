@@ -43,6 +43,15 @@ class Parts:
     onnx: str = ""
 
 
+@dataclass(frozen=True)
+class BackboneSource:
+    """What the user says about the backbone of head files, see ``load_backbone_of``."""
+
+    backbone: str | None = None
+    weights: str | Path | None = None
+    remap: bool = False
+
+
 class ModelUnderTest:
     """A model in all forms that runtimes load.
 
@@ -269,7 +278,7 @@ class OnnxModelUnderTest(ModelUnderTest):
 def models_under_test(
     targets: Iterable[str | Path],
     folder: Path,
-    weights: str | Path | None = None,
+    source: BackboneSource | None = None,
     images: str | Path | None = None,
 ) -> list[ModelUnderTest]:
     """Load the models to measure.
@@ -278,7 +287,7 @@ def models_under_test(
         targets: Architectures (with random weights, which do not change the speed), head files, or
             ONNX files.
         folder: Folder for temporary files.
-        weights: Weights file of the head files' backbone, see ``load_backbone_of``.
+        source: Where the backbone of the head files comes from, if the user names it.
         images: Folder of images to calibrate reduced precisions and to compare runtimes.
 
     Raises:
@@ -303,14 +312,14 @@ def models_under_test(
         if name.endswith(".onnx"):
             models.append(OnnxModelUnderTest(name, Path(target)))
         else:
-            load, add_head, label_names = _plan_loading(target, weights)
+            load, add_head, label_names = _plan_loading(target, source or BackboneSource())
             model = add_head(load()).eval()
             models.append(TorchModelUnderTest(name, model, load, place, paths, label_names))
     return models
 
 
 def _plan_loading(
-    target: str | Path, weights: str | Path | None
+    target: str | Path, source: BackboneSource
 ) -> tuple[Callable[[], Any], Callable[[Any], Any], Sequence[str]]:
     """Return a function that loads a backbone, one that adds its head, and its label names."""
     import torch
@@ -324,7 +333,14 @@ def _plan_loading(
     path = head_file_or_architecture(target)
     if path is not None:
         head = Head.load(path)
-        load = partial(load_backbone_of, head, weights, folder=path.parent)
+        load = partial(
+            load_backbone_of,
+            head,
+            source.weights,
+            backbone=source.backbone,
+            remap=source.remap,
+            folder=path.parent,
+        )
         return load, lambda model: attach(model, head), head.label_names or ()
 
     def load_random() -> Any:

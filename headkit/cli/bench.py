@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .terminal import Json, progress_bar, show
+from .terminal import HeadBackbone, HeadWeights, Json, Remap, progress_bar, show
 
 
 def bench(
@@ -35,13 +35,9 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(help="Number of CPU threads. Default: one per core.")
     ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weights file for the backbone of the head files. Default: the weights that each "
-            "head names."
-        ),
-    ] = None,
+    backbone: HeadBackbone = None,
+    weights: HeadWeights = None,
+    remap: Remap = False,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -83,7 +79,9 @@ def bench(
             devices=_split(devices),
             batches=sizes,
             threads=threads,
+            backbone=backbone,
             weights=weights,
+            remap=remap,
             images=images,
             out=out,
             repeats=repeats,

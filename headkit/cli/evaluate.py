@@ -23,7 +23,15 @@ from .options import (
     Workers,
     choose_cache,
 )
-from .terminal import Json, Remap, format_table, progress_bar, show
+from .terminal import (
+    HeadBackbone,
+    HeadWeights,
+    Json,
+    Remap,
+    format_table,
+    progress_bar,
+    show,
+)
 
 MAX_ROWS = 30
 """Maximum number of classes in the table; of more classes it shows those with the lowest F1."""
@@ -51,13 +59,8 @@ def evaluate(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the head, for a multi model.")] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weights file for the backbone of a head. Default: the weights that the head "
-            "names."
-        ),
-    ] = None,
+    backbone: HeadBackbone = None,
+    weights: HeadWeights = None,
     remap: Remap = False,
     class_from: ClassFrom = None,
     path_column: PathColumn = None,
@@ -93,6 +96,7 @@ def evaluate(
             data,
             split=split,
             name=name,
+            backbone=backbone,
             weights=weights,
             remap=remap,
             class_from=class_from,  # type: ignore[arg-type]  # checked there

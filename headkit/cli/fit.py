@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 @takes_fit_options
 def fit(
-    backbone: Annotated[str, typer.Option(help="timm architecture, such as resnet50.a1_in1k.")],
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="timm architecture, such as resnet50.a1_in1k; or local-dir:FOLDER or "
+            "hf-hub:USER/REPO, a model that timm saved."
+        ),
+    ],
     data: Data,
     out: Annotated[
         Path, typer.Option(help="Path of the new head file, with the suffix .safetensors.")

@@ -1,4 +1,4 @@
-"""The commands ``heads …``: publish, find, fetch and roll back heads in a store."""
+"""The commands ``heads …``: extract heads, and publish, find, fetch and roll them back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headkit.registry.store.store import HeadStore
 
 app = typer.Typer(
-    help="Publish, find, fetch and roll back heads in a store.",
+    help="Extract heads from checkpoints; publish, find, fetch and roll back heads in a store.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -196,6 +196,70 @@ def untag(
     name, _, tag = ref.partition("@")
     _open_store(store).untag(name, tag)
     print(f"removed the tag {ref}")
+
+
+@app.command()
+def extract(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="Weights file of a fully trained model (.safetensors, .pth, .ckpt, …); or the "
+            "folder of a model that timm saved."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Path of the new head file, with the suffix .safetensors.")
+    ],
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="timm architecture of the model, such as resnet50. Default: the one that the "
+            "folder names."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of the classes: separated by commas, or a file with one name per line or "
+            "in JSON. Default: the names in the checkpoint."
+        ),
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="Task: multiclass, multilabel or regression.")
+    ] = "multiclass",
+    remap: Annotated[
+        bool,
+        typer.Option("--remap", help="Match the tensors by position, not by name."),
+    ] = False,
+    notes: Annotated[str, typer.Option(help="Free text that is stored in the head file.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Take the head out of the checkpoint of a fully trained model."""
+    from headkit.adapters.file_kinds import HEAD, check_output
+
+    check_output(out, HEAD)
+    from headkit.adapters.heads.from_checkpoint import extract_head, read_label_names
+
+    head = extract_head(
+        checkpoint,
+        backbone,
+        None if labels is None else read_label_names(labels),
+        task=task,  # type: ignore[arg-type]  # checked there
+        remap=remap,
+        notes=notes,
+    )
+    head.save(out)
+    names = head.label_names
+    text = f"{head.num_classes} classes, " + ("without names" if names is None else "with names")
+    result = {
+        "head": str(out),
+        "bytes": out.stat().st_size,
+        "architecture": head.architecture,
+        "num_classes": head.num_classes,
+        "label_names": None if names is None else list(names),
+        "backbone": asdict(head.backbone),
+    }
+    show(result, as_json, f"{out}: {out.stat().st_size:,} bytes, {head.architecture}, {text}")
 
 
 @app.command()

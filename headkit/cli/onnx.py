@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .terminal import Json, Remap, show
+from .terminal import HeadBackbone, HeadWeights, Json, Remap, show
 
 
 def export(
@@ -25,13 +25,8 @@ def export(
             "replaced on each call; multi: several heads at once; backbone: features only, no head."
         ),
     ] = "merged",
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Weights file for the backbone. Default: the weights that the head names, from "
-            "the Hugging Face Hub or from a file in the head's folder or the current folder."
-        ),
-    ] = None,
+    backbone: HeadBackbone = None,
+    weights: HeadWeights = None,
     remap: Remap = False,
     preprocess: Annotated[
         bool,
@@ -89,6 +84,7 @@ def export(
         heads if form == "multi" or len(heads) > 1 else heads[0],
         out,
         form,
+        backbone=backbone,
         weights=weights,
         remap=remap,
         preprocess=preprocess,

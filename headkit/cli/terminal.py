@@ -15,8 +15,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")
 Weights = Annotated[
     Path | None,
     typer.Option(
-        help="Weights file for the backbone. Default: timm's pretrained weights from the Hugging "
-        "Face Hub."
+        help="Weights file for the backbone, or a folder with one. Default: timm's pretrained "
+        "weights from the Hugging Face Hub."
+    ),
+]
+HeadWeights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Weights file for the backbone of a head, or a folder with one. Default: timm's "
+        "pretrained weights, if the head names them."
+    ),
+]
+HeadBackbone = Annotated[
+    str | None,
+    typer.Option(
+        help="Backbone of a head that was trained on a model of your own: local-dir:FOLDER or "
+        "hf-hub:USER/REPO. Default: the architecture that the head names."
     ),
 ]
 Remap = Annotated[

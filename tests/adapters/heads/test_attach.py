@@ -102,9 +102,7 @@ def test_head_remembers_the_arguments_of_its_backbone(tmp_path: Path) -> None:
     head = headkit.save_head(model, tmp_path / "head.safetensors")
     assert head.pretrained_cfg["input_size"] == [3, 96, 96]
     assert head.global_pool == "avg"
-    again = headkit.load_backbone_of(
-        headkit.Head.load(tmp_path / "head.safetensors"), folder=tmp_path
-    )
+    again = headkit.load_backbone_of(headkit.Head.load(tmp_path / "head.safetensors"), weights)
     x = torch.rand(1, 3, 96, 96)
     assert torch.equal(headkit.attach(again, head)(x), model(x))
 

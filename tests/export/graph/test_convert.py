@@ -60,15 +60,18 @@ def test_file_holds_no_paths_of_the_machine(exported: tuple[nn.Module, Path]) ->
     assert str(Path(headkit.__file__).parent).encode() not in content
 
 
-def test_head_file_is_exported_with_the_weights_beside_it(
+def test_head_file_is_exported_with_the_weights_that_the_user_names(
     small_weights: Path, shapes: Path, tmp_path: Path
 ) -> None:
     head = headkit.fit("test_resnet", shapes, weights=small_weights, workers=0)
     path = head.save(tmp_path / "head.safetensors")
     with pytest.raises(headkit.WeightsError, match=r"small\.safetensors.*--weights FILE"):
         headkit.export(path, tmp_path / "model.onnx")
-    (tmp_path / "small.safetensors").write_bytes(small_weights.read_bytes())
-    headkit.export(path, tmp_path / "model.onnx")
+    beside = tmp_path / "small.safetensors"
+    beside.write_bytes(small_weights.read_bytes())
+    with pytest.raises(headkit.WeightsError, match=r"small\.safetensors may be that file"):
+        headkit.export(path, tmp_path / "model.onnx")
+    headkit.export(path, tmp_path / "model.onnx", weights=beside)
     assert headkit.info(tmp_path / "model.onnx")["head_id"] == head.digest
 
 
