@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
@@ -15,6 +14,10 @@ from typing import Any
 import numpy as np
 
 from headkit.adapters.backbone.load import check_architecture, load_backbone
+from headkit.adapters.data.dataset import ImageDataset
+from headkit.adapters.data.memory.digest import digest_data
+from headkit.adapters.data.memory.open import is_in_memory
+from headkit.adapters.data.open import open_data
 from headkit.adapters.errors import ContractError, DataError, HeadkitError, OutputError, first_line
 from headkit.adapters.files import write_atomically
 from headkit.adapters.heads.head import PER_CLASS, Head
@@ -36,6 +39,7 @@ ROUNDS, CALLS, WARMUP = 3, 10, 3
 ROW_FORMAT = 2
 """Version of the rows in ``compare.json``; a row of another version is computed again."""
 _FIT_KEYWORDS = frozenset(signature(fit).parameters)
+_READ_KEYWORDS = ("class_from", "path_column", "label_column", "label_separator")
 _LOAD_KEYWORDS = frozenset(signature(load_backbone).parameters)
 
 Progress = Callable[[str, int, int | None], None]
@@ -59,7 +63,7 @@ def compare(
     latency of all models again, in turns, so that latencies are comparable.
 
     Args:
-        data: See ``fit``.
+        data: See ``fit``. Data in memory are known again by their content.
         backbones: timm entry points, globs over those with pretrained weights (``mobilenetv4*``),
             or entry points with the weights file of each.
         out: Folder for the results; created if it does not exist.
@@ -100,7 +104,10 @@ def compare(
     except OSError as error:
         raise OutputError(f"cannot create the folder {out}: {error.strerror}") from error
     report = progress or (lambda *_: None)
+    data, fit_options = _open_once(data, fit_options)
     options = {"rows": ROW_FORMAT, "data": _identify(data), **fit_options}
+    if isinstance(fit_options.get("val"), ImageDataset):
+        options["val"] = _identify(fit_options["val"])
     settings = json.dumps(options, sort_keys=True, default=str)
     record = out / "compare.json"
     rows = {row["name"]: row for row in _read(record) if row.get("settings") == settings}
@@ -132,10 +139,21 @@ def compare(
     return result
 
 
+def _open_once(data: Any, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Open data in memory for all backbones; return the data and the other options of ``fit``."""
+    options = dict(options)
+    val = options.get("val")
+    if not is_in_memory(data) and (val is None or not is_in_memory(val)):
+        return data, options
+    reading = {name: options.pop(name) for name in _READ_KEYWORDS if name in options}
+    train, held = open_data(data, options.pop("val", None), task=options.get("task"), **reading)
+    return train, {**options, "val": held}
+
+
 def _identify(data: Any) -> str:
-    """Return text that is the same for the same data. Data in memory are never the same again."""
-    if not isinstance(data, str | Path):
-        return secrets.token_hex()
+    """Return text that is the same for the same data."""
+    if isinstance(data, ImageDataset):
+        return digest_data(data)
     return str(Path(data).absolute() if Path(data).exists() else data)
 
 

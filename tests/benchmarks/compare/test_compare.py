@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import typer
@@ -15,7 +16,7 @@ import headkit
 from headkit.benchmarks.compare import compare as module
 from headkit.cli.app import app
 from tests.backbones import random_backbone
-from tests.images import write_shapes
+from tests.images import read_images, write_shapes
 
 Weights = dict[str, str | Path | None]
 
@@ -94,6 +95,40 @@ def test_stopped_comparison_resumes_without_repeating_work(
     one = {"test_resnet": two["test_resnet"]}
     assert len(_compare(shapes, one, tmp_path, l2=0.1)["rows"]) == 1
     assert fitted == ["test_resnet"]
+
+
+def test_comparison_of_data_in_memory_knows_them_again_by_their_content(
+    weights: Weights, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[str] = []
+    fit = headkit.fit
+
+    def counted(backbone: Any, *arguments: Any, **options: Any) -> Any:
+        fitted.append(backbone.pretrained_cfg["architecture"])
+        return fit(backbone, *arguments, **options)
+
+    monkeypatch.setattr(module, "fit", counted)
+    paths, labels, pixels = read_images(shapes)
+    one = {"test_resnet": weights["test_resnet"]}
+    options: dict[str, Any] = {"workers": 0, "cache": tmp_path / "cache"}
+    pairs = zip(pixels, labels, strict=True)  # can be read once
+    two = {name: weights[name] for name in ("test_resnet", "test_efficientnet")}
+    assert len(headkit.compare(pairs, two, tmp_path, **options)["rows"]) == 2
+    assert len(fitted) == 2
+    headkit.compare((pixels.copy(), labels), one, tmp_path, **options)
+    assert len(fitted) == 2
+    other = pixels.copy()
+    other[20, 5, 5] += 1
+    headkit.compare((pixels, labels), one, tmp_path, val=(other, labels), **options)
+    assert len(fitted) == 3
+    frame = pd.DataFrame({"file": list(map(str, paths)), "kind": labels})
+    columns = {"path_column": "file", "label_column": "kind"}
+    result = headkit.compare(frame, one, tmp_path, **columns, **options)
+    assert len(fitted) == 4
+    of_folder = headkit.fit(
+        headkit.load_backbone("test_resnet", weights["test_resnet"]), shapes, **options
+    )
+    assert result["rows"][0]["score"] == of_folder.metrics["accuracy"]
 
 
 def test_backbone_that_fails_is_a_row_with_its_error(
