@@ -84,10 +84,11 @@ def _is_single(images: object) -> bool:
 def _below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     """Yield the paths of the images below a folder, sorted by their parts.
 
-    A link is followed unless it leads to a folder above it.
+    A link is followed unless it leads to a folder above it. A folder below that cannot be read
+    stands for the images in it: opening it as an image gives the error.
 
     Raises:
-        DataError: A folder cannot be read.
+        DataError: ``folder`` cannot be read.
     """
     try:
         status = os.stat(folder)  # noqa: PTH116 - as fast as possible
@@ -97,6 +98,9 @@ def _below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
         with os.scandir(folder) as entries:
             found = [entry for entry in entries if not is_system_name(entry.name)]
     except OSError as error:
+        if above:
+            yield folder
+            return
         raise DataError(f"cannot read the folder {folder}: {error.strerror or error}") from error
     for entry in sorted(found, key=lambda entry: entry.name):
         if entry.is_dir():

@@ -254,8 +254,11 @@ def _hint(text: str) -> str:
 
 
 def _check_regular(path: str | Path) -> None:
+    mode = os.stat(path).st_mode  # noqa: PTH116 - as fast as possible
+    if stat.S_ISDIR(mode):
+        raise UnreadableImage(f"image {_shorten(path)}", "it is a folder, expected a file")
     # Opening a named pipe would wait for a writer.
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - as fast as possible
+    if not stat.S_ISREG(mode):
         raise UnreadableImage(f"image {_shorten(path)}", "it is not a regular file")
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -164,9 +165,12 @@ class _Count:
 def _count_skipped(arguments: Iterable[str]) -> dict[str, int]:
     """Return how many files in folders are not read, by the reason, as ``fit`` counts them."""
     from headkit.adapters.data.listing import list_folder, merge_skipped
+    from headkit.adapters.errors import DataError
 
-    folders = dict.fromkeys(argument for argument in arguments if Path(argument).is_dir())
-    listings = (list_folder(folder).skipped for folder in folders)
+    listings = []
+    for folder in dict.fromkeys(argument for argument in arguments if Path(argument).is_dir()):
+        with suppress(DataError):  # a folder that cannot be read has a row of its own
+            listings.append(list_folder(folder).skipped)
     return {one.reason: one.count for one in merge_skipped(*listings)}
 
 

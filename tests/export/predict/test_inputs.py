@@ -137,7 +137,7 @@ ENCODED = PATH.read_bytes()
         (str(PATH).encode(), "the image: it is damaged or is not in one"),
         ("", "cannot read image : no such file"),
         (Path("none.png"), "cannot read image none.png: no such file$"),
-        ([IMAGES], "images: it is not a regular file"),
+        ([IMAGES], "images: it is a folder, expected a file"),
         ("https://example.com/a.png", "no such file: fetch the address and pass the bytes"),
         ("data:image/png;base64,AAAA", "no such file: decode base64 text"),
         (base64.b64encode(ENCODED * 99).decode(), r"… \([\d,]+ characters\): no such file: decode"),

@@ -240,6 +240,25 @@ def test_an_empty_folder_is_an_error_before_any_output(run: Run, photos: Path) -
     assert "there are no images in the folder" in err
 
 
+def test_a_folder_that_cannot_be_read_is_a_row(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def scan(path: str) -> Any:
+        if os.fspath(path).endswith("bright"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    status, out, err = run("predict", MODEL, photos)
+    assert status == 1
+    assert [line.split("  ")[0] for line in out.splitlines()] == [
+        str(photos / name) for name in ("bright", *NAMES[2:])
+    ]
+    assert "2 of 3 images could not be read" in err
+
+
 def test_an_old_file_stays_if_the_model_fails(
     run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
