@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import nn
 
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.errors import DataError, ExportError
+from headkit.adapters.features.cache import FeatureCache
+from headkit.adapters.features.disk_space import enforce_limit
 from headkit.adapters.features.executors.choose import choose_executor
 from headkit.adapters.features.extract import ExtractedFeatures, Progress, count_missing, extract
 from headkit.adapters.features.given import take_features
@@ -42,6 +44,7 @@ class Extraction:
         root: Folder of all caches.
         fall_back: Continue with torch if the runtime cannot run this backbone.
         options: More keyword arguments of ``features.extract``.
+        caches: The caches that are in use.
     """
 
     model: nn.Module
@@ -49,6 +52,7 @@ class Extraction:
     root: Path
     fall_back: bool
     options: Mapping[str, Any]
+    caches: list[FeatureCache] = field(default_factory=list)
 
     def __call__(self, source: ImageDataset, view: View | None = None) -> ExtractedFeatures:
         """Extract the features of a data set, see ``features.extract``.
@@ -64,7 +68,7 @@ class Extraction:
                 raise DataError(f"views need images, but {source.name} has features: pass images")
             return take_features(self.model, source)
         try:
-            return extract(self.model, source, self.runtime, self.root, view=view, **self.options)
+            found = extract(self.model, source, self.runtime, self.root, view=view, **self.options)
         except ExportError as error:
             if not self.fall_back:
                 raise
@@ -73,6 +77,9 @@ class Extraction:
             self.runtime = choose_runtime("torch", "fp32", self.model, threads)
             self.fall_back = False
             return self(source, view)
+        if isinstance(found.cache, FeatureCache):
+            self.caches.append(found.cache)
+        return found
 
 
 def check_sizes(batch_size: int, workers: int | None) -> None:
@@ -119,7 +126,7 @@ def open_extraction(
     """
     run_on = choose_executor(executor)
     with _open_cache(cache) as root:
-        yield Extraction(
+        extraction = Extraction(
             model,
             _choose_runtime(runtime, precision, model, requests, executor, root, rule),
             root,
@@ -133,6 +140,12 @@ def open_extraction(
                 "progress": progress,
             },
         )
+        try:
+            yield extraction
+        finally:
+            for one in extraction.caches:
+                one.release()
+        enforce_limit(root)
 
 
 def _choose_runtime(

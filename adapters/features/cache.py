@@ -25,15 +25,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from headkit.adapters.errors import OutputError
 from headkit.adapters.files import write_atomically
 
 from .file_hashes import DIGEST, Digests
+from .lock import KEY_FILE, InUse, touch
 
 logger = logging.getLogger("headkit")
 
 FORMAT = 1
 PIXEL_DIGEST = np.dtype("S16")
 _SUFFIX = ".safetensors"
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,16 @@ class FeatureCache:
     Args:
         root: Folder of all caches.
         key: Everything but the image that the features depend on, as JSON values.
-        create: Make the folder of the cache. False only reads what is there.
+        create: Make the folder of the cache, and keep others from removing files in it until
+            ``release``. False only reads what is there.
     """
 
     def __init__(self, root: Path, key: Mapping[str, Any], *, create: bool = True) -> None:
         text = json.dumps({"format": FORMAT, **key}, sort_keys=True, separators=(",", ":"))
         name = hashlib.sha256(text.encode()).hexdigest()[:24]
         self.folder = root / "features" / f"{key['architecture']}-{name}"
-        key_file = self.folder / "key.json"
-        if create:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not key_file.is_file():
-                write_atomically(key_file, text.encode())
+        self._in_use = _use(self.folder, text.encode()) if create else None
+        self._touched: set[int] = set()
         self._shards: list[Path] = []
         self._digests: list[Digests] = []
         self._pixels: list[np.ndarray[Any, Any]] = []
@@ -100,10 +101,17 @@ class FeatureCache:
         for path in sorted(self.folder.glob(f"shard-*{_SUFFIX}")):
             self._read(path)
 
+    def release(self) -> None:
+        """Let other processes remove features when the cache gets too large."""
+        if self._in_use is not None:
+            self._in_use.release()
+
     def _read(self, path: Path) -> None:
         try:
             with safe_open(path, framework="numpy") as shard:
                 digest, pixels, valid = map(shard.get_tensor, ("digest", "pixels", "valid"))
+        except FileNotFoundError:
+            return  # another process has just removed it
         except (SafetensorError, OSError) as error:
             # A full disk or a power cut can damage a shard. Its features can be computed again.
             logger.warning("removed the damaged shard %s (%s)", path, error)
@@ -185,11 +193,31 @@ class FeatureCache:
         features = tuple(torch.empty(len(locations), *shape) for shape in shapes)
         for number in np.unique(locations.shard):
             mask = locations.shard == number
+            if number not in self._touched:
+                self._touched.add(number)
+                touch(self._shards[number])
             with safe_open(self._shards[number], framework="pt") as shard:
                 for branch, into in enumerate(features):
                     rows = torch.from_numpy(locations.row[mask])
                     into[torch.from_numpy(mask)] = shard.get_tensor(_tensor_name(branch))[rows]
         return features
+
+
+def _use(folder: Path, key: bytes) -> InUse:
+    """Mark a folder as in use; make it if it is missing.
+
+    Another process may remove the folder at any moment before it is marked.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / KEY_FILE).is_file():
+                write_atomically(folder / KEY_FILE, key)
+            return InUse(folder)
+        except (FileNotFoundError, OutputError):
+            if attempt == _ATTEMPTS - 1:
+                raise
+    raise AssertionError
 
 
 class CachedRows:

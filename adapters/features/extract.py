@@ -24,7 +24,7 @@ from .cache import FeatureCache, FeatureRows, Locations
 from .decode import Batch, Sample, collate, decode_stream
 from .executors.job import Executor, ExtractionJob, write_shards
 from .executors.local import extract_locally
-from .file_hashes import DIGEST, Digests, hash_files
+from .file_hashes import DIGEST, INDEX_NAME, Digests, hash_files
 from .runtime import Run, Runtime
 from .transform import Transform, View
 
@@ -35,7 +35,6 @@ Progress = Callable[[str, int, int | None], None]
 all images, or None if it is unknown."""
 
 _ATTEMPTS = 3
-_INDEX = "files.sqlite"
 _LISTED = 3
 
 
@@ -132,7 +131,7 @@ def _extract_files(
     job: ExtractionJob, dataset: ImageDataset, root: Path, report: Progress, executor: Executor
 ) -> Digests:
     paths = dataset.paths or ()
-    index = root / _INDEX
+    index = root / INDEX_NAME
     digests = hash_files(paths, index)
     report(dataset.name, 0, len(paths))
     for attempt in range(_ATTEMPTS):
@@ -271,7 +270,7 @@ def count_missing(
         rule: Rule by which image files become pixels.
     """
     hashed = {
-        id(data): np.unique(hash_files(data.paths, root / _INDEX))
+        id(data): np.unique(hash_files(data.paths, root / INDEX_NAME))
         for data, _ in requests
         if data.paths is not None
     }

@@ -19,6 +19,8 @@ Digests = np.ndarray[Any, np.dtype[np.bytes_]]
 """``[N]`` of dtype ``S32``: 32 bytes each; empty for a file that cannot be read."""
 
 DIGEST = np.dtype("S32")
+INDEX_NAME = "files.sqlite"
+"""Name of the index in the folder of a cache."""
 SETTLED_NS = 2_000_000_000
 """Nanoseconds after a change in which a file may change again within the same tick of its file
 system's clock. As in git's index, a file that was read so soon is read again the next time."""
@@ -68,6 +70,15 @@ def hash_files(paths: Sequence[str], index: Path) -> Digests:
         table.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", rows)
         table.commit()
     return digests
+
+
+def clear_index(index: Path) -> None:
+    """Forget all hashes. Other processes may use the index at the same time."""
+    if index.is_file():
+        with _open_index(index) as table:
+            table.execute("DELETE FROM files")
+            table.commit()
+            table.execute("VACUUM")
 
 
 def _hash_file(path: str) -> bytes:

@@ -15,6 +15,7 @@ from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.compat import model_arguments
 from headkit.adapters.errors import ExportError
+from headkit.adapters.features.lock import touch
 from headkit.export.exporter import export
 from headkit.export.graph.heads_in_graph import opset_of, put_preprocessing
 from headkit.export.graph.onnx_file import write
@@ -53,6 +54,7 @@ def onnx_backbone(model: nn.Module, folder: Path, *, optimize: bool = True) -> P
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     path = folder / f"{timm_cfg(model)['architecture']}-{digest}.onnx"
     if path.is_file():
+        touch(path)
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:

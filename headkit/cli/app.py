@@ -12,6 +12,9 @@ from . import (
     bench as cli_bench,
 )
 from . import (
+    cache as cli_cache,
+)
+from . import (
     compare as cli_compare,
 )
 from . import (
@@ -89,6 +92,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(cli_heads.app, name="heads")
+app.add_typer(cli_cache.app, name="cache")
 
 
 @app.command()

@@ -72,6 +72,11 @@ def test_evaluation_of_an_exported_model_imports_nothing_heavy(tmp_path: Path) -
     assert _imported(_command("evaluate", model, "--data", images)) == []
 
 
+def test_the_cache_is_shown_and_cleared_without_heavy_imports(tmp_path: Path) -> None:
+    assert _imported(_command("cache", "--cache", tmp_path)) == []
+    assert _imported(_command("cache", "clear", "--cache", tmp_path)) == []
+
+
 def test_the_probe_sees_heavy_imports() -> None:
     assert {"torch", "timm"} <= set(_imported("from headkit import load_backbone"))
 
