@@ -120,8 +120,8 @@ def find_unread_formats(dataset: ImageDataset) -> list[str]:
         return []
     listed = shorten_list(f"{one.count} {one.reason.removeprefix(OTHER_FORMAT)}" for one in unread)
     return [
-        f"skipped {sum(one.count for one in unread)} images of {dataset.name} in formats that are "
-        f"not read: {listed}, such as {unread[0].examples[0]}"
+        f"skipped images of {dataset.name} in formats that are not read: {listed}, such as "
+        f"{unread[0].examples[0]}"
     ]
 
 
