@@ -80,6 +80,8 @@ def normalize_labels(values: Any, where: str, names: tuple[str, ...]) -> Labels:
         if column.dtype.kind in "biuf":
             return _read_numbers(column, where, names)
         column = column.tolist()
+    if all(getattr(value, "shape", None) == (1,) for value in column):
+        column = [value[0] for value in column]  # one number in an array each
     return _read_elements([_to_python(value) for value in column], where, names)
 
 

@@ -122,7 +122,7 @@ def test_comparison_of_data_in_memory_knows_them_again_by_their_content(
     headkit.compare((pixels, labels), one, tmp_path, val=(other, labels), **options)
     assert len(fitted) == 3
     frame = pd.DataFrame({"file": list(map(str, paths)), "kind": labels})
-    columns = {"path_column": "file", "label_column": "kind"}
+    columns: dict[str, Any] = {"path_column": "file", "label_column": "kind"}
     result = headkit.compare(frame, one, tmp_path, **columns, **options)
     assert len(fitted) == 4
     of_folder = headkit.fit(
