@@ -31,8 +31,15 @@ def trained(shapes: Path, small_weights: Path, tmp_path_factory: pytest.TempPath
     # A strong penalty leaves probabilities that are far from 0 and 1.
     head = headkit.fit(SMALL, shapes, weights=small_weights, workers=0, l2=1.0)
     head.save(folder / "head.safetensors")
-    headkit.export(folder / "head.safetensors", folder / "model.onnx")
+    headkit.export(folder / "head.safetensors", folder / "model.onnx", weights=small_weights)
     return folder
+
+
+def _evaluate(path: Path, data: Any, **options: Any) -> headkit.Evaluation:
+    """Evaluate one of the two files of the fixture ``trained``."""
+    if path.suffix == ".safetensors":
+        options = {"weights": path.parent / "small.safetensors", "workers": 0, **options}
+    return headkit.evaluate(path, data, **options)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +72,7 @@ def test_evaluation_equals_scikit_learn_on_logits_of_timm(
     predicted = logits.argmax(1)
     z = logits / head.temperature
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
-    found = headkit.evaluate(trained / file, mixed, workers=0)
+    found = _evaluate(trained / file, mixed)
     assert found.num_images == 18
     metrics = found.metrics
     assert metrics["accuracy"] == pytest.approx(reference.accuracy_score(y, predicted), abs=1e-6)
@@ -126,7 +133,7 @@ def test_labels_are_matched_by_name_and_missing_classes_are_said(
     write_shapes(tmp_path / "data", images=3)
     shutil.rmtree(tmp_path / "data" / "bright")
     for file in ("head.safetensors", "model.onnx"):
-        found = headkit.evaluate(trained / file, tmp_path / "data", workers=0)
+        found = _evaluate(trained / file, tmp_path / "data")
         assert [row["support"] for row in found.outputs] == [0, 3, 3]
         assert found.metrics["recall"] == [None, 1, 1]
         assert any(
@@ -149,7 +156,7 @@ def test_class_that_the_head_does_not_have_is_an_error_that_names_it(
             with pytest.raises(
                 headkit.DataError, match=f"that the head does not have: {unknown}; the head has br"
             ):
-                headkit.evaluate(trained / file, data, workers=0)
+                _evaluate(trained / file, data)
 
 
 def test_the_test_split_is_measured_unless_another_is_named(trained: Path, tmp_path: Path) -> None:
@@ -209,26 +216,26 @@ def _memory_forms(root: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("file", ["head.safetensors", "model.onnx"])
 def test_data_in_memory_are_measured_like_the_folder(file: str, trained: Path, mixed: Path) -> None:
-    folder = headkit.evaluate(trained / file, mixed, workers=0)
+    folder = _evaluate(trained / file, mixed)
     for form, data in _memory_forms(mixed).items():
-        found = headkit.evaluate(trained / file, data, workers=0)
+        found = _evaluate(trained / file, data)
         assert found.metrics["recall"] == folder.metrics["recall"], form
         assert found.num_images == 18
     with pytest.raises(headkit.DataError, match="green"):
-        headkit.evaluate(trained / file, [(mixed / "dark" / "5.png", "green")], workers=0)
+        _evaluate(trained / file, [(mixed / "dark" / "5.png", "green")])
     with pytest.raises(headkit.DataError, match="has no splits, but the split test"):
-        headkit.evaluate(trained / file, _memory_forms(mixed)["pairs"], split="test", workers=0)
+        _evaluate(trained / file, _memory_forms(mixed)["pairs"], split="test")
 
 
 def test_features_are_measured_by_the_head_and_refused_by_a_model(
     trained: Path, mixed: Path
 ) -> None:
     found = headkit.extract(random_backbone(), mixed, workers=0)
-    whole = headkit.evaluate(trained / "head.safetensors", mixed, workers=0)
-    by_name = headkit.evaluate(trained / "head.safetensors", found)
+    whole = _evaluate(trained / "head.safetensors", mixed)
+    by_name = _evaluate(trained / "head.safetensors", found)
     assert by_name.metrics["accuracy"] == whole.metrics["accuracy"]
     labels = [found.label_names[y] for y in found.y]
-    plain = headkit.evaluate(trained / "head.safetensors", (found.x, labels))
+    plain = _evaluate(trained / "head.safetensors", (found.x, labels))
     assert plain.metrics["log_loss"] == pytest.approx(whole.metrics["log_loss"], abs=1e-5)
     with pytest.raises(headkit.DataError, match="an exported model takes images"):
         headkit.evaluate(trained / "model.onnx", found)
@@ -240,16 +247,16 @@ def test_unreadable_images_are_counted_and_too_many_are_an_error(
 ) -> None:
     root = write_shapes(tmp_path / "data", images=7)
     (root / "dark" / "0.png").write_bytes(b"no image")
-    found = headkit.evaluate(trained / file, root, workers=0)
+    found = _evaluate(trained / file, root)
     assert (found.num_images, found.metrics["num_unreadable"]) == (20, 1)
     assert [row["support"] for row in found.outputs] == [7, 6, 7]
     assert "skipped 1 image that cannot be read" in found.notes
     with pytest.raises(headkit.DataError, match=r"1 of 21 images .* expected at most 1%"):
-        headkit.evaluate(trained / file, root, workers=0, max_unreadable=0.01)
+        _evaluate(trained / file, root, max_unreadable=0.01)
     for path in root.rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(headkit.DataError, match="21 of 21 images"):
-        headkit.evaluate(trained / file, root, workers=0, max_unreadable=1)
+        _evaluate(trained / file, root, max_unreadable=1)
 
 
 def test_features_of_the_fit_are_found_in_the_cache(
@@ -277,7 +284,9 @@ def test_model_with_preprocessing_or_many_heads_is_measured(
     trained: Path, mixed: Path, tmp_path: Path
 ) -> None:
     path = trained / "head.safetensors"
-    raw = headkit.export(path, tmp_path / "raw.onnx", preprocess=True).path
+    raw = headkit.export(
+        path, tmp_path / "raw.onnx", preprocess=True, weights=trained / "small.safetensors"
+    ).path
     merged = headkit.evaluate(trained / "model.onnx", mixed)
     assert headkit.evaluate(raw, mixed).metrics["recall"] == merged.metrics["recall"]
     multi = headkit.export(
@@ -291,7 +300,7 @@ def test_model_with_preprocessing_or_many_heads_is_measured(
     with pytest.raises(ValueError, match="has its own backbone: omit weights"):
         headkit.evaluate(multi, mixed, weights=tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="a head file has one head: omit name"):
-        headkit.evaluate(path, mixed, name="two")
+        _evaluate(path, mixed, name="two")
 
 
 def test_command_writes_text_json_and_reports(
