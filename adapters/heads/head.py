@@ -9,24 +9,26 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 - NumPy and safetensors then know bfloat16
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from headkit.adapters.backbone.info import BackboneInfo
+from headkit.adapters.bounds import describe
 from headkit.adapters.display import format_count, format_line, format_table
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
 from headkit.adapters.files import write_atomically
 from headkit.adapters.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 
-from .schema import check_description, check_pixels, check_task
+from .schema import check_description, check_pixels, check_shapes
 from .summary import find_weak_classes, format_interval
 from .tasks import DEFAULT, TaskName
 
@@ -35,6 +37,16 @@ VERSIONS = ("1", "2")
 """Versions that are read. Version 1 is written for a head that has nothing that it cannot say."""
 MAX_OVERHEAD = 4096
 """Maximum bytes of a head file in addition to its tensors and its values per class."""
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+}
+FLOATS = ("F64", "F32", "F16", "BF16")
+INTEGERS = ("I64", "I32")
 _ADDED_IN_2 = ("pixels", "requires")
 PER_CLASS = "recall"
 """The metric that has a value per class."""
@@ -99,18 +111,18 @@ class Head:
         """
         if not self.tensors:
             raise HeadFormatError("a head needs at least one tensor, found none")
-        if self.num_classes < 1:
-            raise HeadFormatError(f"num_classes is {self.num_classes}, expected at least 1")
         if self.label_names is not None and len(self.label_names) != self.num_classes:
             raise HeadFormatError(
                 f"the head has {len(self.label_names)} label names, expected {self.num_classes}, "
                 "one per class"
             )
-        check_task(self.task)
-        if not 0 < self.temperature < float("inf"):
-            raise HeadFormatError(f"temperature is {self.temperature}, expected a positive number")
+        values = check_description(self.to_json())
+        shapes = {name: np.shape(tensor) for name, tensor in self.tensors.items()}
         for name, tensor in self.tensors.items():
-            if not np.isfinite(np.asarray(tensor, dtype=np.float64)).all():
+            check_dtype(name, _dtype_name(tensor), shapes[name])
+        check_shapes(values, shapes)
+        for name, tensor in self.tensors.items():
+            if not np.isfinite(tensor).all():
                 raise HeadFormatError(f"tensor {name} holds values that are not finite")
 
     def __eq__(self, other: object) -> bool:
@@ -197,7 +209,8 @@ class Head:
         values.pop("requires", None)
         rule = values.get("pixels")
         values["pixels"] = VERSION_1_RULE if rule is None else check_pixels(rule)
-        values["backbone"] = BackboneInfo(**values["backbone"])
+        backbone = {key: value for key, value in values["backbone"].items() if key != "checksums"}
+        values["backbone"] = BackboneInfo(**backbone)
         if values.get("label_names") is not None:
             values["label_names"] = tuple(values["label_names"])
         return cls(tensors=tensors, **values)
@@ -262,32 +275,65 @@ class Head:
         """
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise HeadFormatError(
-                        f"its format is {metadata.get('format')!r}, expected {FORMAT!r}: "
-                        "it has tensors, but is not a head that headkit wrote"
-                    )
-                version = metadata.get("version")
-                if version not in VERSIONS:
-                    raise HeadFormatError(
-                        f"its version is {version!r}, but this headkit reads "
-                        f"{' and '.join(VERSIONS)}: install a newer headkit"
-                    )
-                tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            description = json.loads(metadata.get("head", ""))
-            if isinstance(description, dict):
-                # Version 1 ignores keys that it does not know; version 2 always has its rule.
-                if version == "1":
-                    description = {k: v for k, v in description.items() if k not in _ADDED_IN_2}
-                elif "pixels" not in description:
-                    raise HeadFormatError("head.pixels is missing")
+                description = _read_description(file.metadata() or {})
+                names = sorted(file.keys())
+                slices = {name: file.get_slice(name) for name in names}
+                shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+                # All is checked before it is read: a sparse file has more bytes than the disk.
+                for name, one in slices.items():
+                    check_dtype(name, one.get_dtype(), shapes[name])
+                check_shapes(check_description(description), shapes)
+                tensors = {name: file.get_tensor(name) for name in names}
             return cls.from_json(tensors, description)
         except (HeadFormatError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
             if isinstance(error, SafetensorError):
                 reason = explain_wrong_kind(path, HEAD) or reason
             raise HeadFormatError(f"cannot read head {path}: {reason}") from error
+
+
+def _read_description(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the entry ``head`` of a head file's metadata, as its version understands it."""
+    if metadata.get("format") != FORMAT:
+        raise HeadFormatError(
+            f"its format is {metadata.get('format')!r:.50}, expected {FORMAT!r}: "
+            "it has tensors, but is not a head that headkit wrote"
+        )
+    version = metadata.get("version")
+    if version not in VERSIONS:
+        raise HeadFormatError(
+            f"its version is {version!r:.50}, but this headkit reads {' and '.join(VERSIONS)}: "
+            "install a newer headkit"
+        )
+    description = json.loads(metadata.get("head", ""))
+    if not isinstance(description, dict):
+        raise HeadFormatError(f"head is {describe(description)}, expected an object")
+    # Version 1 ignores keys that it does not know; version 2 always has its rule.
+    if version == "1":
+        return {k: v for k, v in description.items() if k not in _ADDED_IN_2}
+    if "pixels" not in description:
+        raise HeadFormatError("head.pixels is missing")
+    return description
+
+
+def check_dtype(name: str, dtype: str, shape: Sequence[int]) -> None:
+    """Raise ``HeadFormatError`` if a head cannot have a tensor of this type.
+
+    Args:
+        name: Name of the tensor.
+        dtype: Type as safetensors writes it: ``F32``, ``I64``, ….
+        shape: Its shape; only scalars, such as the counters of BatchNorm, may be integers.
+    """
+    if dtype not in FLOATS and not (dtype in INTEGERS and not shape):
+        raise HeadFormatError(
+            f"tensor {describe(name)} has the type {dtype} and the shape {list(shape)[:8]}, "
+            f"expected one of {', '.join(FLOATS)}: convert the head to F32"
+        )
+
+
+def _dtype_name(tensor: np.ndarray[Any, Any]) -> str:
+    dtype = np.asarray(tensor).dtype
+    return _DTYPES.get(dtype.name, dtype.name)
 
 
 def _sort_header(content: bytes) -> bytes:

@@ -1,37 +1,73 @@
-"""Check the JSON that describes a head: its keys and the types of their values."""
+"""The schema of a head: what its description may hold, and which tensors fit the description.
+
+Head files, the metadata of exported models and the records of a store describe heads. All of them
+may come from anybody, so every value has bounds, and nothing else of them is used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headkit.adapters.bounds import (
+    Bound,
+    check_object,
+    describe,
+    integer,
+    json_value,
+    list_of,
+    number,
+    object_of,
+    one_of,
+    optional,
+    text,
+)
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.pixel_rule import PixelRule
 
-from .tasks import get_task
+from .tasks import TASKS
+
+MAX_EDGE = 16_384
+"""Maximum height and width of a model's input in pixels."""
+MAX_CLASSES = 2**31 - 1
+KNOWN_PARTS: frozenset[str] = frozenset()
+"""Optional parts of a head that change its logits, see ``requires`` in docs/head-file.md."""
+KINDS = ("own", "linear", "mlp", "cosine")
+TENSORS_OF_KIND: dict[str, dict[str, str]] = {
+    "linear": {"weight": "nd", "bias": "n"},
+    "mlp": {"fc1.weight": "hd", "fc1.bias": "h", "fc2.weight": "nh", "fc2.bias": "n"},
+    "cosine": {"weight": "nd", "scale": ""},
+}
+"""Names and dimensions of the tensors in each module of a head, for the kinds that headkit defines.
+
+n is the number of classes, d the width of the module's input, h that of a hidden layer.
+"""
+_OPTIONAL_TENSORS = ("bias",)
+_SIZES = ("depth", "layer", "block", "stage", "repeat", "num_heads")
+"""Parts of the names of arguments that multiply the modules of an architecture."""
+MAX_REPEATS = 512
+MAX_ARGUMENT = 65_536
 
 
 def check_description(description: object, where: str = "head") -> dict[str, Any]:
-    """Return the known keys of the ``head`` entry of a head file. Unknown keys are ignored.
+    """Return the known keys of the ``head`` entry of a head file. Unknown keys are left out.
 
     Raises:
-        HeadFormatError: A key is missing or its value is of another type.
+        HeadFormatError: A key is missing, its value is out of bounds, or the head requires a part
+            that this headkit does not know.
     """
-    values = _check_types(description, _HEAD_TYPES, where)
-    values["backbone"] = _check_types(values["backbone"], _BACKBONE_TYPES, f"{where}.backbone")
-    cfg = _check_types(values["pretrained_cfg"], _PREPROCESSING_TYPES, f"{where}.pretrained_cfg")
-    for key in ("input_size", "mean", "std"):
-        if not cfg[key] or not all(isinstance(number, int | float) for number in cfg[key]):
-            raise HeadFormatError(f"{where}.pretrained_cfg.{key} is {cfg[key]}, expected numbers")
-    if len(cfg["input_size"]) != 3:
-        raise HeadFormatError(
-            f"{where}.pretrained_cfg.input_size is {cfg['input_size']}, expected three numbers"
+    try:
+        values = check_object(description, _HEAD, _REQUIRED, where)
+        values["backbone"] = check_object(
+            values["backbone"], _BACKBONE, _REQUIRED, f"{where}.backbone"
         )
-    names = values.get("label_names")
-    if names is not None and not all(isinstance(name, str) for name in names):
-        raise HeadFormatError(f"{where}.label_names has a value that is not a string")
-    if "task" in values:
-        check_task(values["task"])
+        values["pretrained_cfg"] = check_object(
+            values["pretrained_cfg"], _PREPROCESSING, _REQUIRED, f"{where}.pretrained_cfg"
+        )
+        _check_preprocessing(values["pretrained_cfg"], f"{where}.pretrained_cfg")
+        _check_arguments(values.get("model_args", {}), f"{where}.model_args")
+    except (ValueError, RecursionError) as error:
+        raise HeadFormatError(str(error)) from error
     if "pixels" in values:
         check_pixels(values["pixels"], where)
     check_requires(values.get("requires", []), where)
@@ -55,82 +91,191 @@ def check_pixels(value: object, where: str = "head") -> PixelRule:
 def check_requires(parts: object, where: str = "head") -> None:
     """Raise ``HeadFormatError`` if this headkit does not know a part that a head requires."""
     names = parts if isinstance(parts, list) else [parts]
-    unknown = [name for name in names if name not in KNOWN_PARTS]
+    unknown = [name for name in names if not isinstance(name, str) or name not in KNOWN_PARTS]
     if unknown:
         raise HeadFormatError(
-            f"{where} requires {', '.join(map(repr, unknown))}, which this headkit does not know: "
-            "install a newer headkit"
+            f"{where} requires {', '.join(map(describe, unknown[:5]))}, which this headkit does "
+            "not know: install a newer headkit"
         )
 
 
-def check_task(name: str) -> None:
-    """Raise ``HeadFormatError`` if there is no task called ``name``."""
-    try:
-        get_task(name)
-    except ValueError as error:
-        raise HeadFormatError(str(error)) from error
+def check_shapes(
+    description: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], where: str = "the head"
+) -> None:
+    """Check that the shapes of a head's tensors fit its description.
+
+    For the architecture's own classifier, the names of its tensors are not known here. Then some
+    matrix must have a row per class, and every bias as many values as its matrix has rows. If there
+    is only one matrix, its rows have ``num_features`` values.
+
+    Args:
+        description: Checked values, see ``check_description``.
+        shapes: Shapes of the tensors, by name.
+        where: What messages call the head.
+
+    Raises:
+        HeadFormatError: They do not fit.
+    """
+    classes, features = description["num_classes"], description["num_features"]
+    kind = description.get("kind", "own")
+    widths: list[int] = []
+    if kind in TENSORS_OF_KIND:
+        for module, tensors in _group(shapes, TENSORS_OF_KIND[kind], kind, where).items():
+            sizes = {"n": classes}
+            for name, letters in TENSORS_OF_KIND[kind].items():
+                shape = tensors.get(name)
+                if shape is None:
+                    continue
+                expected = [sizes.setdefault(x, n) for x, n in zip(letters, shape, strict=False)]
+                if len(letters) != len(shape) or expected != list(shape):
+                    shown = [sizes.get(letter, letter) for letter in letters]
+                    raise HeadFormatError(
+                        f"{where} has the tensor {module}{name} with the shape {list(shape)}, "
+                        f"expected {shown} for the kind {kind!r} and {classes} classes"
+                    )
+            widths.append(sizes["d"])
+    else:
+        matrices = {name: shape for name, shape in shapes.items() if len(shape) > 1}
+        if not any(shape[0] == classes for shape in matrices.values()):
+            raise HeadFormatError(
+                f"{where} has {classes} classes, but no tensor with so many rows: its tensors have "
+                f"the shapes {describe({name: list(s) for name, s in shapes.items()})}"
+            )
+        for name, shape in matrices.items():
+            bias = shapes.get(f"{name.removesuffix('weight')}bias")
+            if name.endswith("weight") and bias is not None and list(bias) != [shape[0]]:
+                raise HeadFormatError(
+                    f"{where} has the bias of {name} with the shape {list(bias)}, expected "
+                    f"[{shape[0]}]"
+                )
+        if len(matrices) == 1 and len(shapes) <= 2:
+            (shape,) = matrices.values()
+            widths.append(_product(shape[1:]))
+    if widths and features not in (sum(widths), *(widths if len(set(widths)) == 1 else ())):
+        raise HeadFormatError(
+            f"{where} takes {features} features, but its tensors take {describe(widths)}"
+        )
 
 
-KNOWN_PARTS: frozenset[str] = frozenset()
-"""Optional parts of a head that change its logits, see ``requires`` in docs/head-file.md."""
-_HEAD_TYPES: dict[str, tuple[type, ...]] = {
-    "architecture": (str,),
-    "num_classes": (int,),
-    "num_features": (int,),
-    "backbone": (dict,),
-    "pretrained_cfg": (dict,),
-    "global_pool": (str,),
-    "kind": (str,),
-    "label_names": (list, type(None)),
-    "model_args": (dict,),
-    "task": (str,),
-    "temperature": (float, int),
-    "metrics": (dict,),
-    "created": (str,),
-    "versions": (dict,),
-    "notes": (str,),
-    "pixels": (dict,),
-    "requires": (list,),
-}
-_BACKBONE_TYPES: dict[str, tuple[type, ...]] = {
-    "tag": (str,),
-    "source": (str,),
-    "parameters": (int,),
-    "fingerprint": (str,),
-}
-_PREPROCESSING_TYPES: dict[str, tuple[type, ...]] = {
-    "input_size": (list, tuple),
-    "mean": (list, tuple),
-    "std": (list, tuple),
-    "interpolation": (str,),
-    "crop_pct": (float, int),
-    "crop_mode": (str,),
-}
-_REQUIRED = {
-    "architecture",
-    "num_classes",
-    "num_features",
-    "backbone",
-    "pretrained_cfg",
-    *_BACKBONE_TYPES,
-    *_PREPROCESSING_TYPES,
-}
+def _group(
+    shapes: Mapping[str, Sequence[int]], names: Mapping[str, str], kind: str, where: str
+) -> dict[str, dict[str, Sequence[int]]]:
+    """Return the tensors of each module, by the name of the module with a dot at its end."""
+    modules: dict[str, dict[str, Sequence[int]]] = {}
+    for full, shape in shapes.items():
+        for name in sorted(names, key=len, reverse=True):
+            if full == name or full.endswith(f".{name}"):
+                modules.setdefault(full.removesuffix(name), {})[name] = shape
+                break
+        else:
+            raise HeadFormatError(
+                f"{where} has the tensor {describe(full)}, but a head of the kind {kind!r} has "
+                f"only {', '.join(names)}"
+            )
+    for module, tensors in modules.items():
+        missing = [n for n in names if n not in tensors and n not in _OPTIONAL_TENSORS]
+        if missing:
+            raise HeadFormatError(f"{where} lacks the tensor {module}{missing[0]}")
+    return modules
 
 
-def _check_types(
-    description: object, types: Mapping[str, tuple[type, ...]], where: str
-) -> dict[str, Any]:
-    if not isinstance(description, dict):
-        raise HeadFormatError(f"{where} is {type(description).__name__}, expected an object")
-    values: dict[str, Any] = {}
-    for key, expected in types.items():
-        if key not in description:
-            if key in _REQUIRED:
-                raise HeadFormatError(f"{where}.{key} is missing")
-            continue
-        value = description[key]
-        if not isinstance(value, expected) or isinstance(value, bool):
-            names = " or ".join(t.__name__ for t in expected)
-            raise HeadFormatError(f"{where}.{key} is {type(value).__name__}, expected {names}")
-        values[key] = value
-    return values
+def _product(sizes: Sequence[int]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product
+
+
+def _check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:
+    channels = cfg["input_size"][0]
+    for key in ("mean", "std"):
+        if len(cfg[key]) != channels:
+            raise ValueError(
+                f"{where}.{key} has {len(cfg[key])} values, expected {channels} as in input_size"
+            )
+
+
+def _check_arguments(arguments: Mapping[str, Any], where: str) -> None:
+    """Check the arguments of an architecture: plain values, none of which makes it huge.
+
+    Which names an architecture takes, only timm knows; ``backbone_of_head`` checks them.
+    """
+    for name, value in arguments.items():
+        repeats = any(part in name for part in _SIZES)
+        total = [0.0]
+        if not _is_argument(value, MAX_REPEATS if repeats else MAX_ARGUMENT, 4, total):
+            limit = MAX_REPEATS if repeats else MAX_ARGUMENT
+            raise ValueError(
+                f"{where}.{name} is {describe(value)}, expected a word, a truth value, numbers up "
+                f"to {limit:,}, or a list of them"
+            )
+        if repeats and total[0] > MAX_REPEATS:
+            raise ValueError(
+                f"{where}.{name} is {describe(value)}, which adds up to {total[0]:,.0f}, expected "
+                f"at most {MAX_REPEATS}"
+            )
+
+
+def _is_argument(value: object, limit: int, depth: int, total: list[float]) -> bool:
+    if value is None or isinstance(value, bool):
+        return True
+    if isinstance(value, int | float):
+        total[0] += abs(value)
+        return abs(value) <= limit
+    if isinstance(value, str):
+        return _WORD.accepts(value)
+    return (
+        isinstance(value, list | tuple)
+        and depth > 0
+        and len(value) <= 128
+        and all(_is_argument(one, limit, depth - 1, total) for one in value)
+    )
+
+
+_WORD = text(64, r"[A-Za-z0-9_.+\-]*")
+_HEAD: dict[str, Bound] = {
+    "architecture": text(100, r"[A-Za-z0-9_]+", "the name of a timm architecture"),
+    "num_classes": integer(1, MAX_CLASSES),
+    "num_features": integer(1, MAX_CLASSES),
+    "backbone": Bound("an object", lambda value: isinstance(value, Mapping)),
+    "pretrained_cfg": Bound("an object", lambda value: isinstance(value, Mapping)),
+    "global_pool": text(64, r"[A-Za-z0-9_]*", "a word"),
+    "kind": one_of(*KINDS),
+    "label_names": optional(list_of(text(4096), 1, MAX_CLASSES)),
+    "model_args": object_of(Bound("a plain value", lambda _: True), 100, 64),
+    "task": one_of(*TASKS),
+    "temperature": number(1e-9, 1e9),
+    "metrics": json_value(5),
+    "created": text(64, r"[0-9T:.+\-Z]*", "a UTC time, ISO 8601"),
+    "versions": object_of(text(200), 100),
+    "notes": text(1_000_000),
+    "pixels": Bound("an object", lambda value: isinstance(value, Mapping)),
+    "requires": Bound("a list of names", lambda value: isinstance(value, list)),
+}
+_BACKBONE: dict[str, Bound] = {
+    "tag": text(100, r"[A-Za-z0-9_.\-]*", "a tag of letters, digits, '_', '.' and '-'"),
+    "source": Bound(
+        "text of at most 1,000 printable characters",
+        lambda value: isinstance(value, str) and len(value) <= 1000 and value.isprintable(),
+    ),
+    "parameters": integer(0, 2**50),
+    "fingerprint": text(64, r"[0-9a-f]{64}", "64 hexadecimal digits"),
+    "checksums": object_of(text(64, r"[0-9a-f]{64}", "64 hexadecimal digits"), 100, 255),
+}
+_PREPROCESSING: dict[str, Bound] = {
+    "input_size": list_of(integer(1, MAX_EDGE), 3, 3),
+    "mean": list_of(number(-1000, 1000), 1, 1024),
+    "std": list_of(number(1e-6, 1000), 1, 1024),
+    "interpolation": one_of(
+        "bicubic", "bilinear", "nearest", "box", "hamming", "lanczos", "random"
+    ),
+    "crop_pct": number(0.01, 10),
+    "crop_mode": one_of("center", "squash", "border"),
+}
+_REQUIRED = frozenset(
+    {
+        *("architecture", "num_classes", "num_features", "backbone", "pretrained_cfg"),
+        *("tag", "source", "parameters", "fingerprint"),
+        *_PREPROCESSING,
+    }
+)

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from headkit.adapters.errors import HeadFormatError
-from headkit.adapters.heads.schema import check_task
 from headkit.adapters.heads.tasks import DEFAULT, TASKS, Task, get_task
 from headkit.adapters.heads.tasks.statistics import average_precision, best_temperature
+from tests.heads import random_head
 
 ROOT = Path(__file__).resolve().parents[3]
 TASKS_FOLDER = ROOT / "adapters" / "heads" / "tasks"
@@ -61,7 +61,7 @@ def test_tasks_are_found_by_name() -> None:
     with pytest.raises(ValueError, match=message):
         get_task("ranking")
     with pytest.raises(HeadFormatError, match=message):
-        check_task("ranking")
+        random_head(task="ranking")
 
 
 def test_each_attribute_in_files_identifies_one_task() -> None:

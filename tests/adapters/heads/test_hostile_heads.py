@@ -1,0 +1,207 @@
+"""Head files of somebody who means harm: each is refused by name, before timm is called."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import headkit
+from headkit.adapters.heads.head import Head
+from tests.heads import random_head
+
+DESCRIPTION = random_head().to_json()
+TENSORS = dict(random_head().tensors)
+
+
+def write(path: Path, tensors: Any = None, **changes: Any) -> Path:
+    description = {**DESCRIPTION, **changes}
+    metadata = {"format": "headkit", "version": "2", "head": json.dumps(description)}
+    values = {k: torch.from_numpy(v) for k, v in TENSORS.items()} if tensors is None else tensors
+    safetensors.torch.save_file(values, path, metadata)
+    return path
+
+
+HOSTILE: dict[str, Any] = {
+    "architecture": [
+        *("local-dir:/etc", "hf-hub:a/b", "../x", "a b", 'x"; import os', "", "x\n", "x" * 101, 3),
+        "hf_hub:a/b@main",
+    ],
+    "num_classes": [0, -1, 2**31, 20_000_000, 1.0, "3", None, True, 4],
+    "num_features": [0, -5, 6, 10**30, "5"],
+    "global_pool": ["x" * 65, "a\x1b[2J", 3, None],
+    "kind": ["bert", "", "Own", ["own"], "mlp", "cosine"],
+    "label_names": [["a"], ["a", "b", 3], "abc", {"0": "a"}, ["x" * 5000] * 3, []],
+    "model_args": [
+        {"layers": [10**6] * 4},
+        {"layers": [512] * 4},
+        {"depth": 10**9},
+        {"depths": [[1e308]]},
+        {"img_size": 10**7},
+        {"norm_layer": {"a": 1}},
+        {"a": "../../x"},
+        {"a": "http://127.0.0.1/x"},
+        {"a": "x y"},
+        {"a": [[[[[1]]]]]},
+        {"a": [0] * 129},
+        {"x" * 65: 1},
+        {str(n): 1 for n in range(101)},
+        [1],
+        "x",
+    ],
+    "task": ["dance", None, 1, ["multiclass"]],
+    "temperature": [0, -1, float("nan"), float("inf"), "1", None, True, 1e-300],
+    "metrics": [[[[[[[1]]]]]], {"a": {"b": {"c": {"d": {"e": {"f": 1}}}}}}],
+    "created": ["now\n- injected: yes", "x" * 65, 3],
+    "versions": [{"a": 1}, ["x"], {"a": "b" * 201}],
+    "notes": [3, ["x"]],
+    "requires": [["levels"], "levels", [["x"]], 5],
+    "pixels": [{}, None, [], {"orientation": "exif"}, 3],
+}
+HOSTILE_BACKBONE: dict[str, Any] = {
+    "tag": ["../x", "a\nb", "x" * 101, 3, "a b"],
+    "source": ["hub:x\nlicense: mit", "hub:\x1b[31m", "x" * 1001, "a\u202eb", 7],
+    "parameters": [-1, 1.5, "1", 2**60],
+    "fingerprint": ["", "0" * 63, "G" * 64, "0" * 64 + "\n", 0],
+    "checksums": [{"a": "b"}, ["x"], {"a" * 300: "0" * 64}],
+}
+HOSTILE_PREPROCESSING: dict[str, Any] = {
+    "input_size": [
+        *([3, 0, 8], [3, 8], [3, 8, 8, 8], [3, -8, 8], [3, 10**6, 8], [3, 8.5, 8], "388", 3),
+        [1, 8, 8],
+    ],
+    "mean": [[0.5], [0.5] * 2, [float("nan")] * 3, [1e9] * 3, ["a"] * 3, [], 0.5],
+    "std": [[0, 1, 1], [1e-300] * 3, [float("inf")] * 3, [-1] * 3, None],
+    "interpolation": ["magic", "", 3, ["bicubic"]],
+    "crop_pct": [0, -1, float("nan"), 1e9, "1", None, 1e-9],
+    "crop_mode": ["zoom", "", 3],
+}
+CASES = [
+    *(({key: value}, key) for key, values in HOSTILE.items() for value in values),
+    *(
+        ({"backbone": {**DESCRIPTION["backbone"], key: value}}, key)
+        for key, values in HOSTILE_BACKBONE.items()
+        for value in values
+    ),
+    *(
+        ({"pretrained_cfg": {**DESCRIPTION["pretrained_cfg"], key: value}}, key)
+        for key, values in HOSTILE_PREPROCESSING.items()
+        for value in values
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"), CASES, ids=[f"{number}-{key}" for number, (_, key) in enumerate(CASES)]
+)
+def test_value_out_of_bounds_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], key: str
+) -> None:
+    path = write(tmp_path / "x.safetensors", **changes)
+    with pytest.raises(headkit.HeadFormatError) as refused:
+        Head.load(path)
+    message = str(refused.value)
+    words = {
+        "num_classes": "classes",
+        "num_features": "features",
+        "kind": "kind",
+        "label_names": "",
+    }
+    assert words.get(key, key) in message
+    assert message.isprintable()
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"fc.weight": (4, 5), "fc.bias": (3,)},
+        {"fc.weight": (3, 5), "fc.bias": (4,)},
+        {"fc.weight": (3, 6), "fc.bias": (3,)},
+        {"fc.weight": (15,), "fc.bias": (3,)},
+        {"fc.weight": (3, 5, 2, 2)},
+        {"fc.bias": (3,)},
+        {"fc.weight": (0, 5)},
+    ],
+)
+@pytest.mark.parametrize("kind", ["own", "linear"])
+def test_tensors_that_contradict_the_description_are_refused(
+    tmp_path: Path, tensors: dict[str, tuple[int, ...]], kind: str
+) -> None:
+    zeros = {name: torch.zeros(shape) for name, shape in tensors.items()}
+    path = write(tmp_path / "x.safetensors", zeros, kind=kind)
+    with pytest.raises(headkit.HeadFormatError, match=r"tensor|bias|features"):
+        Head.load(path)
+
+
+DTYPES = [
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int8, torch.int64, torch.uint8, torch.uint16, torch.bool, torch.complex64),
+    *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_is_read_or_refused_by_name(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {
+        name: torch.ones(np.shape(value)).to(dtype) for name, value in random_head().tensors.items()
+    }
+    path = write(tmp_path / "x.safetensors", tensors)
+    if dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        head = Head.load(path)
+        assert head.tensors["fc.weight"].astype(np.float32).tolist() == [[1.0] * 5] * 3
+        assert Head.load(head.save(tmp_path / "again.safetensors")) == head
+    else:
+        with pytest.raises(headkit.HeadFormatError, match=r"has the type [A-Z0-9_]+ and"):
+            Head.load(path)
+
+
+def test_values_that_are_not_finite_are_refused_in_every_float(tmp_path: Path) -> None:
+    for dtype in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16):
+        for value in (np.nan, np.inf, -np.inf):
+            with pytest.raises(headkit.HeadFormatError, match="not finite"):
+                random_head(tensors={"fc.weight": np.full((3, 5), value).astype(dtype)})
+
+
+def test_sparse_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    size = 400 * 2**20
+    header = json.dumps(
+        {
+            "fc.weight": {
+                "dtype": "I8",
+                "shape": [3, size // 3],
+                "data_offsets": [0, size // 3 * 3],
+            },
+            "__metadata__": {"format": "headkit", "version": "2", "head": json.dumps(DESCRIPTION)},
+        }
+    ).encode()
+    path = tmp_path / "sparse.safetensors"
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size // 3 * 3)
+    assert path.stat().st_blocks * 512 < 2**20
+    start = time.monotonic()
+    with pytest.raises(headkit.HeadFormatError, match="has the type I8"):
+        Head.load(path)
+    assert time.monotonic() - start < 5
+
+
+def test_plain_arguments_of_real_architectures_pass() -> None:
+    arguments = {
+        "img_size": (224, 448),
+        "layers": [3, 8, 36, 3],
+        "depth": 24,
+        "embed_dim": 1536,
+        "block_args": [["ir_r4_k3_s2_e6_c24_se0.25"]],
+        "drop_path_rate": 0.1,
+        "qkv_bias": False,
+        "in_chans": 1,
+        "global_pool": "avg",
+        "class_token": None,
+    }
+    assert random_head(model_args=arguments).model_args == arguments
