@@ -69,12 +69,13 @@ def encode_labels(
     labels = normalize_labels(values, where, tuple(map(str, classes)))
     if labels.texts is not None:
         return _encode_texts(labels, task, known, separator)
-    if labels.lists is not None and task != "regression":
+    numeric = task is not None and not get_task(task).has_classes
+    if labels.lists is not None and not numeric:
         return _encode_lists(labels, labels.lists, task or "multilabel", known)
     if labels.matrix is None:
         numbers = [[_number(labels, text) for text in row] for row in labels.lists or ()]
         return _encode_numbers(labels, _same_lengths(labels, numbers), known)
-    if task == "regression" or (task is None and _is_regression(labels, labels.matrix)):
+    if numeric or (task is None and _is_regression(labels, labels.matrix)):
         return _encode_numbers(labels, labels.matrix, known)
     if labels.matrix.ndim == 2:
         return _encode_matrix(labels, labels.matrix, task, known)
@@ -233,7 +234,8 @@ def _encode_matrix(
     _check_text(where, names)
     counts = matrix.sum(1)
     one_each = bool((counts == 1).all())
-    if task == "multilabel" or (task is None and not one_each):
+    several = not one_each if task is None else not get_task(task).exclusive
+    if several:
         return Encoded("multilabel", names, matrix.astype(np.float32))
     if not one_each:
         number = int(np.flatnonzero(counts != 1)[0])
