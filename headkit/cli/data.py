@@ -14,8 +14,9 @@ def data(
     data: Annotated[
         str,
         typer.Argument(
+            metavar="DATA",
             help="Labeled images: a folder with one subfolder per class or per split, a CSV or TSV "
-            "file, or a data set that timm can read, such as hfds/NAME or wds/FOLDER."
+            "file, or a data set that timm can read, such as hfds/NAME or wds/FOLDER.",
         ),
     ],
     val: Annotated[
