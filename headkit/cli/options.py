@@ -36,8 +36,8 @@ Task = Annotated[
 ClassFrom = Annotated[
     str | None,
     typer.Option(
-        help="Folder that names the class of an image: top (directly under the root) or parent (the "
-        "folder that holds the image). Default: top, unless the tree can be read in both ways."
+        help="Folder that names the class of an image: top (directly under the root) or parent "
+        "(the folder that holds the image). Default: top, unless the tree can be read in both ways."
     ),
 ]
 PathColumn = Annotated[
