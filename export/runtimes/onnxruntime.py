@@ -12,7 +12,7 @@ import numpy as np
 
 from headkit.adapters.errors import DependencyMissing, ExportError, first_line
 from headkit.adapters.features.runtime import Branches, Pixels, Precision, Run
-from headkit.export.graph.wire_format import with_outputs
+from headkit.export.graph.wire_format import external_locations, with_outputs
 
 from .inference import Array, InferenceModel, LoadedModel, RunConfig
 from .model_source import ModelLike, ModelSource
@@ -29,6 +29,7 @@ except ImportError as missing:
 
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's option for the folder of a model's external data if it opens bytes."""
+_DATA_FOLDER_SINCE = (1, 21)
 
 
 def open_session(
@@ -67,7 +68,8 @@ def open_session(
     content: Path | bytes = source.path or source.content
     if outputs:
         content = with_outputs(source.read(), outputs)
-        if source.path is not None:
+        if source.path is not None and external_locations(content):
+            _check_data_folder(source)
             options.add_session_config_entry(_DATA_FOLDER, str(source.path.parent))
     execution = list(zip(requested.executions, map(dict, requested.options), strict=True))
     try:
@@ -83,6 +85,16 @@ def open_session(
             "check its driver and libraries, or use the provider 'cpu'"
         )
     return session
+
+
+def _check_data_folder(source: ModelSource) -> None:
+    major, minor, *_ = ort.__version__.split(".")
+    if (int(major), int(minor)) < _DATA_FOLDER_SINCE:
+        raise ExportError(
+            f"more outputs of {source.noun}, whose weights are in a separate file, need ONNX "
+            f"Runtime {'.'.join(map(str, _DATA_FOLDER_SINCE))} or newer, found {ort.__version__}: "
+            "pip install --upgrade onnxruntime"
+        )
 
 
 @dataclass(frozen=True)

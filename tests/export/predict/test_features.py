@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import timm
 import torch
@@ -93,14 +94,21 @@ def test_features_change_no_logits_and_take_any_number_of_images() -> None:
         predictor.features(PATHS, batch_size=0)
 
 
-def test_features_of_a_model_with_external_data(tmp_path: Path) -> None:
+def test_features_of_a_model_with_external_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "model.onnx"
     plain = MODELS / "resnet_merged.onnx"
     onnx.save_model(
         onnx.load(plain), path, save_as_external_data=True, location="w", size_threshold=256
     )
     expected = headkit.Predictor(plain).features(PATHS)
-    assert np.array_equal(headkit.Predictor(path).features(PATHS), expected)
+    if tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 21):
+        assert np.array_equal(headkit.Predictor(path).features(PATHS), expected)
+    monkeypatch.setattr(ort, "__version__", "1.20.1")
+    assert np.array_equal(headkit.Predictor(plain).features(PATHS), expected)
+    with pytest.raises(headkit.ExportError, match=r"need ONNX Runtime 1\.21 or newer"):
+        headkit.Predictor(path).features(PATHS)
 
 
 def test_features_need_neither_torch_nor_onnx() -> None:
