@@ -81,6 +81,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         l2_: The strength of the penalty; for a linear head.
         head_: The head; with a backbone.
         model_: The model with the head; with a backbone.
+        runtime_: Name of the runtime of the backbone; with a backbone.
     """
 
     def __init__(
@@ -199,6 +200,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         else:
             model = load_backbone(str(self.backbone), self.weights, remap=self.remap)
         plan = plan_classifier(model, self.kind)
+        self.runtime_ = self.runtime
         examples = self._extract(model, dataset, self.max_unreadable)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.model_, chosen = train_classifier(
@@ -234,7 +236,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         with open_extraction(
             model,
             [(dataset, View())],
-            runtime=self.runtime,
+            runtime=self.runtime_,
             precision=self.precision,
             executor=self.executor,
             cache=self.cache,
@@ -243,5 +245,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             max_unreadable=max_unreadable,
         ) as extraction:
             extracted = extraction(dataset)
+            # Predictions must not depend on how many images are predicted at once.
+            self.runtime_ = extraction.runtime.name
             every = np.ones(len(extracted.targets), np.bool_)
             return LabeledFeatures.from_views([extracted], every)

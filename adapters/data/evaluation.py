@@ -11,7 +11,9 @@ from headkit.adapters.errors import DataError
 from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .dataset import ImageDataset, UnknownClasses, no_data_error, shorten_list
+from .features import Features
 from .folder import open_folder
+from .memory.items import has_both_columns
 from .memory.open import is_in_memory, open_with_labels, split_mapping
 from .memory.table import has_columns, table_of_frame, take_images
 from .options import ReadOptions
@@ -103,7 +105,9 @@ def _open_in_memory(
 ) -> ImageDataset:
     name = f"the {type(data).__name__}"
     data = take_images(data, outputs.task, options)
-    if isinstance(data, Mapping):
+    if isinstance(data, Features) and data.val is not None:
+        data = {"train": data, "val": data.val}
+    if isinstance(data, Mapping) and not has_both_columns(data):
         by_split = split_mapping(data)
         chosen = _choose_split(name, by_split, split)
         if chosen is None:

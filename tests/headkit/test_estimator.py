@@ -133,6 +133,22 @@ def _rows(shard: Path) -> int:
         return valid
 
 
+def test_predictions_do_not_depend_on_the_number_of_images(tmp_path: Path) -> None:
+    """``fit`` runs many images with ONNX Runtime, and few with torch."""
+    pixels = _write_digits(tmp_path / "digits", 600)
+    labels = load_digits().target[:600]
+    model = random_backbone(pretrained_cfg_overlay={"input_size": (3, 32, 32)})
+    estimator = HeadClassifier(model, l2=1e-2, workers=0, cache=tmp_path / "cache")
+    estimator.fit(pixels, labels)
+    assert estimator.runtime_ == "onnxruntime"
+    whole = estimator.decision_function(pixels)
+    assert np.array_equal(estimator.decision_function(pixels[:3]), whole[:3])
+    few = clone(estimator).fit(pixels[:100], labels[:100])
+    assert few.runtime_ == "torch"
+    assert len(few.predict(pixels)) == 600
+    assert few.runtime_ == "torch"
+
+
 @pytest.mark.parametrize("backbone", ["module", "own"])
 def test_images_in_any_form_give_the_same_head(shapes: Path, backbone: str) -> None:
     paths, labels, pixels = read_images(shapes)

@@ -20,7 +20,7 @@ from headkit.adapters.heads.tasks import DEFAULT, TaskName
 from .columns import to_column
 from .hugging_face import read_hugging_face
 from .images import Inputs, MemoryImages, read_inputs
-from .items import Part, read_torch_dataset, split_items
+from .items import Part, has_both_columns, read_torch_dataset, split_item, split_items
 from .labels import Encoded, encode_labels
 from .table import has_columns, open_frame, open_validation_frame, table_of_frame, take_images
 
@@ -44,7 +44,8 @@ def open_memory(data: Any, task: TaskName | None, options: ReadOptions) -> Split
 
     Args:
         data: ``(X, y)``, pairs, a data set or a DataFrame, see ``fit``; or a mapping from the names
-            of splits to such data, such as a ``datasets.DatasetDict``.
+            of splits to such data, such as a ``datasets.DatasetDict``; or a mapping with the
+            columns ``image`` and ``label``.
         task: The kind of targets. If None, the labels determine it, see ``encode_labels``.
         options: The user's word on the columns of a DataFrame and on the separator of labels.
 
@@ -52,7 +53,7 @@ def open_memory(data: Any, task: TaskName | None, options: ReadOptions) -> Split
         DataError: ``data`` is something else, has no images, or its labels do not fit.
     """
     data = take_images(data, task, options)
-    if isinstance(data, Mapping):
+    if isinstance(data, Mapping) and not has_both_columns(data):
         return _open_splits(data, task, options)
     if isinstance(data, Features):
         train = _from_features(data, task=task)
@@ -74,7 +75,7 @@ def open_memory_validation(data: Any, train: ImageDataset, options: ReadOptions)
         DataError: See ``open_memory``; or a label is unknown.
     """
     data = take_images(data, train.task, options)
-    if isinstance(data, Mapping):
+    if isinstance(data, Mapping) and not has_both_columns(data):
         data = _validation_of(data)
     if has_columns(data):
         return open_validation_frame(data, train, options)
@@ -245,6 +246,9 @@ def _read(data: Any) -> Part:
     if isinstance(data, list | tuple):
         where = "the list"
         return Part(where, *split_items(data, where))
+    if isinstance(data, Mapping):  # columns, such as those of a slice of a datasets.Dataset
+        where = f"the {type(data).__name__}"
+        return Part(where, *split_item(data, 0, where))
     if isinstance(data, np.ndarray) or hasattr(data, "detach"):
         raise DataError(
             f"data is an array {list(data.shape)} without labels, expected (X, y): a tuple of "
@@ -254,7 +258,7 @@ def _read(data: Any) -> Part:
         raise DataError(
             "data is a DataLoader, which gives batches: pass its data set, data.dataset"
         )
-    if hasattr(data, "__getitem__") and not isinstance(data, str | bytes | Mapping):
+    if hasattr(data, "__getitem__") and not isinstance(data, str | bytes):
         inputs, labels, classes, where = read_torch_dataset(data)
         return Part(where, inputs, labels, classes)
     raise DataError(f"data is of type {type(data).__name__}, expected {EXPECTED}")
