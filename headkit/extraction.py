@@ -167,10 +167,13 @@ def _choose_runtime(
     with_fastest, with_torch = count_missing(model, requests, (fastest, torch), root, rule)
     if with_fastest.missing is None or with_torch.missing is None:
         return fastest
+    fast_time, torch_time = with_fastest.missing, TORCH_TIME * with_torch.missing
+    if not fast_time and not torch_time:  # choose as the first run did, when nothing was cached
+        fast_time, torch_time = with_fastest.cached, TORCH_TIME * with_torch.cached
+        return torch if torch_time < fast_time + SMALL else fastest
     # Features in the cache of the converting runtime mean that it has converted the backbone.
-    conversion = SMALL if with_fastest.missing and not with_fastest.cached else 0
-    torch_is_faster = TORCH_TIME * with_torch.missing < with_fastest.missing + conversion
-    return torch if torch_is_faster else fastest
+    conversion = SMALL if fast_time and not with_fastest.cached else 0
+    return torch if torch_time < fast_time + conversion else fastest
 
 
 @contextmanager

@@ -101,6 +101,11 @@ class FeatureCache:
         for path in sorted(self.folder.glob(f"shard-*{_SUFFIX}")):
             self._read(path)
 
+    @property
+    def num_images(self) -> int:
+        """Number of images in the cache."""
+        return sum(map(len, self._digests))
+
     def release(self) -> None:
         """Let other processes remove features when the cache gets too large."""
         if self._in_use is not None:

@@ -260,7 +260,8 @@ def count_missing(
 ) -> list[Missing]:
     """Count the images that the cache of each runtime lacks. No image is decoded.
 
-    The images of readers and streams count as missing: only decoding gives their digests.
+    Only decoding gives the digests of the images of readers and streams. They count as cached if
+    the cache has at least as many images.
 
     Args:
         model: A frozen timm model.
@@ -269,24 +270,27 @@ def count_missing(
         root: Folder of all caches.
         rule: Rule by which image files become pixels.
     """
+    images = [(data, view) for data, view in requests if data.features is None]
     hashed = {
         id(data): np.unique(hash_files(data.paths, root / INDEX_NAME))
-        for data, _ in requests
+        for data, _ in images
         if data.paths is not None
     }
-    unhashed = [count(data) for data, _ in requests if data.paths is None and data.features is None]
-    other = None if None in unhashed else sum(n or 0 for n in unhashed)
     key = _model_key(model)
     counted = []
     for runtime in runtimes:
-        missing = cached = 0
-        for data, view in requests:
+        unknown, missing, cached = False, 0, 0
+        for data, view in images:
+            cache = FeatureCache(root, {**key, **_run_key(runtime, view, rule)}, create=False)
+            number, lacking = count(data), 0
             if data.paths is not None:
-                cache = FeatureCache(root, {**key, **_run_key(runtime, view, rule)}, create=False)
-                lacking = cache.find(hashed[id(data)]).missing
-                missing += int(lacking.sum())
-                cached += int((~lacking).sum())
-        counted.append(Missing(None if other is None else missing + other, cached))
+                number = len(hashed[id(data)])
+                lacking = int(cache.find(hashed[id(data)]).missing.sum())
+            elif number is None or cache.num_images < number:
+                unknown, number, lacking = unknown or number is None, number or 0, number or 0
+            missing += lacking
+            cached += number - lacking
+        counted.append(Missing(None if unknown else missing, cached))
     return counted
 
 

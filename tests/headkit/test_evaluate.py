@@ -1,8 +1,10 @@
 """Evaluation of heads and exported models, against plain timm and scikit-learn."""
 
 import csv
+import io
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +227,27 @@ def test_data_in_memory_are_measured_like_the_folder(file: str, trained: Path, m
         _evaluate(trained / file, [(mixed / "dark" / "5.png", "green")])
     with pytest.raises(headkit.DataError, match="has no splits, but the split test"):
         _evaluate(trained / file, _memory_forms(mixed)["pairs"], split="test")
+
+
+@pytest.mark.parametrize("file", ["head.safetensors", "model.onnx"])
+def test_streamed_data_are_measured_like_the_folder(
+    file: str, trained: Path, mixed: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("webdataset")
+    names = ["striped", "bright", "dark"]  # another order than that of the head
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    with tarfile.open(tmp_path / "test-0000.tar", "w") as shard:
+        for number, path in enumerate(sorted(mixed.rglob("*.png"))):
+            label = str(names.index(path.parent.name)).encode()
+            for suffix, content in ((".png", path.read_bytes()), (".cls", label)):
+                info = tarfile.TarInfo(f"{number:04d}{suffix}")
+                info.size = len(content)
+                shard.addfile(info, io.BytesIO(content))
+    found = _evaluate(trained / file, f"wds/{tmp_path}@test-{{0000..0000}}.tar")
+    folder = _evaluate(trained / file, mixed)
+    assert found.num_images == 18
+    assert found.metrics["recall"] == folder.metrics["recall"]
+    assert found.metrics["log_loss"] == pytest.approx(folder.metrics["log_loss"], abs=1e-5)
 
 
 def test_features_are_measured_by_the_head_and_refused_by_a_model(

@@ -53,7 +53,7 @@ def _write(root: Path, images: int, first: int = 0) -> Path:
     return root
 
 
-def _fit(train: Path, cache: Path, **options: Any) -> headkit.Head:
+def _fit(train: Any, cache: Path, **options: Any) -> headkit.Head:
     return headkit.fit(random_backbone(), train, cache=cache, workers=0, batch_size=2, **options)
 
 
@@ -107,3 +107,37 @@ def test_small_subset_of_cached_images_is_not_computed_again(
     computed.clear()
     _fit(_write(tmp_path / "some", 8), tmp_path / "cache")
     assert computed == {}
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_images_in_memory_are_not_computed_again_by_another_runtime(
+    runtime: str, tmp_path: Path, computed: Counter[str]
+) -> None:
+    for images in (8, 60):
+        paths = sorted(_write(tmp_path / f"t{images}", images, first=100 * images).rglob("*.png"))
+        arrays = np.stack([np.asarray(Image.open(path)) for path in paths])
+        data = (arrays, [path.parent.name for path in paths])
+        cache = tmp_path / f"cache{images}"
+        _fit(data, cache, runtime=runtime)
+        computed.clear()
+        _fit(data, cache)
+        assert computed == {}
+
+
+def test_few_arrays_and_many_validation_files_are_run_by_the_converted_backbone(
+    tmp_path: Path, computed: Counter[str]
+) -> None:
+    paths = sorted(_write(tmp_path / "train", 10).rglob("*.png"))
+    data = ([np.asarray(Image.open(path)) for path in paths], [p.parent.name for p in paths])
+    _fit(data, tmp_path / "cache", val=_write(tmp_path / "val", 60, first=10))
+    assert computed == {"onnxruntime": 70}
+
+
+def test_same_run_gives_the_same_head_when_another_runtime_has_filled_the_cache(
+    tmp_path: Path, computed: Counter[str]
+) -> None:
+    train = _write(tmp_path / "train", 8)
+    first = _fit(train, tmp_path / "cache").with_changes(created="")
+    _fit(train, tmp_path / "cache", runtime="onnxruntime")
+    again = _fit(train, tmp_path / "cache").with_changes(created="")
+    assert again == first
