@@ -79,12 +79,14 @@ def gather(images: Iterable[ReadImage], batch_size: int) -> Iterator[list[ReadIm
     some: list[ReadImage] = []
     shapes: tuple[tuple[int, ...], ...] = ()
     for image in images:
-        differs = bool(shapes and image.pixels and image.shapes != shapes)
-        if len(some) == batch_size or differs:
+        if shapes and image.pixels and image.shapes != shapes:
             yield some
             some, shapes = [], ()
         some.append(image)
         shapes = shapes or image.shapes
+        if len(some) == batch_size:  # now, as the next image may take long to come
+            yield some
+            some, shapes = [], ()
     if some:
         yield some
 

@@ -152,6 +152,24 @@ def test_an_error_of_the_generator_reaches_the_caller(predictor: headkit.Predict
         list(predictor.stream(images(), on_error="skip"))
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_results_come_as_soon_as_their_batch_is_full(
+    predictor: headkit.Predictor, batch_size: int
+) -> None:
+    taken: list[Path] = []
+
+    def images() -> Iterator[Path]:
+        for path in PATHS[:9]:
+            taken.append(path)
+            yield path
+
+    results = predictor.stream(images(), batch_size=batch_size)
+    assert taken == []
+    for number in range(1, 9):
+        assert next(results).image == str(PATHS[number - 1])
+        assert len(taken) == -(-number // batch_size) * batch_size
+
+
 def consume(results: Any) -> int:
     return sum(1 for _ in results)
 

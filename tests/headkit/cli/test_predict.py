@@ -180,11 +180,11 @@ def test_rows_appear_while_paths_arrive() -> None:
         assert process.stdout is not None
         path = IMAGES / "dark" / "0.png"
         for _ in range(3):
-            process.stdin.write(os.fsencode(path) + b"\n" + os.fsencode(path) + b"\n")
+            process.stdin.write(os.fsencode(path) + b"\n")
             process.stdin.flush()
             assert process.stdout.readline().startswith(os.fsencode(path))
         process.stdin.close()
-        assert len(process.stdout.readlines()) == 3
+        assert process.stdout.read() == b""
 
 
 def test_a_reader_that_stops_ends_the_command_without_a_traceback(photos: Path) -> None:
