@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from headkit.adapters.data.listing import list_folder
 from headkit.adapters.errors import DataError
 from headkit.adapters.image_sources import iterate_images, list_images
 
@@ -124,3 +125,21 @@ def test_a_large_folder_is_not_listed_before_the_first_image(
 
 def test_an_empty_text_is_not_the_current_folder() -> None:
     assert [name for name, _ in iterate_images("")] == [""]
+
+
+def test_a_folder_has_the_images_that_fit_reads(tmp_path: Path) -> None:
+    names = [
+        "a/1.png",
+        "a/B/2.JPEG",
+        "a/.x/3.png",
+        "@eaDir/4.png",
+        "c/._5.png",
+        "c/6.heic",
+        "7.tif",
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    read_by_fit = list_folder(str(tmp_path)).paths
+    assert sorted(name for name, _ in iterate_images(tmp_path)) == sorted(read_by_fit)
+    assert {Path(path).name for path in read_by_fit} == {"1.png", "2.JPEG", "7.tif"}
