@@ -8,8 +8,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from headkit.adapters.errors import BackboneMismatch, ExportError, HeadFormatError
-from headkit.adapters.heads.schema import check_description, check_pixels, check_requires
+from headkit.adapters.bounds import (
+    Bound,
+    check_object,
+    integer,
+    json_value,
+    list_of,
+    object_of,
+    one_of,
+    text,
+)
+from headkit.adapters.errors import BackboneMismatch, ExportError, HeadFormatError, first_line
+from headkit.adapters.heads.schema import (
+    check_description,
+    check_pixels,
+    check_requires,
+    check_shapes,
+)
 from headkit.adapters.heads.tasks import DEFAULT, Task, get_task
 from headkit.adapters.pixel_rule import VERSION_1_RULE, PixelRule
 
@@ -23,8 +38,35 @@ PREFIX = "head/"
 TEMPERATURE = "temperature"
 """Overridable initializer of a swappable model that has probabilities."""
 FORMS = ("merged", "swappable", "multi", "backbone")
+_TEXT = ("form", "classifier", "precision", "probabilities", "preprocess")
+_JSON = ("backbone", "features", "heads", "cost", "versions")
+_OBJECT = Bound("an object", lambda value: isinstance(value, Mapping))
+_DIMENSION = Bound(
+    "a size, or the name of a dimension",
+    lambda value: isinstance(value, str | int) and (not isinstance(value, int) or value >= 0),
+)
+_ENTRIES: dict[str, Bound] = {
+    "form": one_of(*FORMS),
+    "backbone": _OBJECT,
+    "features": object_of(list_of(_DIMENSION, 1, 8), 64),
+    "heads": list_of(_OBJECT, 0, 1_000_000),
+    "classifier": text(2**27),
+    "versions": object_of(text(200), 100),
+    "precision": one_of("fp32", "fp16", "int8"),
+    "cost": object_of(json_value(4), 1_000_000, 200),
+    "probabilities": one_of("0", "1"),
+    "preprocess": one_of("0", "1"),
+}
+_HEAD_ENTRY: dict[str, Bound] = {
+    "name": text(200, r"[^\x00-\x1f\x7f]*"),
+    "id": text(64, r"[0-9a-f]{64}|", "64 hexadecimal digits, or nothing"),
+    "head": _OBJECT,
+    "tensors": object_of(list_of(integer(0, 2**40), 0, 8), 1000, 1000),
+}
 _COMPARED = ("global_pool", "pretrained_cfg")
 _SHARED = ("architecture", "num_features", "global_pool", "pretrained_cfg", "model_args")
+_ANY = Bound("a value", lambda _: True)
+_SHARED_ENTRIES = dict.fromkeys((*_SHARED, "backbone"), _ANY)
 
 
 def logits_name(head: str) -> str:
@@ -78,6 +120,11 @@ class HeadInfo:
     def label_names(self) -> list[str]:
         """One name per class; if the head has no names, the class numbers as text."""
         return self.description.get("label_names") or [str(n) for n in range(self.num_classes)]
+
+    def label(self, number: int) -> str:
+        """Return the name of one class."""
+        names = self.description.get("label_names")
+        return names[number] if names else str(number)
 
     @classmethod
     def from_head(cls, head: Head, name: str = "") -> HeadInfo:
@@ -226,41 +273,52 @@ class ModelInfo:
                 "headkit"
             )
         try:
-            check_requires(json.loads(props.get("requires", "[]")), name)
-            backbone = json.loads(props["backbone"])
-            shared = {key: backbone[key] for key in (*_SHARED, "backbone")}
-            check_description({**shared, "num_classes": 1})
-            classifier = base64.b64decode(props["classifier"], validate=True)
-            json_objects = [json.loads(props[key]) for key in ("features", "cost", "versions")]
-            info = cls(
-                form=props["form"],
-                backbone=shared,
-                features=json.loads(props["features"]),
-                heads=tuple(
-                    HeadInfo(h["name"], h["id"], {**shared, **h["head"]}, h["tensors"])
-                    for h in json.loads(props["heads"])
-                ),
-                classifier=props["classifier"],
-                versions=json.loads(props["versions"]),
-                precision=props["precision"],
-                cost=json.loads(props["cost"]),
-                probabilities=props["probabilities"] == "1",
-                preprocess=props["preprocess"] == "1",
+            return _read(props, name)
+        except (HeadFormatError, KeyError, ValueError, RecursionError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
+            raise ExportError(f"{name} has damaged headkit metadata: {reason}") from error
+
+
+def _read(props: Mapping[str, str], name: str) -> ModelInfo:
+    """Read the entries of ``metadata_props``; all of them may come from anybody.
+
+    Raises:
+        HeadFormatError, KeyError, ValueError, RecursionError: An entry is missing or out of bounds.
+    """
+    check_requires(json.loads(props.get("requires", "[]")), name)
+    values = {key: json.loads(props[key]) for key in _JSON if key in props}
+    values |= {key: props[key] for key in _TEXT if key in props}
+    entries = check_object(values, _ENTRIES, _ENTRIES, name)
+    shared = check_object(entries["backbone"], _SHARED_ENTRIES, _SHARED_ENTRIES, "backbone")
+    check_description({**shared, "num_classes": 1}, "backbone")
+    base64.b64decode(entries["classifier"], validate=True)
+    heads = []
+    for number, entry in enumerate(entries["heads"]):
+        where = f"heads[{number}]"
+        one = check_object(entry, _HEAD_ENTRY, _HEAD_ENTRY, where)
+        description = check_description({**shared, **one["head"]}, where)
+        check_shapes(description, one["tensors"], where)
+        labels = description.get("label_names")
+        if labels is not None and len(labels) != description["num_classes"]:
+            raise ValueError(
+                f"{where} has {len(labels)} label names, expected {description['num_classes']}"
             )
-            for head in info.heads:
-                check_description(head.description)
-            consistent = (
-                info.form in FORMS
-                and all(isinstance(value, dict) for value in json_objects)
-                and all(len(head.label_names) == head.num_classes for head in info.heads)
-                and _count_fits(info)
-                and classifier is not None
-            )
-        except (HeadFormatError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ExportError(f"{name} has damaged headkit metadata: {error!r}") from error
-        if not consistent:
-            raise ExportError(f"{name} has damaged headkit metadata: its entries disagree")
-        return info
+        heads.append(HeadInfo(one["name"], one["id"], description, one["tensors"]))
+    info = ModelInfo(
+        form=entries["form"],
+        backbone=shared,
+        features=entries["features"],
+        heads=tuple(heads),
+        classifier=entries["classifier"],
+        versions=entries["versions"],
+        precision=entries["precision"],
+        cost=entries["cost"],
+        probabilities=entries["probabilities"] == "1",
+        preprocess=entries["preprocess"] == "1",
+    )
+    if not _count_fits(info) or len({head.name for head in heads}) < len(heads):
+        raise ValueError(f"the form {info.form!r} has {len(heads)} heads: its entries disagree")
+    return info
 
 
 def _count_fits(info: ModelInfo) -> bool:

@@ -12,7 +12,7 @@ from headkit.adapters.pixel_rule import PixelRule
 
 from .batches import ReadImage
 from .loaded_heads import LoadedHead
-from .scores import Prediction, compute_scores, select_top
+from .scores import Prediction, check_logits, compute_scores, select_top
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Array, Sequence[LoadedHead]], list[Array]]
@@ -39,7 +39,7 @@ def answer(
     found: list[dict[str, list[Prediction]]] = [{} for _ in readable]
     for batch, some_heads in _batches(readable, heads):
         for head, logits in zip(some_heads, run(batch, some_heads), strict=True):
-            scores = compute_scores(head.info.description, logits)
+            scores = compute_scores(head.info.description, check_logits(head.info, logits))
             for of_image, row in zip(found, scores, strict=True):
                 of_image[head.info.name] = select_top(head.info, row, top_k)
     left = iter(found)

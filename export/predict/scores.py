@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from headkit.adapters.errors import ExportError
 from headkit.adapters.heads.tasks import DEFAULT, get_task
 from headkit.export.graph.metadata import HeadInfo
 
@@ -51,5 +52,23 @@ def compute_scores(description: Mapping[str, Any], logits: Array) -> Array:
 def select_top(info: HeadInfo, row: Sequence[float], top_k: int) -> list[Prediction]:
     """Return the best classes of one row of scores, the best first."""
     order = np.argsort(-np.asarray(row), kind="stable")[:top_k]
-    names = info.label_names
-    return [Prediction(label=names[i], score=float(row[i])) for i in order]
+    return [Prediction(label=info.label(int(i)), score=float(row[i])) for i in order]
+
+
+def check_logits(info: HeadInfo, logits: Array) -> Array:
+    """Return logits unchanged if they are those of a head: one finite number per class.
+
+    Raises:
+        ExportError: The model computes something else.
+    """
+    if logits.ndim != 2 or logits.shape[1] != info.num_classes:
+        raise ExportError(
+            f"the model computes logits of the shape {list(logits.shape)}, expected "
+            f"{info.num_classes} numbers per image: export the model again"
+        )
+    if not np.isfinite(logits).all():
+        raise ExportError(
+            "the model computes NaN or infinite logits: export it in the precision fp32, or check "
+            "its weights"
+        )
+    return logits

@@ -15,7 +15,7 @@ from headkit.adapters.errors import ExportError
 from headkit.adapters.images import ImageReader
 from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.graph.metadata import ModelInfo
-from headkit.export.predict.scores import Prediction, compute_scores, select_top
+from headkit.export.predict.scores import Prediction, check_logits, compute_scores, select_top
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 from headkit.registry.store.records import Version
@@ -154,6 +154,7 @@ def _answer(
 ) -> dict[str, Answer]:
     answers = {}
     for name, (version, head) in heads.items():
-        row = compute_scores(head.info.description, head.logits(features[head.info.pixels]))[0]
+        logits = check_logits(head.info, head.logits(features[head.info.pixels]))
+        row = compute_scores(head.info.description, logits)[0]
         answers[name] = Answer(version, select_top(head.info, row, top_k))
     return answers
