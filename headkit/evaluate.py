@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 from headkit.adapters.data.dataset import ImageDataset, count
 from headkit.adapters.data.evaluation import HeadOutputs, open_evaluation
 from headkit.adapters.data.options import ClassFrom, ReadOptions
+from headkit.adapters.data.samples import iterate_samples
 from headkit.adapters.display import format_line, format_table
 from headkit.adapters.errors import DataError, OutputError
 from headkit.adapters.files import check_writable, write_atomically
@@ -365,8 +366,10 @@ def _run_predictor(
             batch.clear()
 
     done = 0
-    for source, target in _samples(dataset):
+    for source, target in iterate_samples(dataset):
         try:
+            if isinstance(source, DataError):
+                raise source
             image = read(source)
         except DataError as error:
             unreadable.append(str(error))
@@ -386,20 +389,3 @@ def _run_predictor(
             f"most {max_unreadable:.0%} (max_unreadable): {'; '.join(unreadable[:_LISTED])}"
         )
     return _Found(np.concatenate(logits), np.array(targets), len(unreadable))
-
-
-def _samples(dataset: ImageDataset) -> Iterator[tuple[Any, Any]]:
-    """Yield what an ``ImageReader`` takes, and the target, of each image."""
-    if dataset.paths is not None and dataset.targets is not None:
-        yield from zip(dataset.paths, dataset.targets, strict=True)
-    elif dataset.reader is not None:
-        for index in range(len(dataset.reader)):
-            source, target = dataset.reader[index]
-            yield source, target if dataset.targets is None else dataset.targets[index]
-    elif dataset.features is not None:
-        raise DataError(
-            f"an exported model takes images, but {dataset.name} has features: pass images, or the "
-            "head file in place of the exported model"
-        )
-    else:
-        yield from dataset.stream

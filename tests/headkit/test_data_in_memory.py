@@ -456,6 +456,30 @@ def test_wrong_data_are_refused_with_the_way_out(
         headkit.fit(random_backbone(), make(shapes), workers=0)
 
 
+def test_exported_model_is_measured_on_data_in_memory(shapes: Path, tmp_path: Path) -> None:
+    head = headkit.fit(random_backbone(), shapes, workers=0)
+    exported = headkit.export(head, tmp_path / "m.onnx", backbone=random_backbone())
+    expected = headkit.evaluate(exported.path, shapes)
+    for data in (_arrays(shapes), ImageFolder(shapes), _hugging_face(shapes), _data_frame(shapes)):
+        found = headkit.evaluate(exported.path, data)
+        assert found.metrics["log_loss"] == pytest.approx(expected.metrics["log_loss"])
+        assert found.num_images == 24
+    found = headkit.evaluate(exported.path, Failing(shapes))
+    assert (found.num_images, found.metrics["num_unreadable"]) == (23, 1)
+    with pytest.raises(headkit.DataError, match="has features, but an exported model"):
+        headkit.evaluate(exported.path, headkit.extract(random_backbone(), shapes, workers=0))
+
+
+def test_head_is_measured_on_features_as_on_their_images(shapes: Path) -> None:
+    model = random_backbone()
+    head = headkit.fit(model, shapes, workers=0)
+    features = headkit.extract(model, shapes, val=shapes, workers=0)
+    expected = headkit.evaluate(head, shapes, backbone=model, workers=0).metrics
+    for data in (features, (features.x, [features.label_names[y] for y in features.y])):
+        assert headkit.evaluate(head, data, backbone=model).metrics == expected
+    assert headkit.evaluate(head, features, split="train", backbone=model).metrics == expected
+
+
 def test_random_crops_of_features_are_refused(shapes: Path) -> None:
     found = headkit.extract(random_backbone(), shapes, workers=0)
     with pytest.raises(headkit.DataError, match="views need images"):
