@@ -11,7 +11,8 @@ class BackboneInfo:
 
     Attributes:
         tag: timm's pretrained tag, such as ``a1_in1k``; empty if there is none.
-        source: Source of the weights: ``hub:ID``, ``file:NAME``, ``random`` or ``unknown``.
+        source: Source of the weights: ``hub:ID``, ``file:NAME``, ``folder:NAME``, ``random`` or
+            ``unknown``.
         parameters: Number of parameters without the classifier.
         fingerprint: SHA-256 of the backbone's tensors, 64 hexadecimal digits.
     """
