@@ -215,7 +215,7 @@ def _remark_on_skipped(metrics: Mapping[str, Any]) -> list[Remark]:
     splits = {r: n for r, n in skipped.items() if r.startswith(SPLIT_REASON)}
     others = {r: n for r, n in skipped.items() if r not in splits}
     if others:
-        reasons = ", ".join(f"{n} {escape_unprintable(r)}" for r, n in others.items())
+        reasons = ", ".join(f"{escape_unprintable(r)} ({n})" for r, n in others.items())
         total = sum(others.values())
         found.append(Remark(f"skipped {_count(total, 'file', 'files')} of the data: {reasons}"))
     for reason, n in splits.items():

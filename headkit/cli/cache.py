@@ -101,7 +101,9 @@ def format_bytes(count: int) -> str:
 
 
 def _format(usage: CacheUsage) -> list[str]:
-    limit = "no limit" if usage.limit is None else f"limit {format_bytes(usage.limit)}"
+    limit = "no limit"
+    if usage.limit is not None:
+        limit = f"limit of features and backbones {format_bytes(usage.limit)}"
     lines = [f"{usage.folder}: {format_bytes(usage.num_bytes)}, {limit}"]
     if not usage.entries:
         return lines

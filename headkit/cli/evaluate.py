@@ -124,10 +124,14 @@ def evaluate(
 
 def _format(result: Mapping[str, Any]) -> list[str]:
     from headkit.adapters.heads.summary import format_metrics
+    from headkit.adapters.heads.tasks import get_task
 
+    metrics = result["metrics"]
+    if get_task(result["task"]).exclusive:  # each micro average equals the accuracy
+        metrics = {name: value for name, value in metrics.items() if not name.startswith("micro_")}
     return [
         f"{result['model']} on {result['data']}: {result['num_images']} images",
-        format_metrics(result["metrics"]),
+        format_metrics(metrics),
         "",
         *_format_outputs(result["outputs"]),
         *_format_confused(result["confused"]),

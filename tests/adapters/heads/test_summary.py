@@ -65,7 +65,7 @@ def test_skipped_files_and_the_unused_split_are_counted() -> None:
     texts = _texts({**stored, "num_unreadable": 1})
     assert texts == [
         "skipped 1 image that cannot be read",
-        "skipped 48 files of the data: 48 format .heic",
+        "skipped 48 files of the data: format .heic (48)",
         "the split test (12 images) is not used; `headkit evaluate HEAD --data DATA --split test` "
         "measures the head on it",
     ]
