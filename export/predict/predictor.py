@@ -125,6 +125,15 @@ class Predictor:
         """
         return self._heads.one(head).info.num_classes
 
+    def num_predictions(self, top_k: int, head: str | None = None) -> int:
+        """Return how many predictions an image gets from a head, see ``top_k`` of ``__call__``.
+
+        Raises:
+            ExportError: The model has no such head.
+        """
+        info = self._heads.one(head).info
+        return min(top_k, info.num_classes) if info.task.has_classes else info.num_classes
+
     @cached_property
     def preprocess(self) -> Preprocess:
         """Preprocessing of each image, in Pillow or in the graph.
@@ -157,7 +166,8 @@ class Predictor:
                 or ``[height, width, 1|3|4]``, or a tensor uint8 ``[height, width]``,
                 ``[1|3|4, height, width]`` or ``[height, width, 1|3|4]``.
             head: Name of the head, for a model with several. Default: the head in the file.
-            top_k: Maximum number of predictions per image, at most one per class.
+            top_k: Maximum number of predictions per image, at most one per class. A regression
+                gives all its outputs, in their own order.
             batch_size: Number of images per run of the model.
 
         Returns:

@@ -50,7 +50,12 @@ def compute_scores(description: Mapping[str, Any], logits: Array) -> Array:
 
 
 def select_top(info: HeadInfo, row: Sequence[float], top_k: int) -> list[Prediction]:
-    """Return the best classes of one row of scores, the best first."""
+    """Return the best classes of one row of scores, the best first.
+
+    The outputs of a regression do not compete: all of them are returned, in their own order.
+    """
+    if not info.task.has_classes:
+        return [Prediction(label=info.label(i), score=float(one)) for i, one in enumerate(row)]
     order = np.argsort(-np.asarray(row), kind="stable")[:top_k]
     return [Prediction(label=info.label(int(i)), score=float(row[i])) for i in order]
 

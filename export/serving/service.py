@@ -110,7 +110,7 @@ class Service:
             content: Content of an image file.
             refs: References to heads, such as ``flowers@prod``. ``*`` stands for the newest version
                 of each name whose head was trained on this backbone.
-            top_k: Maximum number of predictions per head.
+            top_k: Maximum number of predictions per head; a regression gives all its outputs.
 
         Returns:
             The answers by reference, or by name for ``*``.

@@ -116,7 +116,7 @@ def predict(
         write(count.each(results), named_heads=named_heads)
     else:
         with progress_bar() as progress:
-            top = min(top_k, max(predictor.num_classes(one) for one in names))
+            top = max(predictor.num_predictions(top_k, one) for one in names)
             written = write_results(results, out, top, named_heads=named_heads)
             for _ in count.each(written):
                 progress("predict", count.images, None)

@@ -101,6 +101,21 @@ def test_scores_follow_the_task_and_the_temperature(task: str) -> None:
     assert found == pytest.approx(expected)
 
 
+def test_all_outputs_of_a_regression_are_returned_in_their_order(
+    exported: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    model = headkit.adapt(active_backbone(), num_classes=7)
+    names = [f"output {number}" for number in range(7)]
+    head = headkit.head_of(model, names, task="regression")
+    headkit.export(head, tmp_path / "numbers.onnx", backbone=model)
+    predictor = headkit.Predictor(tmp_path / "numbers.onnx")
+    image = np.zeros((9, 9, 3), np.uint8)
+    (found,) = predictor(image, top_k=2)
+    assert [one["label"] for one in found] == names
+    assert predictor.num_predictions(2) == 7
+    assert headkit.Predictor(exported[1]).num_predictions(2) == 2
+
+
 def test_bad_requests_are_reported(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
     predictor = headkit.Predictor(exported[1])
     with pytest.raises(ValueError, match="batch_size is 0"):
