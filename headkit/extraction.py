@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from headkit.adapters.data.dataset import ImageDataset
-from headkit.adapters.errors import DataError, ExportError
+from headkit.adapters.errors import DataError, ExportError, OutputError
 from headkit.adapters.features.cache import FeatureCache
 from headkit.adapters.features.disk_space import enforce_limit
 from headkit.adapters.features.executors.choose import choose_executor
@@ -145,7 +145,10 @@ def open_extraction(
         finally:
             for one in extraction.caches:
                 one.release()
-        enforce_limit(root)
+        try:
+            enforce_limit(root)
+        except OutputError as error:  # the features are there, and so is what was made of them
+            logger.warning("%s", error)
 
 
 def _choose_runtime(

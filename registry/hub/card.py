@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from headkit.adapters.errors import UnknownArchitecture
-from headkit.adapters.heads.head import PER_CLASS, Head
+from headkit.adapters.heads.head import Head
+from headkit.adapters.heads.summary import format_interval
 from headkit.registry.catalogue import architecture
 
 GENERATED = "<!-- Written by headkit"
@@ -94,8 +95,13 @@ def _section(repo: str, folder: str, config: Mapping[str, Any]) -> str:
         f"- task: {own['task']}, {config['num_classes']} classes"
         f"{_labels(config.get('label_names'))}",
     ]
-    metrics = {k: v for k, v in own["metrics"].items() if k != PER_CLASS}
-    lines += [f"- {key.replace('_', ' ')}: {_rounded(value)}" for key, value in metrics.items()]
+    metrics = own["metrics"]
+    lines += [
+        f"- {key.replace('_', ' ')}: {_rounded(value)}"
+        f"{format_interval(metrics.get(f'{key}_interval'))}"
+        for key, value in metrics.items()
+        if isinstance(value, int | float)
+    ]
     if own["notes"]:
         lines.append(f"- notes: {own['notes']}")
     url = f"hf://{repo}{f'/{folder}' if folder else ''}"

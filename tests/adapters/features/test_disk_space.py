@@ -202,8 +202,12 @@ assert all(head.with_changes(created="") == heads[0].with_changes(created="") fo
     assert cleared > 0
 
 
-def test_damaged_limit_is_an_error_that_says_what_to_do(filled: Path) -> None:
+def test_damaged_limit_is_an_error_that_says_what_to_do_and_costs_no_head(
+    filled: Path, shapes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (filled / "limit.json").write_text("{}")
+    assert _fit(filled, shapes).metrics["accuracy"] == 1
+    assert "set it again with `headkit cache limit`" in caplog.text
     with pytest.raises(headkit.OutputError, match="set it again with `headkit cache limit`"):
         describe_cache(filled)
     with pytest.raises(ValueError, match="max_bytes is -1"):

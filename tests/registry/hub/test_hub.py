@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from headkit import RegistryError
-from headkit.registry.hub.card import build_config
+from headkit.registry.hub.card import build_config, render_card
 from headkit.registry.hub.hub import HubPlace
 from tests.heads import scored_head
 
@@ -208,3 +208,18 @@ def test_configuration_keeps_values_unknown_to_timm_separate() -> None:
     config = build_config(scored_head(1))
     assert config["headkit"]["backbone"]["fingerprint"] == "0" * 64
     assert config["label_names"] == ["no", "yes"]
+
+
+def test_the_card_shows_numbers_with_their_interval_and_no_lists() -> None:
+    metrics = {
+        "accuracy": 0.686,
+        "accuracy_interval": [0.6132, 0.751],
+        "recall": [0.5, 0.9],
+        "num_val": 172,
+        "validation": "held_out",
+        "fewest_images": [[0, 6]],
+        "skipped": {"format .heic": 48},
+    }
+    card = render_card("user/flowers", {"": build_config(scored_head(metrics=metrics))})
+    assert "- accuracy: 0.6860 (95 % interval 0.6132 to 0.7510)\n- num val: 172\n" in card
+    assert not any(word in card for word in ("fewest", "skipped", "recall", "held_out"))
