@@ -13,9 +13,9 @@ from headkit.adapters.heads.tasks import TaskName, get_task
 from .dataset import ImageDataset, UnknownClasses, no_data_error, shorten_list
 from .features import Features
 from .folder import open_folder
-from .memory.items import has_both_columns
+from .memory.frame import Frame
 from .memory.open import is_in_memory, open_with_labels, split_mapping
-from .memory.table import has_columns, table_of_frame, take_images
+from .memory.table import take_images
 from .options import ReadOptions
 from .readers import reader_prefix
 from .split_folders import find_split_folders
@@ -107,14 +107,14 @@ def _open_in_memory(
     data = take_images(data, outputs.task, options)
     if isinstance(data, Features) and data.val is not None:
         data = {"train": data, "val": data.val}
-    if isinstance(data, Mapping) and not has_both_columns(data):
+    if isinstance(data, Mapping):
         by_split = split_mapping(data)
         chosen = _choose_split(name, by_split, split)
         if chosen is None:
             raise DataError(f"{name} has no split called train, val or test: pass one of its parts")
         return open_with_labels(by_split[chosen], outputs.task, outputs.label_names, options)
-    if has_columns(data):
-        table = table_of_frame(data)
+    if isinstance(data, Frame):
+        table = data.to_table()
         chosen = _choose_split(name, _splits_of(table, outputs, options), split)
         return open_rows(table, chosen, outputs.label_names, outputs.task, options)
     _choose_split(name, (), split)

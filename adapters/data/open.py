@@ -24,8 +24,8 @@ from .dataset import (
 from .folder import describe_class, open_folder
 from .holdout import holdout
 from .listing import OTHER_FORMAT, merge_skipped, suffix_of
+from .memory.frame import as_frame
 from .memory.open import is_in_memory, open_memory, open_memory_validation
-from .memory.table import has_columns
 from .options import ClassFrom, ReadOptions
 from .readers import reader_prefix
 from .split_folders import find_split_folders, open_split_folders
@@ -148,7 +148,8 @@ def _check_options(data: Any, val: Any, options: ReadOptions) -> None:
         options = replace(options, label_separator=None)
     options.check_used(
         folder=any(one.is_dir() for one in plain),
-        table=any(one.is_file() for one in plain) or any(map(has_columns, in_memory)),
+        table=any(one.is_file() for one in plain)
+        or any(as_frame(one) is not None for one in in_memory),
         where=" and ".join(map(_show, both)),
     )
 

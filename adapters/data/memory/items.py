@@ -54,11 +54,6 @@ def split_items(items: Sequence[Any], where: str) -> tuple[list[Any], list[Any]]
     return images, labels
 
 
-def has_both_columns(item: Mapping[Any, Any]) -> bool:
-    """Return True if a mapping has an image and a label, of one item or of all."""
-    return all(any(key in item for key in keys) for keys in (IMAGE_KEYS, LABEL_KEYS))
-
-
 def split_item(item: Any, number: int, where: str) -> tuple[Any, Any]:
     """Return the image and the label of one item.
 

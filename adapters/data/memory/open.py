@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,16 +13,17 @@ from headkit.adapters.data.dataset import ImageDataset, Splits, Targets, UnusedS
 from headkit.adapters.data.features import Features
 from headkit.adapters.data.options import ReadOptions
 from headkit.adapters.data.splits import SplitName, split_of
-from headkit.adapters.data.table.open import open_rows
+from headkit.adapters.data.table.open import open_rows, open_validation_table
 from headkit.adapters.errors import DataError
 from headkit.adapters.heads.tasks import DEFAULT, TaskName
 
 from .columns import to_column
+from .frame import Frame
 from .hugging_face import read_hugging_face
 from .images import Inputs, MemoryImages, read_inputs
-from .items import Part, has_both_columns, read_torch_dataset, split_item, split_items
+from .items import Part, read_torch_dataset, split_items
 from .labels import Encoded, encode_labels
-from .table import has_columns, open_frame, open_validation_frame, table_of_frame, take_images
+from .table import open_frame, take_images
 
 EXPECTED = (
     "a folder, a CSV file, the name of a reader, (X, y) with arrays of images or features, a list "
@@ -43,9 +44,8 @@ def open_memory(data: Any, task: TaskName | None, options: ReadOptions) -> Split
     """Open the training data and, if ``data`` has them, the validation data.
 
     Args:
-        data: ``(X, y)``, pairs, a data set or a DataFrame, see ``fit``; or a mapping from the names
-            of splits to such data, such as a ``datasets.DatasetDict``; or a mapping with the
-            columns ``image`` and ``label``.
+        data: ``(X, y)``, pairs, a data set or a table, see ``fit`` and ``as_frame``; or a mapping
+            from the names of splits to such data, such as a ``datasets.DatasetDict``.
         task: The kind of targets. If None, the labels determine it, see ``encode_labels``.
         options: The user's word on the columns of a DataFrame and on the separator of labels.
 
@@ -53,7 +53,7 @@ def open_memory(data: Any, task: TaskName | None, options: ReadOptions) -> Split
         DataError: ``data`` is something else, has no images, or its labels do not fit.
     """
     data = take_images(data, task, options)
-    if isinstance(data, Mapping) and not has_both_columns(data):
+    if isinstance(data, Mapping):
         return _open_splits(data, task, options)
     if isinstance(data, Features):
         train = _from_features(data, task=task)
@@ -63,7 +63,7 @@ def open_memory(data: Any, task: TaskName | None, options: ReadOptions) -> Split
         if task not in (None, data.task):
             raise DataError(f"{data.name} is of the task {data.task}, but task is {task}")
         return Splits(data)
-    if has_columns(data):
+    if isinstance(data, Frame):
         return open_frame(data, task, options)
     return Splits(_open_split(data, "", task, None, options))
 
@@ -75,10 +75,10 @@ def open_memory_validation(data: Any, train: ImageDataset, options: ReadOptions)
         DataError: See ``open_memory``; or a label is unknown.
     """
     data = take_images(data, train.task, options)
-    if isinstance(data, Mapping) and not has_both_columns(data):
-        data = _validation_of(data)
-    if has_columns(data):
-        return open_validation_frame(data, train, options)
+    if isinstance(data, Mapping):
+        data = take_images(_validation_of(data), train.task, options)
+    if isinstance(data, Frame):
+        return open_validation_table(data.to_table(), train, options)
     return open_with_labels(data, train.task, train.label_names, options, " (validation)")
 
 
@@ -108,8 +108,9 @@ def open_with_labels(
         if (data.task, data.label_names) != (task, label_names):
             raise DataError(f"{data.name} has other labels, expected {shorten_list(label_names)}")
         return data
-    if has_columns(data):
-        return open_rows(table_of_frame(data), None, label_names, task, options)
+    data = take_images(data, task, options)
+    if isinstance(data, Frame):
+        return open_rows(data.to_table(), None, label_names, task, options)
     return _open_split(data, suffix, task, known, options)
 
 
@@ -241,14 +242,9 @@ def _read(data: Any) -> Part:
         return Part("(X, y)", *data)
     if isinstance(data, list) and _is_x_and_y(data):
         return Part("(X, y)", *data)
-    if isinstance(data, Iterator):  # such as zip(paths, labels)
-        data = list(data)
     if isinstance(data, list | tuple):
         where = "the list"
         return Part(where, *split_items(data, where))
-    if isinstance(data, Mapping):  # columns, such as those of a slice of a datasets.Dataset
-        where = f"the {type(data).__name__}"
-        return Part(where, *split_item(data, 0, where))
     if isinstance(data, np.ndarray) or hasattr(data, "detach"):
         raise DataError(
             f"data is an array {list(data.shape)} without labels, expected (X, y): a tuple of "
@@ -258,7 +254,7 @@ def _read(data: Any) -> Part:
         raise DataError(
             "data is a DataLoader, which gives batches: pass its data set, data.dataset"
         )
-    if hasattr(data, "__getitem__") and not isinstance(data, str | bytes):
+    if hasattr(data, "__getitem__") and not isinstance(data, str | bytes | Mapping):
         inputs, labels, classes, where = read_torch_dataset(data)
         return Part(where, inputs, labels, classes)
     raise DataError(f"data is of type {type(data).__name__}, expected {EXPECTED}")

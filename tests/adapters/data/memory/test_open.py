@@ -1,19 +1,22 @@
 """Objects of other libraries are opened with their own names of classes, columns and splits."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
+import polars
+import pyarrow
 import pytest
 import torch
 from datasets import ClassLabel, Features, Image, Sequence, Value
 from PIL import Image as Pillow
 from torch.utils.data import Dataset, Subset
 
-from headkit.adapters.data.dataset import ImageDataset
+from headkit.adapters.data.dataset import ImageDataset, count
 from headkit.adapters.data.evaluation import HeadOutputs, open_evaluation
 from headkit.adapters.data.open import open_data
 from headkit.adapters.data.summary import describe_data
@@ -152,9 +155,8 @@ def test_options_name_the_columns_of_a_data_frame(tmp_path: Path) -> None:
     train = _train(frame, path_column="where", label_column="who")
     assert train.label_names == ("x", "y")
     assert train.paths == tuple(paths)
-    for data in (frame, frame.to_dict("list")):
-        with pytest.raises(DataError, match=r"columns|has where"):
-            open_data(data)
+    with pytest.raises(DataError, match="has the columns where, what, who"):
+        open_data(frame)
     with pytest.raises(DataError, match=r"label_column .* not a table"):
         open_data((PIXELS, list("ababab")), label_column="who")
     joined = frame.assign(what=["a b", "b", "a", "b", "a", "b"])
@@ -164,6 +166,49 @@ def test_options_name_the_columns_of_a_data_frame(tmp_path: Path) -> None:
     ):
         train = _train(data, label_separator=" ", **options)
         assert (train.task, train.label_names) == ("multilabel", ("a", "b"))
+
+
+TABLES: list[Callable[[pd.DataFrame], Any]] = [
+    lambda frame: frame,
+    lambda frame: frame.set_index("split", drop=False),
+    polars.from_pandas,
+    lambda frame: pyarrow.Table.from_pandas(frame, preserve_index=False),
+    lambda frame: frame.to_dict("list"),
+    lambda frame: frame.to_dict("records"),
+    lambda frame: iter(frame.to_dict("records")),
+    lambda frame: {name: frame[name] for name in frame},
+]
+
+
+@pytest.mark.parametrize("form", TABLES)
+@pytest.mark.parametrize("column", ["path", "image"])
+def test_columns_of_any_table_are_understood(
+    column: str, form: Callable[[pd.DataFrame], Any], tmp_path: Path
+) -> None:
+    cells: list[Any] = []
+    for number, image in enumerate(IMAGES):
+        image.save(tmp_path / f"{number}.png")
+        path = tmp_path / f"{number}.png"
+        cells.append(str(path) if column == "path" else path.read_bytes())
+    splits = ["train"] * 4 + ["val", "test"]
+    frame = pd.DataFrame({column: cells, "label": list("ababab"), "split": splits})
+    train, val = open_data(form(frame))
+    assert val is not None
+    assert train.targets is not None
+    assert train.label_names == ("a", "b")
+    assert (count(train), count(val)) == (4, 1)
+    assert train.targets.tolist() == [0, 1, 0, 1]
+    found = open_evaluation(form(frame), HeadOutputs("multiclass", ("b", "a")))
+    assert (count(found), found.targets.tolist()) == (1, [0])  # type: ignore[union-attr]
+
+
+def test_tables_with_holes_are_refused() -> None:
+    with pytest.raises(DataError, match="columns of different lengths: path 2, label 1"):
+        open_data({"path": ["a.png", "b.png"], "label": ["a"]})
+    with pytest.raises(DataError, match="item 1 of the list has the keys path; item 0 has"):
+        open_data([{"path": "a.png", "label": "a"}, {"path": "b.png"}])
+    with pytest.raises(DataError, match="image 1 of the DataFrame has no label"):
+        open_data(pd.DataFrame({"image": IMAGES[:3], "label": ["a", None, "b"]}))
 
 
 def test_column_of_images_may_have_splits_and_columns_of_classes() -> None:
