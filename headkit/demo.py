@@ -56,7 +56,7 @@ def run(
     model = headkit.attach(
         headkit.load_backbone(ARCHITECTURE, weights), headkit.Head.load(head_path)
     )
-    exported = headkit.export(head_path, out / "digits.onnx")
+    exported = headkit.export(head_path, out / "digits.onnx", weights=weights)
     predictor = headkit.Predictor(exported.path)
     samples = sorted(data.rglob("*.png"))
     samples = samples[:: max(len(samples) // 6, 1)]
