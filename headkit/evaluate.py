@@ -17,12 +17,12 @@ from headkit.adapters.data.evaluation import HeadOutputs, open_evaluation
 from headkit.adapters.data.options import ClassFrom, ReadOptions
 from headkit.adapters.data.samples import iterate_samples
 from headkit.adapters.display import format_line, format_table
-from headkit.adapters.errors import DataError, OutputError
+from headkit.adapters.errors import DataError, HeadFormatError, OutputError
 from headkit.adapters.files import check_writable, write_atomically
 from headkit.adapters.fitting.metrics import measure, measure_more, measure_outputs, most_confused
 from headkit.adapters.heads.summary import remarks, store_skipped
 from headkit.adapters.heads.tasks import DEFAULT, TaskName, get_task
-from headkit.adapters.images import ImageReader
+from headkit.adapters.images import ImageReader, is_image
 
 if TYPE_CHECKING:  # an exported model is measured without torch
     from torch import nn
@@ -294,6 +294,11 @@ def _open_predictor(head_or_onnx: Any, threads: int | None) -> Predictor | None:
     if not isinstance(head_or_onnx, str | Path):
         return None
     path = Path(head_or_onnx)
+    if path.is_dir() or (path.is_file() and is_image(path)):
+        raise HeadFormatError(
+            f"{path} is {'a folder' if path.is_dir() else 'an image'}, expected a head file or an "
+            "exported model: pass the images as data (--data)"
+        )
     if path.suffix.lower() != MODEL.suffix and detect_file_kind(path) is not MODEL:
         return None
     from headkit.export.predict.predictor import Predictor

@@ -371,6 +371,7 @@ def test_command_loads_the_backbone_of_a_head(
         ("none.safetensors", "", "none.safetensors"),
         ("head.safetensors", "none", "no data in"),
         ("model.onnx", "model.onnx", "no data in"),
+        ("", "head.safetensors", "is a folder, expected a head file or an exported model"),
     ],
 )
 def test_bad_input_of_the_command_is_one_line(

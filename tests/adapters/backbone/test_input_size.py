@@ -80,6 +80,30 @@ def test_fit_export_and_predictor_give_the_logits_of_timm_at_another_size(
         assert measured.metrics[metric] == head.metrics[metric]
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("vit_tiny_patch16_224", (96, 160)),  # position embeddings
+        ("swin_tiny_patch4_window7_224", (128, 128)),  # windows, relative positions
+        ("xcit_nano_12_p8_224", (96, 96)),  # computed positions
+        ("mobilevit_xxs", (96, 128)),  # convolutions and attention, any size
+    ],
+)
+def test_backbone_for_another_size_equals_that_of_timm_bit_for_bit(
+    name: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    own = timm.create_model(name)
+    torch.save(own.state_dict(), tmp_path / "w.pth")
+    built = {} if name == "mobilevit_xxs" else {"img_size": size}
+    overlay = {"file": str(tmp_path / "w.pth"), "hf_hub_id": None, "url": None}
+    plain = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **built).eval()
+    backbone = headkit.load_backbone(name, tmp_path / "w.pth", img_size=size)
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        assert torch.equal(backbone(x), plain(x))
+
+
 def test_size_and_crop_of_an_architecture_stay_without_options(
     weights: dict[str, Path], shapes: Path
 ) -> None:
