@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from headkit.registry.store.store import HeadStore
 
     from .estimator import HeadClassifier
-    from .evaluate import Evaluation, evaluate
+    from .evaluate import evaluate
+    from .evaluation import Evaluation
     from .extract import extract
     from .fit import fit
     from .info import info
@@ -80,7 +81,8 @@ _NAMES_BY_MODULE = {
     "benchmarks.compare.compare": ("compare",),
     "export.graph.graft": ("graft",),
     "export.predict.predictor": ("Predictor",),
-    "evaluate": ("Evaluation", "evaluate"),
+    "evaluate": ("evaluate",),
+    "evaluation": ("Evaluation",),
     "estimator": ("HeadClassifier",),
     "extract": ("extract",),
     "fit": ("fit",),

@@ -85,8 +85,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a head, or an exported model, on labeled images."""
-    from headkit.evaluate import check_report_path
     from headkit.evaluate import evaluate as evaluate_head
+    from headkit.evaluation import check_report_path
 
     if out is not None:
         check_report_path(out)
