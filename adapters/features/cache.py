@@ -4,7 +4,8 @@ A cache is a folder of shards: safetensors files, each of which is written once 
 shard has one row per image in each of its tensors: ``digest`` uint8 ``[n, 32]`` (see
 ``file_hashes``), ``pixels`` uint8 ``[n, 16]`` (a digest of what the backbone sees), ``valid`` uint8
 ``[n]``, and ``features``, ``features_1``, … float32 ``[n, …]``, one per branch. The folder's name
-has a hash of everything but the image that the features depend on.
+has a hash of everything but the image that the features depend on. The name of a shard ends in a
+checksum of its content, so features are never taken from a damaged shard.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ class FeatureCache:
         self._digests: list[Digests] = []
         self._pixels: list[np.ndarray[Any, Any]] = []
         self._valid: list[np.ndarray[Any, Any]] = []
+        self._checked: set[int] = set()
         for path in sorted(self.folder.glob(f"shard-*{_SUFFIX}")):
             self._read(path)
 
@@ -115,16 +117,20 @@ class FeatureCache:
         try:
             with safe_open(path, framework="numpy") as shard:
                 digest, pixels, valid = map(shard.get_tensor, ("digest", "pixels", "valid"))
+            digests = np.ascontiguousarray(digest).view(DIGEST).reshape(-1)
+            pixel_digests = np.ascontiguousarray(pixels).view(PIXEL_DIGEST).reshape(-1)
+            if not len(digests) == len(pixel_digests) == len(valid):
+                raise ValueError("its tensors have different lengths")
         except FileNotFoundError:
             return  # another process has just removed it
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
             # A full disk or a power cut can damage a shard. Its features can be computed again.
             logger.warning("removed the damaged shard %s (%s)", path, error)
             path.unlink(missing_ok=True)
             return
         self._shards.append(path)
-        self._digests.append(np.ascontiguousarray(digest).view(DIGEST).reshape(-1))
-        self._pixels.append(np.ascontiguousarray(pixels).view(PIXEL_DIGEST).reshape(-1))
+        self._digests.append(digests)
+        self._pixels.append(pixel_digests)
         self._valid.append(valid.astype(np.bool_))
         vars(self).pop("_order", None)
 
@@ -139,7 +145,39 @@ class FeatureCache:
         return digests[order], shard[order], row[order]
 
     def find(self, digests: Digests) -> Locations:
-        """Return where the cache has the images with these digests."""
+        """Return where the cache has the images with these digests.
+
+        Each shard is compared with its checksum before its features are used for the first time. If
+        it is damaged, it is removed, and its images count as missing.
+        """
+        while True:
+            locations = self._find(digests)
+            unchecked = set(locations.shard[~locations.missing].tolist()) - self._checked
+            if all(self._check(number) for number in sorted(unchecked)):
+                return locations
+
+    def _check(self, number: int) -> bool:
+        """Return True if a shard is as it was written; otherwise, forget it."""
+        self._checked.add(number)
+        path = self._shards[number]
+        expected = path.stem.rpartition("-")[2]
+        if path.stem.count("-") < 2:  # headkit 0.1 wrote no checksums
+            return True
+        try:
+            if _checksum(path.read_bytes()) == expected:
+                return True
+            logger.warning("removed the damaged shard %s: its checksum does not match", path)
+            path.unlink(missing_ok=True)
+        except OSError as error:  # another process has removed it, or the disk is damaged
+            logger.warning("cannot read the shard %s: %s", path, error.strerror)
+        self._shards[number] = Path()  # the same shard may be written again
+        self._digests[number] = np.zeros(0, DIGEST)
+        self._pixels[number] = np.zeros(0, PIXEL_DIGEST)
+        self._valid[number] = np.zeros(0, np.bool_)
+        vars(self).pop("_order", None)
+        return False
+
+    def _find(self, digests: Digests) -> Locations:
         known, shard, row = self._order
         if not len(known):
             return Locations(np.full(len(digests), -1), np.full(len(digests), -1))
@@ -176,9 +214,12 @@ class FeatureCache:
             "valid": valid.astype(np.uint8),
             **{_tensor_name(number): branch for number, branch in enumerate(branches)},
         }
-        path = self.folder / f"shard-{hashlib.sha256(digests.tobytes()).hexdigest()[:24]}{_SUFFIX}"
-        write_atomically(path, safetensors.numpy.save(tensors))
+        content = safetensors.numpy.save(tensors)
+        images = hashlib.sha256(digests.tobytes()).hexdigest()[:24]
+        path = self.folder / f"shard-{images}-{_checksum(content)}{_SUFFIX}"
+        write_atomically(path, content)
         self._read(path)
+        self._checked.add(len(self._shards) - 1)
 
     def refresh(self) -> None:
         """Read the shards that other processes have written since."""
@@ -267,6 +308,10 @@ def _gather(arrays: Sequence[Any], locations: Locations, dtype: Any) -> Any:
         mask = locations.shard == number
         values[mask] = arrays[number][locations.row[mask]]
     return values
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
 
 
 def _tensor_name(branch: int) -> str:
