@@ -158,3 +158,17 @@ def test_weights_in_the_arguments_of_timm_take_the_same_way(tmp_path: Path) -> N
         {"pretrained_cfg_overlay": {"state_dict": prefixed(state, "model.")}},
     ):
         assert_backbone_comes_from(headkit.load_backbone(SMALL, **arguments), state)
+
+
+def test_folder_with_several_or_no_weights_files_is_refused_by_name(tmp_path: Path) -> None:
+    state = trained().state_dict()
+    folder = tmp_path / "run"
+    path = save(state, folder / "epoch1.pth")
+    assert_backbone_comes_from(headkit.load_backbone(SMALL, folder), state)
+    save(state, folder / "epoch2.pth")
+    with pytest.raises(headkit.WeightsError, match=r"2 weights files: epoch1\.pth, epoch2\.pth"):
+        headkit.load_backbone(SMALL, folder)
+    path.unlink()
+    (folder / "epoch2.pth").unlink()
+    with pytest.raises(headkit.WeightsError, match="0 weights files"):
+        headkit.load_backbone(SMALL, folder)
