@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -36,6 +37,8 @@ try:
     )
 except ImportError as missing:
     raise DependencyMissing.for_feature("serving", "headkit[serve]") from missing
+
+logger = logging.getLogger("headkit")
 
 STATUS_OF_ERROR: dict[type[HeadkitError], int] = {
     TooLarge: 413,
@@ -90,7 +93,7 @@ def application(service: Service) -> FastAPI:
         statuses = (code for kind, code in STATUS_OF_ERROR.items() if isinstance(error, kind))
         status = next(statuses, 500)
         headers = {"Retry-After": "1"} if status == 503 else None
-        return JSONResponse({"detail": str(error)}, status, headers)
+        return JSONResponse({"detail": _public_message(error, status, service)}, status, headers)
 
     @app.post("/predict")
     async def predict(
@@ -140,7 +143,7 @@ def application(service: Service) -> FastAPI:
     @app.get("/heads/{ref}")
     def show_head(ref: str) -> dict[str, Any]:
         """Describe the version that a reference names."""
-        return asdict(service.store.resolve(_parse(ref)))
+        return asdict(service.heads.resolve(str(_parse(ref))))
 
     @app.get("/healthz")
     def healthz() -> dict[str, Any]:
@@ -150,7 +153,6 @@ def application(service: Service) -> FastAPI:
             "status": "ok",
             "architecture": backbone["architecture"],
             "fingerprint": backbone["backbone"]["fingerprint"],
-            "store": service.store.url,
         }
 
     @app.get("/metrics", include_in_schema=False)
@@ -158,6 +160,17 @@ def application(service: Service) -> FastAPI:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def _public_message(error: HeadkitError, status: int, service: Service) -> str:
+    """Return what a client may know of an error: no path and no address. The log has the rest."""
+    if isinstance(error, StoreError):
+        logger.warning("the store cannot be used: %s", error)
+        return "the store cannot be read: try again later"
+    if status == 500:
+        logger.error("a request failed: %s", error)
+        return "the model cannot classify this image"
+    return str(error).replace(service.store.url, "the store")
 
 
 def _parse(ref: str) -> Reference:
@@ -198,7 +211,11 @@ class _Metrics:
             batches.observe(size)
             passes.observe(seconds)
 
+        head_errors = Counter(
+            "head_errors", "Number of heads that requests for * left out as they failed.", **common
+        )
         service.batcher.on_batch, service.heads.on_store_error = observe_batch, errors.inc
+        service.heads.on_head_error = head_errors.inc
 
 
 class _RequestLimits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headkit.adapters.errors import ExportError
+from headkit.adapters.errors import ExportError, first_line
 from headkit.adapters.images import ImageReader
 from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.graph.metadata import ModelInfo
@@ -23,7 +24,13 @@ from headkit.registry.store.store import HeadStore
 
 from .batcher import Array, Batcher
 from .limits import Limits, ServiceBusy
-from .store_heads import LoadedHead, StoreHeads
+from .store_heads import Heads, StoreHeads
+
+logger = logging.getLogger("headkit")
+
+
+LOOKUPS = 32
+"""Maximum number of requests that wait for the store at once."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class Service:
         self.batcher = Batcher(self._run, max_batch)
         self._preprocess = Preprocess.from_cfg(self.info.backbone["pretrained_cfg"])
         self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._lookups = ThreadPoolExecutor(LOOKUPS, "lookup")  # they wait, and need no processor
 
     async def start(self) -> None:
         """Start to answer requests."""
@@ -99,7 +107,8 @@ class Service:
     async def stop(self) -> None:
         """Stop; requests that still wait get no answer."""
         await self.batcher.stop()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._lookups):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def predict(
         self, content: bytes, refs: Sequence[str], *, top_k: int = 5
@@ -124,7 +133,9 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         # Heads come first, so that an unknown head is an error at once.
-        heads = await loop.run_in_executor(self._threads, self.heads.load, refs)
+        heads = self.heads.load_from_memory(refs)
+        if heads is None:
+            heads = await loop.run_in_executor(self._lookups, self.heads.load, refs)
         rules = {head.info.pixels for _, head in heads.values()} or {CURRENT_RULE}
         decoded = await loop.run_in_executor(self._threads, self._decode, content, rules)
         waiting = self.batcher.waiting
@@ -134,7 +145,30 @@ class Service:
         computed = await asyncio.gather(*map(self.batcher.features, distinct.values()))
         by_pixels = dict(zip(distinct, computed, strict=True))
         features = {rule: by_pixels[pixels.tobytes()] for rule, pixels in decoded.items()}
-        return await loop.run_in_executor(self._threads, _answer, heads, features, top_k)
+        return await loop.run_in_executor(
+            self._threads, self._answer, heads, features, top_k, frozenset(refs)
+        )
+
+    def _answer(
+        self,
+        heads: Heads,
+        features: Mapping[PixelRule, Sequence[Array]],
+        top_k: int,
+        named: Set[str],
+    ) -> dict[str, Answer]:
+        answers = {}
+        for name, (version, head) in heads.items():
+            try:
+                logits = check_logits(head.info, head.logits(features[head.info.pixels]))
+            except Exception as error:  # ONNX Runtime's own classes share no root below Exception
+                if name in named:
+                    raise ExportError(f"the head {version} fails: {first_line(error)}") from error
+                self.heads.on_head_error()
+                logger.warning("left out the head %s, which fails: %s", version, first_line(error))
+                continue
+            row = compute_scores(head.info.description, logits)[0]
+            answers[name] = Answer(version, select_top(head.info, row, top_k))
+        return answers
 
     def _decode(self, content: bytes, rules: Set[PixelRule]) -> dict[PixelRule, Array]:
         """Return ``pixel_values`` by the rule of each head; most images give the same for all."""
@@ -145,16 +179,3 @@ class Service:
     def _run(self, pixels: Array) -> list[Array]:
         names = list(self.info.features)
         return [np.asarray(a) for a in self._session.run(names, {"pixel_values": pixels})]
-
-
-def _answer(
-    heads: Mapping[str, tuple[Version, LoadedHead]],
-    features: Mapping[PixelRule, Sequence[Array]],
-    top_k: int,
-) -> dict[str, Answer]:
-    answers = {}
-    for name, (version, head) in heads.items():
-        logits = check_logits(head.info, head.logits(features[head.info.pixels]))
-        row = compute_scores(head.info.description, logits)[0]
-        answers[name] = Answer(version, select_top(head.info, row, top_k))
-    return answers

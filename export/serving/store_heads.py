@@ -7,13 +7,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from headkit.adapters.errors import BackboneMismatch, ExportError, RegistryError, StoreError
+from headkit.adapters.errors import BackboneMismatch, ExportError, HeadkitError, StoreError
 from headkit.adapters.heads.head import Head
 from headkit.export.graph.classifier_graph import is_linear, weight_and_bias
 from headkit.export.graph.heads_in_graph import head_model
@@ -24,6 +25,7 @@ from headkit.registry.store.reference import Reference
 from headkit.registry.store.store import HeadStore
 
 from .limits import TooManyHeads
+from .lookups import Lookups, StoreHangs
 
 logger = logging.getLogger("headkit")
 
@@ -48,6 +50,10 @@ class LoadedHead:
     num_bytes: int
 
 
+Heads = dict[str, tuple[Version, LoadedHead]]
+"""Versions and their heads, by reference or by name."""
+
+
 class StoreHeads:
     """The heads of a store that were trained on one backbone.
 
@@ -64,6 +70,9 @@ class StoreHeads:
     Attributes:
         on_store_error: Called when the last known version replaces one that the store does not
             deliver. The metrics replace it.
+        on_head_error: Called when a request for ``*`` leaves a head out because it fails. The
+            metrics replace it.
+        lookups: Reads of the store, each with a deadline.
     """
 
     def __init__(
@@ -83,6 +92,8 @@ class StoreHeads:
         self._mismatches: dict[str, str] = {}
         self._lock = Lock()
         self._entries: tuple[float, list[Entry]] = (0.0, [])
+        self.on_head_error: Callable[[], None] = lambda: None
+        self.lookups = Lookups()
 
     @property
     def loaded(self) -> int:
@@ -96,31 +107,66 @@ class StoreHeads:
             RegistryError: The store was never read, and it cannot be read now.
         """
         read_at, entries = self._entries
-        if time.monotonic() - read_at > self.refresh_seconds:
-            try:
-                entries = self.store.list()
-            except StoreError as error:
-                if not read_at:
-                    raise
-                self._report_stale("the list of names", error)
-            self._entries = (time.monotonic(), entries)
+        if self._is_fresh(read_at):
+            return entries
+        try:
+            return self.lookups.read("entries", self._read_entries, known=bool(read_at))
+        except StoreError as error:
+            if not read_at:
+                raise
+            self._report_stale("the list of names", error)
+            if not isinstance(error, StoreHangs):
+                self._entries = (time.monotonic(), entries)
+            return entries
+
+    def _read_entries(self) -> list[Entry]:
+        entries = self.store.list()
+        self._entries = (time.monotonic(), entries)
         return entries
 
-    def load(self, refs: Sequence[str]) -> dict[str, tuple[Version, LoadedHead]]:
+    def load_from_memory(self, refs: Sequence[str]) -> Heads | None:
+        """Return what ``load`` returns, or None if that would wait for the store.
+
+        While the store hangs, the last known versions count as up to date.
+        """
+        read_at, entries = self._entries
+        if "*" in refs and not (read_at and (self._is_fresh(read_at) or self.lookups.hanging)):
+            return None
+        names = list(refs)
+        if "*" in names:
+            names += [f"{one.name}@{one.latest}" for one in entries if one.latest is not None]
+        for ref in names:
+            if ref == "*":
+                continue
+            looked_up_at, version = self._versions.get(ref, (0.0, None))
+            if version is None:
+                return None
+            if not (
+                self._is_fresh(looked_up_at)
+                or self.lookups.hanging
+                or Reference.parse(ref).version is not None
+            ):
+                return None
+            if version.digest not in self._loaded and version.digest not in self._mismatches:
+                return None
+        return self.load(refs)
+
+    def load(self, refs: Sequence[str]) -> Heads:
         """Return versions and their heads by reference, or by name for ``*``.
 
         Args:
             refs: References such as ``flowers@prod``. ``*`` stands for the newest version of each
-                name whose head was trained on this backbone.
+                name whose head was trained on this backbone; a head that cannot be loaded is left
+                out.
 
         Raises:
             RegistryError: A reference names no version.
             BackboneMismatch: A head was trained on another backbone.
             TooManyHeads: ``*`` stands for more than ``max_heads`` heads.
         """
+        heads = {ref: self._load_one(ref) for ref in dict.fromkeys(refs) if ref != "*"}
         if "*" not in refs:
-            return {ref: self._load_one(ref) for ref in dict.fromkeys(refs)}
-        heads = {}
+            return heads
         for entry in self.entries():
             if entry.latest is None:
                 continue
@@ -128,7 +174,8 @@ class StoreHeads:
                 heads[entry.name] = self._load_one(f"{entry.name}@{entry.latest}")
             except BackboneMismatch:
                 continue
-            except RegistryError as error:
+            except HeadkitError as error:
+                self.on_head_error()
                 logger.warning("skipped the head %s in a request for *: %s", entry.name, error)
             if len(heads) > self.max_heads:
                 raise TooManyHeads(
@@ -142,41 +189,68 @@ class StoreHeads:
         if version.digest in self._mismatches:
             raise BackboneMismatch(self._mismatches[version.digest])
         with self._lock:
-            head = self._loaded.pop(version.digest, None)
+            head = self._loaded.get(version.digest)
+            if head is not None:
+                self._loaded.move_to_end(version.digest)  # the last one is the one used last
+                self._forget_oldest()
+        if head is None:
+            read = partial(self._read_head, version)
+            head = self.lookups.read(("head", version.digest), read, known=False)
+        return version, head
+
+    def _read_head(self, version: Version) -> LoadedHead:
         try:
-            head = head or self._prepare(self.store.load(version))
+            head = self._prepare(self.store.load(version))
         except BackboneMismatch as error:
             if len(self._mismatches) > 10 * self.max_heads:
                 self._mismatches.clear()
             self._mismatches[version.digest] = str(error)
             raise
         with self._lock:
-            self._loaded[version.digest] = head  # the last one is the one used last
-            num_bytes = sum(one.num_bytes for one in self._loaded.values())
-            while num_bytes > self.max_bytes and len(self._loaded) > 1:
-                _, oldest = self._loaded.popitem(last=False)
-                num_bytes -= oldest.num_bytes
-        return version, head
+            self._loaded[version.digest] = head
+            self._forget_oldest()
+        return head
+
+    def _forget_oldest(self) -> None:
+        num_bytes = sum(one.num_bytes for one in self._loaded.values())
+        while num_bytes > self.max_bytes and len(self._loaded) > 1:
+            _, oldest = self._loaded.popitem(last=False)
+            num_bytes -= oldest.num_bytes
+
+    def resolve(self, ref: str) -> Version:
+        """Return the version that a reference names, as it was at most ``refresh_seconds`` ago.
+
+        Raises:
+            RegistryError: There is none, or the store cannot be read.
+        """
+        return self._resolve(ref)
 
     def _resolve(self, ref: str) -> Version:
         """Look a reference up. Versions never change, so a number is looked up only once."""
         reference = Reference.parse(ref)
         looked_up_at, known = self._versions.get(ref, (0.0, None))
-        if known is not None and (
-            reference.version is not None or time.monotonic() - looked_up_at <= self.refresh_seconds
-        ):
+        if known is not None and (reference.version is not None or self._is_fresh(looked_up_at)):
             return known
         try:
-            version = self.store.resolve(reference)
+            read = partial(self._read_version, ref, reference)
+            return self.lookups.read(("version", ref), read, known=known is not None)
         except StoreError as error:
             if known is None:
                 raise
             self._report_stale(ref, error)
-            version = known
+            if not isinstance(error, StoreHangs):
+                self._versions[ref] = (time.monotonic(), known)
+            return known
+
+    def _read_version(self, ref: str, reference: Reference) -> Version:
+        version = self.store.resolve(reference)
         if len(self._versions) > 10 * self.max_heads:
             self._versions.clear()
         self._versions[ref] = (time.monotonic(), version)
         return version
+
+    def _is_fresh(self, read_at: float) -> bool:
+        return bool(read_at) and time.monotonic() - read_at <= self.refresh_seconds
 
     def _report_stale(self, what: str, error: StoreError) -> None:
         self.on_store_error()

@@ -4,8 +4,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from headkit.benchmarks.studies.http_client import Connection, encode_form
 from headkit.export.exporter import export
 from headkit.export.serving.http import application
 from headkit.export.serving.limits import Limits
+from headkit.export.serving.lookups import PROBE_SECONDS
 from headkit.export.serving.service import Service
 from tests.backbones import SMALL, active_backbone
 
@@ -314,7 +315,11 @@ def test_a_star_skips_a_damaged_head(served: Served) -> None:
     status, answers = served.predict(picture(), "*")
     assert (status, "plain" in answers, "damaged" in answers) == (200, True, False)
     status, answer = served.predict(picture(), "damaged")
-    assert (status, "the SHA-256 of the head file" in answer["detail"]) == (503, True)
+    # The log has the reason; a client learns nothing of paths and addresses.
+    assert (status, answer["detail"]) == (503, "the store cannot be read: try again later")
+    status, answer = served.predict(picture(), "*", "no-such-head")
+    assert (status, "the store has no head" in answer["detail"]) == (404, True)
+    assert str(served.folder) not in answer["detail"]
 
 
 def test_known_heads_are_served_while_the_store_is_unreadable(served: Served) -> None:
@@ -329,7 +334,7 @@ def test_known_heads_are_served_while_the_store_is_unreadable(served: Served) ->
         status, answers = served.predict(picture(), "*")
         assert (status, set(KINDS) <= set(answers)) == (200, True)
         status, answer = served.predict(picture(), "never-asked-for")
-        assert (status, "store.json no longer exists" in answer["detail"]) == (503, True)
+        assert (status, "the store cannot be read" in answer["detail"]) == (503, True)
         (_, heads), (_, metrics) = served.ask(("GET", "/heads"), ("GET", "/metrics"))
         assert heads == listed
         (errors,) = re.findall(r"^headkit_store_errors_total (\S+)", metrics, re.MULTILINE)
@@ -337,6 +342,68 @@ def test_known_heads_are_served_while_the_store_is_unreadable(served: Served) ->
     finally:
         away.rename(root)
     assert served.predict(picture(), "never-asked-for")[0] == 404
+
+
+def test_a_store_that_hangs_stops_nothing(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert served.predict(picture(), "*")[0] == 200
+    served.ask(("GET", "/heads"))
+    answers, hangs = threading.Event(), HeadStore(served.store.url)
+
+    def hang(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wait(*arguments: Any) -> Any:
+            answers.wait(GENEROUS)
+            return function(*arguments)
+
+        return wait
+
+    for name in ("list", "resolve", "load"):
+        monkeypatch.setattr(served.service.heads.store, name, hang(getattr(hangs, name)))
+    outlast_refresh()
+    try:
+        durations = []
+        for refs in (["plain"], ["plain"], ["*"], ["deep"], ["nobody-knows-it"], ["plain"]):
+            start = time.monotonic()
+            status, answer = served.predict(picture(), *refs)
+            durations.append(time.monotonic() - start)
+            expected = 503 if refs == ["nobody-knows-it"] else 200
+            assert status == expected, answer
+        start = time.monotonic()
+        statuses = [status for status, _ in served.ask(("GET", "/healthz"), ("GET", "/heads"))]
+        assert statuses == [200, 200]
+        assert time.monotonic() - start < 1
+        assert served.service.heads.lookups.hanging
+        # Without a deadline, each of these would wait for GENEROUS seconds.
+        assert max(durations) < GENEROUS / 4
+    finally:
+        answers.set()
+    monkeypatch.undo()
+    time.sleep(PROBE_SECONDS + 0.2)
+    assert served.predict(picture(), "nobody-knows-it")[0] in (404, 503)
+    time.sleep(0.2)
+    assert served.predict(picture(), "nobody-knows-it")[0] == 404
+    assert not served.service.heads.lookups.hanging
+
+
+def test_a_head_that_fails_is_left_out_of_a_star(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert served.predict(picture(), "*")[0] == 200
+    loaded = served.service.heads._loaded
+    digest = Head.load(served.folder / "plain.safetensors").digest
+
+    def fail(_: Any) -> Any:
+        raise RuntimeError("this head fails")
+
+    monkeypatch.setitem(loaded, digest, replace(loaded[digest], logits=fail))
+    status, answers = served.predict(picture(), "*")
+    assert (status, "plain" in answers, "deep" in answers) == (200, False, True)
+    assert served.predict(picture(), "plain") == (
+        500,
+        {"detail": "the model cannot classify this image"},
+    )
+    ((_, metrics),) = served.ask(("GET", "/metrics"))
+    (errors,) = re.findall(r"^headkit_head_errors_total (\S+)", metrics, re.MULTILINE)
+    assert float(errors) >= 1
 
 
 def test_a_star_for_too_many_heads_is_refused(
