@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.memory.open import open_inputs
@@ -26,7 +25,7 @@ from headkit.adapters.heads.attach import head_of
 from headkit.adapters.heads.kinds import Kind
 from headkit.adapters.heads.tasks import DEFAULT, get_task
 
-from .extraction import open_extraction
+from .extraction import get_backbone, open_extraction
 
 DependencyMissing.check("sklearn", "HeadClassifier", "scikit-learn>=1.6")
 
@@ -195,10 +194,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def _fit_images(self, dataset: ImageDataset, values: Any) -> None:
         if dataset.features is not None:
             validate_data(self, values, dtype=np.float64)  # sets n_features_in_
+        model = get_backbone(self.backbone, self.weights, self.remap, {})
         if isinstance(self.backbone, nn.Module):
-            model = copy_structure(self.backbone, share_tensors=True)
-        else:
-            model = load_backbone(str(self.backbone), self.weights, remap=self.remap)
+            model = copy_structure(model, share_tensors=True)
         plan = plan_classifier(model, self.kind)
         self.runtime_ = self.runtime
         examples = self._extract(model, dataset, self.max_unreadable)

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from headkit.adapters.backbone.load import load_backbone
-from headkit.adapters.compat import unwrap
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.features import Features
 from headkit.adapters.data.open import open_data
@@ -21,7 +19,7 @@ from headkit.adapters.features.extract import ExtractedFeatures, Progress
 from headkit.adapters.features.transform import View
 from headkit.adapters.heads.tasks import TaskName
 
-from .extraction import check_sizes, open_extraction
+from .extraction import check_sizes, get_backbone, open_extraction
 
 
 def extract(
@@ -90,9 +88,7 @@ def extract(
         label_column=label_column,
         label_separator=label_separator,
     )
-    if isinstance(backbone, str):
-        backbone = load_backbone(backbone, weights, remap=remap, **timm_kwargs)
-    backbone = unwrap(backbone)
+    backbone = get_backbone(backbone, weights, remap, timm_kwargs)
     sources = [train] if held is None else [train, held]
     with open_extraction(
         backbone,

@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import nn
 
+from headkit.adapters.backbone.load import load_backbone
+from headkit.adapters.compat import unwrap
 from headkit.adapters.data.dataset import ImageDataset
-from headkit.adapters.errors import DataError, ExportError, OutputError
+from headkit.adapters.errors import ContractError, DataError, ExportError, OutputError
 from headkit.adapters.features.cache import FeatureCache
 from headkit.adapters.features.disk_space import enforce_limit
 from headkit.adapters.features.executors.choose import choose_executor
@@ -80,6 +82,39 @@ class Extraction:
         if isinstance(found.cache, FeatureCache):
             self.caches.append(found.cache)
         return found
+
+
+def get_backbone(
+    backbone: Any, weights: str | Path | None, remap: bool, options: Mapping[str, Any]
+) -> nn.Module:
+    """Load a backbone by its name, or return a model as it is.
+
+    Args:
+        backbone: A timm entry point, or a timm model, compiled or not.
+        weights: See ``load_backbone``.
+        remap: See ``load_backbone``.
+        options: More keyword arguments of ``load_backbone``; those that are None have no effect.
+
+    Raises:
+        UnknownArchitecture, WeightsError: See ``load_backbone``.
+        ContractError: ``backbone`` is neither.
+        ValueError: A model is given together with arguments that would load one.
+    """
+    if isinstance(backbone, str):
+        return unwrap(load_backbone(backbone, weights, remap=remap, **options))
+    if not isinstance(backbone, nn.Module):
+        raise ContractError(
+            f"backbone is of type {type(backbone).__name__}, expected the name of a timm "
+            "architecture or a timm model; features need it, too: it becomes part of the head"
+        )
+    loading = {"weights": weights, "remap": remap or None, **options}
+    given = [name for name, value in loading.items() if value is not None]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)} cannot be used for a backbone that is already a model: pass the "
+            "name of the architecture, or load_backbone(ARCHITECTURE, …) with these arguments"
+        )
+    return unwrap(backbone)
 
 
 def check_sizes(batch_size: int, workers: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,6 @@ import numpy as np
 from torch import nn
 
 from headkit.adapters.backbone.input_size import ImageSize
-from headkit.adapters.backbone.load import load_backbone
-from headkit.adapters.compat import unwrap
 from headkit.adapters.data.open import open_data
 from headkit.adapters.data.options import ClassFrom
 from headkit.adapters.errors import ContractError
@@ -33,7 +31,7 @@ from headkit.adapters.heads.kinds import KINDS, Kind
 from headkit.adapters.heads.summary import remarks, store_few_images, store_skipped
 from headkit.adapters.heads.tasks import TaskName, get_task
 
-from .extraction import check_sizes, open_extraction
+from .extraction import check_sizes, get_backbone, open_extraction
 
 logger = logging.getLogger("headkit")
 
@@ -152,11 +150,7 @@ def fit(
     )
     weighing = check_class_weights(class_weights, train_source)
     inputs: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode}
-    if isinstance(backbone, str):
-        backbone = load_backbone(backbone, weights, remap=remap, **inputs, **timm_kwargs)
-    else:
-        _refuse_load_options({"weights": weights, "remap": remap or None, **inputs, **timm_kwargs})
-    backbone = unwrap(backbone)
+    backbone = get_backbone(backbone, weights, remap, {**inputs, **timm_kwargs})
     plan = plan_classifier(backbone, kind)
     sources = [train_source] if val_source is None else [train_source, val_source]
     requests = [(source, View()) for source in sources]
@@ -250,12 +244,3 @@ def _check(
     if views < 1:
         raise ValueError(f"views is {views}, expected at least 1")
     check_sizes(batch_size, workers)
-
-
-def _refuse_load_options(options: Mapping[str, Any]) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise ValueError(
-            f"{', '.join(given)} cannot be used for a backbone that is already a model: pass the "
-            "name of the architecture, or load_backbone(ARCHITECTURE, …) with these arguments"
-        )

@@ -480,6 +480,14 @@ def test_head_is_measured_on_features_as_on_their_images(shapes: Path) -> None:
     assert headkit.evaluate(head, features, split="train", backbone=model).metrics == expected
 
 
+@pytest.mark.parametrize("backbone", [None, 3, ["test_resnet"]])
+def test_features_without_a_backbone_are_refused(backbone: Any) -> None:
+    data = np.random.default_rng(0).normal(size=(24, 96)), ["a", "b"] * 12
+    for function in (headkit.fit, headkit.extract):
+        with pytest.raises(headkit.ContractError, match="expected the name of a timm architecture"):
+            function(backbone, data)
+
+
 def test_random_crops_of_features_are_refused(shapes: Path) -> None:
     found = headkit.extract(random_backbone(), shapes, workers=0)
     with pytest.raises(headkit.DataError, match="views need images"):

@@ -143,7 +143,7 @@ def test_predictions_do_not_depend_on_the_number_of_images(tmp_path: Path) -> No
     assert estimator.runtime_ == "onnxruntime"
     whole = estimator.decision_function(pixels)
     assert np.array_equal(estimator.decision_function(pixels[:3]), whole[:3])
-    few = clone(estimator).fit(pixels[:100], labels[:100])
+    few = clone(estimator).set_params(cache=tmp_path / "other").fit(pixels[:100], labels[:100])
     assert few.runtime_ == "torch"
     assert len(few.predict(pixels)) == 600
     assert few.runtime_ == "torch"
