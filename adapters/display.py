@@ -19,6 +19,15 @@ def escape_unprintable(text: str) -> str:
     )
 
 
+def escape_lines(text: str) -> str:
+    """Return a text in which escape sequences replace all but printable characters and line ends.
+
+    Labels, notes and file names may come from anybody. A terminal would obey the control characters
+    in them, and show text with bidirectional marks in another order.
+    """
+    return "\n".join(map(escape_unprintable, text.split("\n")))
+
+
 def cut_name(name: str) -> str:
     """Return a name of at most ``MAX_NAME_LENGTH`` characters, on one line."""
     short = name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"

@@ -6,6 +6,7 @@ import io
 import sys
 import warnings
 
+from headkit.adapters.display import escape_lines
 from headkit.adapters.errors import DependencyMissing, HeadkitError
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     except (HeadkitError, ValueError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(escape_lines(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from headkit.adapters.display import escape_lines
+
 from . import (
     bench as cli_bench,
 )
@@ -60,6 +62,13 @@ def _print_version(requested: bool) -> None:
         raise typer.Exit
 
 
+class _SafeFormatter(logging.Formatter):
+    """Messages without characters that a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_lines(super().format(record))
+
+
 @app.callback()
 def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,  # noqa: ARG001
@@ -71,7 +80,7 @@ def _common(
     ] = False,
 ) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_SafeFormatter("%(levelname)s: %(message)s"))
     # The commands print these sentences with the result.
     handler.addFilter(lambda record: not getattr(record, "in_summary", False))
     logging.getLogger("headkit").addHandler(handler)

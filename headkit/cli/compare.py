@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from headkit.adapters.display import escape_lines
+
 from .options import Data, takes_fit_options
 from .terminal import progress_bar, show
 
@@ -52,7 +54,7 @@ def compare(
 
         Console(width=None if sys.stdout.isatty() else 120).print(_build_table(result))
         for line in _format_notes(result["rows"]):
-            print(line)
+            print(escape_lines(line))
         print(f"wrote compare.json, pareto.png, heads/ and onnx/ to {out}/")
     if all("error" in row for row in result["rows"]):
         raise typer.Exit(1)

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from headkit.adapters.display import escape_lines
+
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 Weights = Annotated[
     Path | None,
@@ -44,7 +46,7 @@ def show(result: object, as_json: bool, text: str) -> None:
     if as_json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
     elif text:
-        print(text)
+        print(escape_lines(text))
 
 
 def format_lines(values: dict[str, Any]) -> list[str]:
@@ -88,7 +90,8 @@ def progress_bar(
         tenth = 10 * done // total if total else done // 1000
         if tenth > tenths.get(what, 0):
             tenths[what] = tenth
-            print(f"{what}: {done}{f' of {total}' if total else ''} {things}", file=sys.stderr)
+            said = f"{what}: {done}{f' of {total}' if total else ''} {things}"
+            print(escape_lines(said), file=sys.stderr)
 
     yield line
 

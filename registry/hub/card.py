@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from headkit.adapters.display import escape_unprintable
 from headkit.adapters.errors import UnknownArchitecture
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.summary import format_interval
@@ -90,7 +92,7 @@ def _section(repo: str, folder: str, config: Mapping[str, Any]) -> str:
     lines = [f"## {folder}\n"] if folder else []
     lines += [
         f"- backbone: `{name}`{f', weights under {licence}' if licence else ''}, from "
-        f"`{backbone['source']}`, fingerprint `{backbone['fingerprint'][:16]}…`",
+        f"`{_code(backbone['source'])}`, fingerprint `{backbone['fingerprint'][:16]}…`",
         f"- input: {size} pixels; features: {config['num_features']}; head: {own['kind']}",
         f"- task: {own['task']}, {config['num_classes']} classes"
         f"{_labels(config.get('label_names'))}",
@@ -103,7 +105,7 @@ def _section(repo: str, folder: str, config: Mapping[str, Any]) -> str:
         if isinstance(value, int | float)
     ]
     if own["notes"]:
-        lines.append(f"- notes: {own['notes']}")
+        lines.append(f"- notes: {_plain(own['notes'])}")
     url = f"hf://{repo}{f'/{folder}' if folder else ''}"
     lines += [
         "",
@@ -127,7 +129,7 @@ def _section(repo: str, folder: str, config: Mapping[str, Any]) -> str:
         "from huggingface_hub import hf_hub_download",
         "from safetensors.torch import load_file",
         "",
-        f'model = timm.create_model("{name}", pretrained=True)',
+        f"model = timm.create_model({json.dumps(name)}, pretrained=True)",
         f"model.reset_classifier({config['num_classes']})",
         f'head = hf_hub_download("{repo}", "{place}{HEAD_FILE}")',
         "model.load_state_dict(load_file(head), strict=False)",
@@ -142,7 +144,21 @@ def _labels(names: list[str] | None) -> str:
     if not names:
         return ""
     more = f", … ({len(names)})" if len(names) > MAX_LABELS else ""
-    return ": " + ", ".join(name.replace("\n", " ") for name in names[:MAX_LABELS]) + more
+    return ": " + ", ".join(map(_plain, names[:MAX_LABELS])) + more
+
+
+def _plain(text: str) -> str:
+    """Return a text from a head as Markdown that shows it: one line, no markup and no HTML."""
+    return _MARKUP.sub(r"\\\g<0>", escape_unprintable(" ".join(text.split())))
+
+
+def _code(text: str) -> str:
+    """Return a text from a head for a code span."""
+    return escape_unprintable(text).replace("`", "'")
+
+
+_MARKUP = re.compile(r"[\\`*_{}\[\]<>#|!~$&]")
+_REPOSITORY = re.compile(r"[\w.-]{1,100}/[\w.-]{1,100}", re.ASCII)
 
 
 def _rounded(value: object) -> str:
@@ -151,7 +167,7 @@ def _rounded(value: object) -> str:
 
 def _base_model(config: Mapping[str, Any]) -> str:
     kind, _, place = str(config["headkit"]["backbone"]["source"]).partition(":")
-    return place if kind == "hub" and place.count("/") == 1 else ""
+    return place if kind == "hub" and _REPOSITORY.fullmatch(place) else ""
 
 
 def _licence(config: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from headkit.adapters.errors import HeadFormatError, RegistryError, first_line
 from headkit.adapters.file_kinds import HEAD, check_output
 from headkit.adapters.files import write_atomically
 from headkit.adapters.heads.head import Head
+from headkit.adapters.heads.schema import check_description
 from headkit.registry.resolve import head_file
 from headkit.registry.store.reference import check_name
 
@@ -177,9 +178,17 @@ def _card_files(
     for name in names:
         folder, _, file = name.rpartition("/")
         if file == CONFIG_FILE and "/" not in folder and folder != place.folder:
-            other = json.loads(read_text(name))
-            if "headkit" in other:
-                configs[folder] = other
+            try:
+                other = json.loads(read_text(name))
+                if "headkit" not in other:
+                    continue
+                check_description({**other, **other["headkit"]})
+            except (ValueError, TypeError, RecursionError, HeadFormatError) as error:
+                logger.warning(
+                    "%s: left %s out of the card: %s", place.repo, name, first_line(error)
+                )
+                continue
+            configs[folder] = other
     return {CARD_FILE: render_card(place.repo, configs).encode()}
 
 
