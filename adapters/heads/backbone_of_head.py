@@ -21,17 +21,8 @@ from headkit.adapters.backbone.load import HUB, LOCAL, create_model, load_backbo
 from headkit.adapters.errors import HeadFormatError, UnknownArchitecture, WeightsError
 
 from .head import Head
+from .schema import NOT_ARGUMENTS
 
-_FACTORY = frozenset(
-    {
-        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
-        *("pretrained_strict", "pretrained_filter_fn", "pretrained_custom_load", "cfg"),
-        *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "pruned"),
-        *("features_only", "feature_cls", "feature_cfg", "model_cfg", "model_cls", "variant"),
-        *("kwargs_filter", "device", "dtype", "self", "args", "kwargs"),
-    }
-)
-"""Arguments that timm does not pass to the class of an architecture: some read or write files."""
 _BUILDER = frozenset(
     ("group_size", "channel_multiplier", "depth_multiplier", "channel_divisor", "num_classes")
 )
@@ -97,7 +88,7 @@ def check_arguments(head: Head) -> dict[str, Any]:
     allowed, any_name = _parameters(head.architecture)
     for name, value in arguments.items():
         known = name in allowed or (any_name and _NAME.fullmatch(str(name)))
-        if name in _FACTORY or not known or not _is_plain(value):
+        if name in NOT_ARGUMENTS or not known or not _is_plain(value):
             raise HeadFormatError(
                 f"the head's model_args has {name!r}: {str(value)[:80]!r}, expected only arguments "
                 f"that build {head.architecture}, with plain values: load the backbone with "
@@ -116,7 +107,7 @@ def _parameters(architecture: str) -> tuple[frozenset[str], bool]:
         parameters = inspect.signature(vars(parent)["__init__"]).parameters.values()
         names |= {parameter.name for parameter in parameters}
         any_name |= any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    return frozenset(names) - _FACTORY, any_name
+    return frozenset(names) - NOT_ARGUMENTS, any_name
 
 
 def _is_plain(value: object) -> bool:

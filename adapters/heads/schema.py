@@ -45,6 +45,16 @@ n is the number of classes, d the width of the module's input, h that of a hidde
 _OPTIONAL_TENSORS = ("bias",)
 _SIZES = ("depth", "layer", "block", "stage", "repeat", "num_heads")
 """Parts of the names of arguments that multiply the modules of an architecture."""
+NOT_ARGUMENTS = frozenset(
+    {
+        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
+        *("pretrained_strict", "pretrained_filter_fn", "pretrained_custom_load", "cfg"),
+        *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "pruned"),
+        *("features_only", "feature_cls", "feature_cfg", "model_cfg", "model_cls", "variant"),
+        *("kwargs_filter", "device", "dtype", "self", "args", "kwargs"),
+    }
+)
+"""Arguments that timm does not pass to the class of an architecture: some read or write files."""
 MAX_REPEATS = 512
 MAX_ARGUMENT = 65_536
 
@@ -201,6 +211,10 @@ def _check_arguments(arguments: Mapping[str, Any], where: str) -> None:
     Which names an architecture takes, only timm knows; ``backbone_of_head`` checks them.
     """
     for name, value in arguments.items():
+        if name in NOT_ARGUMENTS or not _NAME.accepts(name):
+            raise ValueError(
+                f"{where} has {describe(name)}, expected arguments that build the architecture"
+            )
         repeats = any(part in name for part in _SIZES)
         total = [0.0]
         if not _is_argument(value, MAX_REPEATS if repeats else MAX_ARGUMENT, 4, total):
@@ -232,6 +246,7 @@ def _is_argument(value: object, limit: int, depth: int, total: list[float]) -> b
     )
 
 
+_NAME = text(64, r"[A-Za-z][A-Za-z0-9_]*")
 _WORD = text(64, r"[A-Za-z0-9_.+\-]*")
 _HEAD: dict[str, Bound] = {
     "architecture": text(100, r"[A-Za-z0-9_]+", "the name of a timm architecture"),

@@ -215,7 +215,7 @@ def test_damaged_image_is_a_data_error_with_the_reason(tmp_path: Path, size: int
 def test_folders_and_named_pipes_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", tmp_path):
-        with pytest.raises(UnreadableImage, match="not a regular file|it is a folder"):
+        with pytest.raises(UnreadableImage, match=r"not a regular file|it is a folder"):
             open_image(path)
 
 
