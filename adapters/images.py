@@ -293,7 +293,7 @@ def _from_array(array: np.ndarray[Any, Any], shape: tuple[int, ...], expected: s
     if array.dtype not in (np.uint8, np.uint16) or not fits or not array.size:
         hint = ""
         if array.dtype.kind == "f":
-            hint = ": values from 0 to 1 become (255 * array).round().astype('uint8')"
+            hint = ": convert values from 0 to 1 with (255 * array).round().astype('uint8')"
         raise DataError(f"an image is {array.dtype} {list(shape)}, expected uint8 {expected}{hint}")
     if array.dtype == np.uint16 and array.ndim == 3:
         array = (array >> 8).astype(np.uint8)  # as Pillow reads a file with 16-bit colours

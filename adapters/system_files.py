@@ -1,4 +1,4 @@
-"""Know the names of hidden and system files, which hold nothing that a user labelled."""
+"""Know the names of hidden and system files, which hold nothing that a user labeled."""
 
 from __future__ import annotations
 

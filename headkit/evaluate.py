@@ -1,4 +1,4 @@
-"""Measure a head, or an exported model, on labelled images."""
+"""Measure a head, or an exported model, on labeled images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def evaluate(
     max_unreadable: float = 0.05,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure a head, or an exported model, on labelled images.
+    """Measure a head, or an exported model, on labeled images.
 
     A head runs on its backbone, whose features are found in the cache or kept there. An exported
     model runs in ONNX Runtime, without torch. The labels of the data are matched by name to those
@@ -68,7 +68,7 @@ def evaluate(
     Args:
         head_or_onnx: A head, the path of a head file, a reference to a store; or the path of an
             exported model, or a ``Predictor``.
-        data: Labelled images, see ``fit``.
+        data: Labeled images, see ``fit``.
         split: The split to measure on: ``test``, ``val`` or ``train``. Default: the test split,
             or else the validation split of data that have splits, and all images of other data.
         name: Name of the head in a multi model.

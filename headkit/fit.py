@@ -235,7 +235,7 @@ def _check(
     workers: int | None,
 ) -> None:
     if not 0 < holdout < 1:
-        raise ValueError(f"holdout is {holdout}, expected a share between 0 and 1")
+        raise ValueError(f"holdout is {holdout}, expected a fraction between 0 and 1")
     for strength in () if l2 is None else (l2,) if isinstance(l2, int | float) else l2:
         if not strength > 0:
             raise ValueError(f"l2 is {strength}, expected a positive number")

@@ -34,7 +34,7 @@ def check_input_options(
         ValueError: A value is out of its range.
     """
     if crop_pct is not None and not 0 < crop_pct <= 1:
-        raise ValueError(f"crop_pct is {crop_pct}, expected a share above 0 and at most 1")
+        raise ValueError(f"crop_pct is {crop_pct}, expected a fraction above 0 and at most 1")
     if crop_mode is not None and crop_mode not in get_args(CropMode):
         raise ValueError(
             f"crop_mode is {crop_mode!r}, expected one of {', '.join(get_args(CropMode))}"

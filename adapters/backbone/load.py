@@ -295,7 +295,7 @@ def _explain_failures(architecture: str, function: Callable[[], Any]) -> Any:
 def _warn_of_config(architecture: str, weights: Path) -> None:
     if weights.is_dir() and (weights / "config.json").is_file() and LOCAL not in architecture:
         logger.warning(
-            "%s: only its tensors and labels are used; for its preprocessing, too, load the "
+            "%s: only its tensors and labels are used; to use its preprocessing as well, load the "
             "architecture %s%s",
             weights,
             LOCAL,

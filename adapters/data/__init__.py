@@ -1,1 +1,1 @@
-"""Open labelled images: folders, CSV files and data sets that timm's readers know."""
+"""Open labeled images: folders, CSV files and data sets that timm's readers know."""

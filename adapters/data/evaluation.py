@@ -1,4 +1,4 @@
-"""Open the labelled images that a finished head is measured on, with the head's own labels."""
+"""Open the labeled images that a finished head is measured on, with the head's own labels."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Read a folder with one folder per class, in timm's order.
 
-The class of an image is the folder directly under the root. Deeper folders are only order. If the
-images of one class lie at different depths, or if folders with one name stand under several
-parents, the tree can be read in two ways, and ``open_folder`` stops. It also stops if the folders
-under the root are called like years or batches. ``class_from`` then decides: ``top`` is the folder
-under the root, and ``parent`` is the folder that holds the image, as in timm.
+The class of an image is the folder directly under the root. Deeper folders only organize the
+images. If the images of one class lie at different depths, or if folders with the same name appear
+under several parents, the tree can be read in two ways, and ``open_folder`` stops. It also stops if
+the folders under the root are called like years or batches. ``class_from`` then decides: ``top`` is
+the folder under the root, and ``parent`` is the folder that holds the image, as in timm.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _choose_classes(
     deeper = next(folders for folders in listing.folders if len(folders) > 1)
     return labels, (
         f"the classes of {listing.root} are the {len(tops)} folders directly under it, and deeper "
-        f"folders, such as {'/'.join(deeper)}, are only order: pass class_from='parent' "
+        f"folders, such as {'/'.join(deeper)}, only organize the images: pass class_from='parent' "
         "(--class-from parent) if the deepest folders are the classes",
     )
 
@@ -152,7 +152,7 @@ def _second_reading(listing: Listing, tops: list[str]) -> str:
                 pair = " and ".join("/".join((*one, name)) for one in (parent, folders[:depth]))
                 return f"the folder {name} appears under several parents, as in {pair}"
     if all(_ORDER.fullmatch(name) for name in tops):
-        return f"folders such as {tops[0]} look like an order, not like classes"
+        return f"folders such as {tops[0]} look like years or batches, not like classes"
     return ""
 
 
@@ -171,7 +171,8 @@ def _check_no_splits_in_classes(listing: Listing) -> None:
     folders = next(f for f in listing.folders if len(f) > 1 and f[1] in names)
     raise DataError(
         f"{listing.root} has splits inside its class folders, such as {'/'.join(folders[:2])}: "
-        f"expected them above, as in {folders[1]}/{folders[0]}; move the folders, or list the "
+        f"expected the splits above the classes, as in {folders[1]}/{folders[0]}; move the "
+        f"folders, or list the "
         "images in a CSV file with the columns path,label,split"
     )
 

@@ -1,4 +1,4 @@
-"""Open labelled images: one folder per class, a table, or a data set that timm's readers know."""
+"""Open labeled images: one folder per class, a table, or a data set that timm's readers know."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def _open_val(val: Any, train: ImageDataset, options: ReadOptions) -> ImageDatas
     folders = find_split_folders(root)
     if folders and len(folders.get("val", [])) != 1:
         listed = shorten_list(str(folder) for found in folders.values() for folder in found)
-        raise DataError(f"{val} has splits and no validation split: pass one of {listed}")
+        raise DataError(f"{val} has splits, but no validation split: pass one of {listed}")
     return open_folder(
         folders["val"][0] if folders else root, train.label_names, options.class_from
     )

@@ -1,4 +1,4 @@
-"""Options that decide how labelled data are read where more than one reading is possible."""
+"""Options that decide how labeled data are read where more than one reading is possible."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def find_split_folders(root: Path) -> dict[SplitName, list[Path]]:
         if others:
             return {}
         raise DataError(
-            f"{root} has the splits {', '.join(sorted(names))} and no training split: expected a "
+            f"{root} has the splits {', '.join(sorted(names))}, but no training split: expected a "
             "folder train, or pass the folder of one split"
         )
     for split in ("train", "val"):

@@ -1,4 +1,4 @@
-"""Describe labelled data before anything is trained: classes, splits, formats, what is skipped."""
+"""Describe labeled data before anything is trained: classes, splits, formats, what is skipped."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What headkit understood of labelled data. Its ``str`` fits on one screen.
+    """How headkit interprets labeled data. Its ``str`` fits on one screen.
 
     Attributes:
         data: The name of the data.

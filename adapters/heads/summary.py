@@ -166,7 +166,7 @@ def format_validation(metrics: Mapping[str, Any]) -> str:
         total = images + _number(metrics.get("num_train"))
         return f"validation: {images} of {total} images, held out of the training data"
     if metrics.get("validation") == "own":
-        return f"validation: {images} images of a validation split of its own"
+        return f"validation: {images} images from a separate validation split"
     return ""
 
 
@@ -189,8 +189,8 @@ def _remark_on_recall(metrics: Mapping[str, Any], names: Sequence[str]) -> list[
     if unmeasured and known:
         found.append(
             Remark(
-                f"the recall of {_count(len(unmeasured), 'class', 'classes')} is unknown, as there "
-                "are no images to measure it: "
+                f"the recall of {_count(len(unmeasured), 'class', 'classes')} is unknown, because "
+                f"there are no images to measure it on: "
                 + _list(((name, "") for name in unmeasured), len(unmeasured))
             )
         )
@@ -201,7 +201,7 @@ def _remark_on_numbers(metrics: Mapping[str, Any], task: TaskName) -> list[Remar
     r2 = metrics.get("r2")
     if get_task(task).has_classes or not isinstance(r2, float) or r2 > 0:
         return []
-    text = f"R² is {r2:.4f}: predicting the mean of the targets is as good or better"
+    text = f"R² is {r2:.4f}: predicting the mean of the targets is at least as good"
     return [Remark(text, serious=True)]
 
 

@@ -35,7 +35,8 @@ def head_arrays(info: ModelInfo, inputs: Inputs, head: Head) -> dict[str, Array]
         if head.to_json()[key] != own.description[key]:
             raise ExportError(
                 f"this swappable model takes heads whose {key} is {own.description[key]!r}, "
-                f"but the {key} of this head is {head.to_json()[key]!r}: export a model with it"
+                f"but the {key} of this head is {head.to_json()[key]!r}: export a model with this "
+                f"head"
             )
     _check_no_tensor_is_lost(info, inputs, head)
     arrays = {

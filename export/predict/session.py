@@ -105,7 +105,6 @@ def _open_again(
     session = Session(source, threads, providers, outputs)
     if session.props != props:
         raise ExportError(
-            f"{source.name} is another model than the one that the predictor opened: make a new "
-            "predictor"
+            f"{source.name} is not the model that the predictor opened: create a new predictor"
         )
     return session

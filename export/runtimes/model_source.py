@@ -57,7 +57,9 @@ class ModelSource:
                 f"the model is {type(model).__name__}, expected a path, bytes or a binary file"
             )
         if not isinstance(content, bytes):
-            raise ExportError(f"{name} gives text, expected bytes: open the file in the mode 'rb'")
+            raise ExportError(
+                f"{name} returns text, expected bytes: open the file in the mode 'rb'"
+            )
         source = cls(name, content=content)
         source._check_content()
         return source
@@ -106,8 +108,8 @@ class ModelSource:
         if locations:
             raise ExportError(
                 f"cannot read {self.name}: its weights are in the file "
-                f"{', '.join(sorted(locations))}, which bytes do not lead to: pass the path of "
-                "the model"
+                f"{', '.join(sorted(locations))}, which cannot be found from bytes: pass the path "
+                "of the model"
             )
 
 

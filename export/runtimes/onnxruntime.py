@@ -93,7 +93,7 @@ def _check_data_folder(source: ModelSource) -> None:
         raise ExportError(
             f"more outputs of {source.noun}, whose weights are in a separate file, need ONNX "
             f"Runtime {'.'.join(map(str, _DATA_FOLDER_SINCE))} or newer, found {ort.__version__}: "
-            "pip install --upgrade onnxruntime"
+            "pip install -U onnxruntime"
         )
 
 

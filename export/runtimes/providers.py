@@ -119,7 +119,7 @@ def _check_installed(name: str, provider: Provider, *, alone: bool) -> None:
     if alone:
         raise missing
     raise DependencyMissing(
-        f"{missing}. headkit does not fall back to the next provider of a list: leave "
+        f"{missing}. headkit does not fall back to the next provider in a list: leave "
         f"{name!r} out to run without it"
     )
 

@@ -65,12 +65,14 @@ def limit(
     context: typer.Context,
     size: Annotated[
         str,
-        typer.Argument(help="Largest size of the cache, such as 10GB or 500MB; none: no limit."),
+        typer.Argument(
+            help="Maximum size of the cache, such as 10GB or 500MB; or none for no limit."
+        ),
     ],
     cache: Cache = None,
     as_json: Json = False,
 ) -> None:
-    """Limit the size of the cache, now and after each fit. What was used longest ago goes first."""
+    """Limit the cache, now and after each fit. The least recently used entries go first."""
     from headkit.adapters.features.disk_space import limit_cache
 
     largest = None if size.lower() == "none" else parse_size(size)
@@ -84,7 +86,7 @@ def parse_size(text: str) -> int:
     """Return the number of bytes for a text such as ``10GB``, ``1.5 GiB`` or ``500M``."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"size is {text!r}, expected one such as 10GB, 500MB or none")
+        raise ValueError(f"size is {text!r}, expected a size such as 10GB or 500MB, or none")
     number, unit, binary = match.groups()
     factor = _UNITS[unit.upper()]
     if binary and unit:
@@ -103,7 +105,7 @@ def format_bytes(count: int) -> str:
 def _format(usage: CacheUsage) -> list[str]:
     limit = "no limit"
     if usage.limit is not None:
-        limit = f"limit of features and backbones {format_bytes(usage.limit)}"
+        limit = f"limit for features and backbones: {format_bytes(usage.limit)}"
     lines = [f"{usage.folder}: {format_bytes(usage.num_bytes)}, {limit}"]
     if not usage.entries:
         return lines
@@ -124,4 +126,4 @@ def _format(usage: CacheUsage) -> list[str]:
 
 def _format_freed(freed: Freed) -> list[str]:
     lines = [f"removed {freed.files} files, {format_bytes(freed.num_bytes)}"]
-    return lines + [f"{folder} is in use and stays" for folder in freed.in_use]
+    return lines + [f"kept {folder}, which is in use" for folder in freed.in_use]

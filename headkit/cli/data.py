@@ -1,4 +1,4 @@
-"""The command that describes labelled data: ``data``."""
+"""The command that describes labeled data: ``data``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data(
     label_separator: LabelSeparator = None,
     as_json: Json = False,
 ) -> None:
-    """Show what headkit understands of labeled images: classes, splits, formats, what it skips."""
+    """Show how headkit interprets labeled images: classes, splits, formats, what it skips."""
     from headkit.adapters.data.summary import describe_data
 
     summary = describe_data(

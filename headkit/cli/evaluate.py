@@ -80,11 +80,13 @@ def evaluate(
     max_unreadable: MaxUnreadable = 0.05,
     out: Annotated[
         Path | None,
-        typer.Option(help="Report: a .json file with everything, or a .csv file of the classes."),
+        typer.Option(
+            help="File for the report: .json for everything, or .csv for the metrics of each class."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a head, or an exported model, on labeled images."""
+    """Measure a head or an exported model on labeled images."""
     from headkit.evaluate import evaluate as evaluate_head
     from headkit.evaluation import check_report_path
 

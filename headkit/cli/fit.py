@@ -19,8 +19,8 @@ def fit(
     backbone: Annotated[
         str,
         typer.Option(
-            help="timm architecture, such as resnet50.a1_in1k; or local-dir:FOLDER or "
-            "hf-hub:USER/REPO, a model that timm saved."
+            help="timm architecture, such as resnet50.a1_in1k; or a model that timm saved: "
+            "local-dir:FOLDER or hf-hub:USER/REPO."
         ),
     ],
     data: Data,

@@ -311,7 +311,11 @@ def gc(
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Accept less than one hour. Nobody may be publishing then."),
+        typer.Option(
+            "--force",
+            help="Accept a grace period of less than one hour. Make sure "
+            "that nobody is publishing.",
+        ),
     ] = False,
     store: Store = None,
     as_json: Json = False,

@@ -15,8 +15,9 @@ from .terminal import Json, Remap
 Data = Annotated[
     str,
     typer.Option(
-        help="Labeled images: a folder with one subfolder per class, a CSV file with the columns "
-        "path and label, or a data set that timm can read, such as hfds/NAME or wds/FOLDER."
+        help="Labeled images: a folder with one subfolder per class or per split, a CSV or TSV "
+        "file with the columns path and label, or a data set that timm can read, "
+        "such as hfds/NAME or wds/FOLDER."
     ),
 ]
 Val = Annotated[
@@ -37,25 +38,29 @@ ClassFrom = Annotated[
     str | None,
     typer.Option(
         help="Folder that names the class of an image: top (directly under the root) or parent "
-        "(the folder that holds the image). Default: top, unless the tree can be read in both ways."
+        "(the folder that holds the image). Default: top; if the tree can be read in both ways, "
+        "you must choose."
     ),
 ]
 PathColumn = Annotated[
     str | None,
-    typer.Option(help="Column of image paths in a CSV file. Default: path, file, image and so on."),
+    typer.Option(
+        help="Column of image paths in a CSV file. Default: the column with a name "
+        "such as path, file or image."
+    ),
 ]
 LabelColumn = Annotated[
     str | None,
     typer.Option(
         help="Column of labels in a CSV file, or several columns separated by commas, one per "
-        "class or output. Default: label, class, target and so on."
+        "class or output. Default: the column with a name such as label, class or target."
     ),
 ]
 LabelSeparator = Annotated[
     str | None,
     typer.Option(
-        help="Text between the labels of one image in a CSV file. Default: a vertical bar, or with "
-        "--task multilabel also a comma or a semicolon."
+        help="Text between the labels of one image in a CSV file. Default: a vertical bar; "
+        "with --task multilabel, also a comma or a semicolon."
     ),
 ]
 Kind = Annotated[
@@ -127,8 +132,8 @@ CropPct = Annotated[
 CropMode = Annotated[
     str | None,
     typer.Option(
-        help="How images of another shape are made to fit: center (cut), squash (change the "
-        "aspect) or border (pad). Default: the architecture's own."
+        help="How to fit images of another shape: center (cut), squash (change the aspect "
+        "ratio) or border (pad). Default: the architecture's own."
     ),
 ]
 Report = Annotated[

@@ -25,7 +25,8 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, or folders of images. - reads paths from standard input, one a line."
+            help="Image files or folders of images, or - to read paths from standard input, "
+            "one per line."
         ),
     ],
     out: Annotated[
@@ -134,8 +135,8 @@ def predict(
         print(f"skipped in folders: {shown}", file=sys.stderr)
     if count.unreadable:
         print(
-            f"{count.unreadable:,} of {count.images:,} images could not be read: see the error of "
-            "each",
+            f"{count.unreadable:,} of {count.images:,} images could not be read: "
+            "see the error for each image",
             file=sys.stderr,
         )
     if count.unreadable > max_unreadable * count.images or count.unreadable == count.images:
@@ -189,7 +190,7 @@ def _expand(arguments: Iterable[str]) -> Iterator[Path]:
 
 
 def _read_paths() -> Iterator[str]:
-    """Yield the paths on standard input, one a line; skip empty lines.
+    """Yield the paths on standard input, one per line; skip empty lines.
 
     Raises:
         DataError: There is no path.
@@ -203,7 +204,7 @@ def _read_paths() -> Iterator[str]:
             empty = False
             yield path
     if empty:
-        raise DataError("there are no paths on standard input, expected one a line")
+        raise DataError("there are no paths on standard input, expected one per line")
 
 
 def _print_json(results: Iterable[Result], *, named_heads: bool) -> None:

@@ -37,7 +37,7 @@ HeadBackbone = Annotated[
 ]
 Remap = Annotated[
     bool,
-    typer.Option("--remap", help="Match the tensors of --weights by position, not by name."),
+    typer.Option("--remap", help="Match the tensors of the weights file by position, not by name."),
 ]
 
 

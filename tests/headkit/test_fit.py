@@ -370,7 +370,7 @@ def test_no_cache_leaves_no_files(shapes: Path, tmp_path: Path, monkeypatch: Any
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"holdout": 1.5}, "holdout is 1.5, expected a share"),
+        ({"holdout": 1.5}, "holdout is 1.5, expected a fraction"),
         ({"l2": [1e-3, 0]}, "l2 is 0, expected a positive"),
         ({"views": 0}, "views is 0"),
         ({"batch_size": 0}, "batch_size is 0"),

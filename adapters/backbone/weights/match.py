@@ -176,11 +176,12 @@ def _choose(matches: Sequence[Match], place: str) -> Match:
     if len(averaged) != 1:
         raise WeightsError(
             f"{place} has the weights of {len(distinct)} models ({', '.join(names[:5])}), expected "
-            "those of one: save the tensors of the one that you mean in a file of their own"
+            f"the weights of one: save the tensors of the model that you need to a file of "
+            "their own"
         )
     chosen = averaged[0].prefix.rstrip(".")
     others = ", ".join(name for name in names if name != chosen)
-    note = f"used the averaged weights {chosen}, as timm does, and not those of {others}"
+    note = f"used the averaged weights {chosen}, as timm does, instead of {others}"
     return Match(**{**vars(averaged[0]), "notes": (note,)})
 
 
@@ -204,13 +205,13 @@ def explain(wanted: Wanted, match: Match, checkpoint: Checkpoint, hint: str) -> 
         name = match.reshaped[0]
         if match.backbone[name].shape == wanted.backbone[name].shape:
             return WeightsError(
-                f"{start}: {name} has integers ({match.backbone[name].dtype}), expected numbers of "
-                "floating point: convert the tensors to float32"
+                f"{start}: {name} has integers ({match.backbone[name].dtype}), expected "
+                f"floating-point numbers: convert the tensors to float32"
             )
         return WeightsError(
             f"{start}: {name} has the shape {_shape(match.backbone[name].shape)}, expected "
             f"{_shape(wanted.backbone[name].shape)}"
-            + (f", and {len(match.reshaped) - 1} others differ, too" if match.reshaped[1:] else "")
+            + (f", and {len(match.reshaped) - 1} others also differ" if match.reshaped[1:] else "")
             + f"; {hint}"
         )
     few = len(match.backbone) < len(wanted.required) / 2

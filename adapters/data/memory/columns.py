@@ -167,7 +167,7 @@ def _read_numbers(values: np.ndarray[Any, Any], where: str, names: tuple[str, ..
         bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))
         if len(bad):
             raise DataError(
-                f"{len(bad)} images of {where} have no label or one that is not finite, such as "
-                f"image {bad[0]} ({values[bad[0]]}): add it or drop the image"
+                f"{len(bad)} images of {where} have no label, or a label that is not finite, such "
+                f"as image {bad[0]} ({values[bad[0]]}): add it or drop the image"
             )
     return Labels(where, matrix=values, names=names)

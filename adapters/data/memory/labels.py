@@ -144,8 +144,8 @@ def _class_name(labels: Labels, value: float) -> str:
     where, names = labels.where, labels.names
     if value != int(value):
         raise DataError(
-            f"{where} has the label {value}, which is no class: set the task to regression, or use "
-            "whole numbers or text"
+            f"{where} has the label {value}, which is not a class: set the task to regression, or "
+            "use whole numbers or text"
         )
     if not names:
         return str(value if isinstance(value, bool) else int(value))
@@ -222,8 +222,8 @@ def _encode_matrix(
     where = labels.where
     if not _is_zero_one(matrix):
         raise DataError(
-            f"the labels of {where} are a matrix of {matrix.dtype} {list(matrix.shape)} with other "
-            f"values than 0 and 1, which does not suit the task {task}"
+            f"the labels of {where} are a matrix of {matrix.dtype} {list(matrix.shape)} with "
+            f"values other than 0 and 1, which does not suit the task {task}"
         )
     matrix = _reorder(labels, matrix, known)
     outputs = matrix.shape[1]

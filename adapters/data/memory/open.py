@@ -61,7 +61,9 @@ def open_memory(data: Any, task: TaskName | None, options: ReadOptions) -> Split
         return Splits(train, None if data.val is None else _from_features(data.val, known))
     if isinstance(data, ImageDataset):
         if task not in (None, data.task):
-            raise DataError(f"{data.name} is of the task {data.task}, but task is {task}")
+            raise DataError(
+                f"{data.name} has the task {data.task}, but the requested task is {task}"
+            )
         return Splits(data)
     if isinstance(data, Frame):
         return open_frame(data, task, options)
@@ -106,7 +108,10 @@ def open_with_labels(
         return _from_features(data, known)
     if isinstance(data, ImageDataset):
         if (data.task, data.label_names) != (task, label_names):
-            raise DataError(f"{data.name} has other labels, expected {shorten_list(label_names)}")
+            raise DataError(
+                f"the labels of {data.name} differ from those of the training "
+                f"data: expected {shorten_list(label_names)}"
+            )
         return data
     data = take_images(data, task, options)
     if isinstance(data, Frame):
@@ -162,7 +167,7 @@ def _open_splits(data: Mapping[Any, Any], task: TaskName | None, options: ReadOp
     if "train" not in by_split:
         keys = ", ".join(map(str, data)) or "no keys"
         raise DataError(
-            f"the {type(data).__name__} has {keys}, expected the splits train and val; data are "
+            f"the {type(data).__name__} has {keys}, expected the splits train and val; data can be "
             f"{EXPECTED}"
         )
     splits = open_memory(by_split["train"], task, options)
@@ -252,7 +257,7 @@ def _read(data: Any) -> Part:
         )
     if hasattr(data, "dataset") and hasattr(data, "batch_sampler"):
         raise DataError(
-            "data is a DataLoader, which gives batches: pass its data set, data.dataset"
+            "data is a DataLoader, which yields batches: pass its data set, data.dataset"
         )
     if hasattr(data, "__getitem__") and not isinstance(data, str | bytes | Mapping):
         inputs, labels, classes, where = read_torch_dataset(data)

@@ -118,8 +118,8 @@ def _choose_path(table: Table, wanted: str | None) -> int:
         )
     what = "no column" if not named else f"{len(named)} columns"
     raise DataError(
-        f"{_describe(table)}, expected path,label: {what} can be the paths of the images; name the "
-        "column of paths in the first line, or as path_column (--path-column)"
+        f"{_describe(table)}, expected path,label: {what} could be the paths of the images; name "
+        "the column of paths in the first line, or as path_column (--path-column)"
     )
 
 
@@ -191,7 +191,7 @@ def _choose_labels(
         return (named[0],), False
     if len(named) > 1:
         listed = ", ".join(table.header[i] for i in named)
-        raise _no_labels(table, f"the columns {listed} can be the labels; name one as {option}")
+        raise _no_labels(table, f"the columns {listed} could be the labels; name one as {option}")
     bits = [i for i in others if _holds_bits(table, i)]
     if len(bits) > 1 and bits == others:
         return tuple(bits), True

@@ -139,7 +139,7 @@ def test_size_that_an_architecture_cannot_take_is_refused_with_the_reason(
         ({"img_size": 0}, "img_size is 0, expected an edge"),
         ({"img_size": (96, 96, 3)}, "img_size is"),
         ({"img_size": 100_000}, "of 1 to 4096 pixels"),
-        ({"crop_pct": 1.5}, "crop_pct is 1.5, expected a share"),
+        ({"crop_pct": 1.5}, "crop_pct is 1.5, expected a fraction"),
         ({"crop_mode": "top"}, "crop_mode is 'top', expected one of center, squash, border"),
     ],
 )

@@ -301,7 +301,7 @@ TWO_READINGS: dict[str, tuple[Tree, str]] = {
     ),
     "each class in one year": (
         ("2023/cat/1.jpg", "2024-05/dog/2.jpg"),
-        "folders such as 2023 look like an order",
+        "folders such as 2023 look like years or batches",
     ),
     "batches": (("batch_1/cat/1.jpg", "batch_2/dog/1.jpg"), "folders such as batch_1 look like"),
     "hard images": (
@@ -355,7 +355,9 @@ def test_class_is_the_folder_under_the_root_and_deeper_folders_are_order(
 ) -> None:
     write_images(tmp_path, *tree)
     assert open_train(tmp_path).label_names == ("cat", "dog")
-    assert "are only order: pass class_from='parent' (--class-from parent) if" in caplog.text
+    assert (
+        "only organize the images: pass class_from='parent' (--class-from parent) if" in caplog.text
+    )
 
 
 def test_years_that_hold_images_are_classes(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_classes_that_are_called_like_splits_are_classes(tmp_path: Path) -> None
     [
         (("train", "val", "validation"), "has 2 folders for the split val: val, validation"),
         (("train", "Training", "test"), "has 2 folders for the split train"),
-        (("valid", "test"), "has the splits test, valid and no training split"),
+        (("valid", "test"), "has the splits test, valid, but no training split"),
     ],
 )
 def test_splits_that_are_not_clear_are_refused(

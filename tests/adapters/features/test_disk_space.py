@@ -224,7 +224,7 @@ def test_sizes_are_read(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "ten", "1 PB", "1e9"])
 def test_other_sizes_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected one such as 10GB"):
+    with pytest.raises(ValueError, match="expected a size such as 10GB"):
         parse_size(text)
 
 
@@ -246,4 +246,4 @@ def test_commands_show_clear_and_limit_the_cache(run: Any, filled: Path) -> None
     assert (status, out.splitlines()[0]) == (0, "the cache has no limit")
     status, _, err = run("cache", "limit", "much", "--cache", filled)
     assert status == 2
-    assert "size is 'much', expected one such as 10GB, 500MB or none" in err
+    assert "size is 'much', expected a size such as 10GB or 500MB, or none" in err

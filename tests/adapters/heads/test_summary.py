@@ -47,7 +47,10 @@ def test_many_weak_classes_are_shortened() -> None:
 
 def test_class_without_validation_images_is_named() -> None:
     (text,) = _texts({"recall": [1.0, 1.0, 1.0, 1.0, None]})
-    assert text == "the recall of 1 class is unknown, as there are no images to measure it: eel"
+    assert (
+        text
+        == "the recall of 1 class is unknown, because there are no images to measure it on: eel"
+    )
 
 
 def test_classes_with_few_images_are_named_the_fewest_first() -> None:
@@ -81,7 +84,7 @@ def test_reasons_beyond_the_limit_are_counted_together() -> None:
 
 def test_regression_that_is_worse_than_the_mean_is_reported() -> None:
     (text,) = _texts({"r2": -0.25}, "regression")
-    assert text == "R² is -0.2500: predicting the mean of the targets is as good or better"
+    assert text == "R² is -0.2500: predicting the mean of the targets is at least as good"
     assert _texts({"r2": 0.25}, "regression") == []
 
 
@@ -101,7 +104,7 @@ def test_validation_says_where_its_images_come_from() -> None:
     held = {"validation": "held_out", "num_val": 6, "num_train": 18}
     assert format_validation(held) == "validation: 6 of 24 images, held out of the training data"
     own = {"validation": "own", "num_val": 6, "num_train": 18}
-    assert format_validation(own) == "validation: 6 images of a validation split of its own"
+    assert format_validation(own) == "validation: 6 images from a separate validation split"
     assert format_validation({"num_val": 6}) == ""
 
 

@@ -58,7 +58,7 @@ def test_a_model_gives_the_same_logits_wherever_it_comes_from(
         (b"", "the model in memory: it is empty"),
         (b"no model", "cannot read the model in memory: "),
         (io.BytesIO(b"no model"), "cannot read the model in the open file: "),
-        (io.StringIO("no model"), "gives text, expected bytes: .* mode 'rb'"),
+        (io.StringIO("no model"), "returns text, expected bytes: .* mode 'rb'"),
         (MODEL.read_bytes()[:1000], "cannot read the model in memory: "),
         ((HEADS / "resnet_own.safetensors").read_bytes(), "it is a head file, expected an ONNX"),
         (MODELS, "no such file"),

@@ -85,7 +85,7 @@ def test_bad_input_is_one_line_and_the_old_file_stays(
     assert "no images in" in _fails(run, *fit, "--backbone", SMALL, "--data", tmp_path / "empty")
     wrong = _fails(run, *fit, "--backbone", "test_vit", "--data", shapes)
     assert "do not fit test_vit" in wrong
-    assert "expected a share" in _fails(
+    assert "expected a fraction" in _fails(
         run, *fit, "--backbone", SMALL, "--data", shapes, "--holdout", 2
     )
     assert old.read_bytes() == b"precious"

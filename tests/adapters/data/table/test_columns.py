@@ -81,8 +81,8 @@ def test_paths_of_windows_and_spaces_around_paths_are_understood(
 
 
 CONFLICTS = [
-    (["file,image,label", "0.jpg,1.jpg,a"], "2 columns can be the paths of the images; name"),
-    (["path,class,category", "0.jpg,a,b"], "columns class, category can be the labels; name one"),
+    (["file,image,label", "0.jpg,1.jpg,a"], "2 columns could be the paths of the images; name"),
+    (["path,class,category", "0.jpg,a,b"], "columns class, category could be the labels; name one"),
     (["path,label,split,is_valid", "0.jpg,a,train,1"], "columns split, is_valid, which all say"),
     (["path,label,is_train,is_test", "0.jpg,a,1,0"], "columns is_train, is_test, which all say"),
     (["path,label,is_valid", "0.jpg,a,maybe"], "line 2 has the is_valid 'maybe', expected True or"),
