@@ -65,7 +65,7 @@ def test_a_model_that_changed_in_the_meantime_is_an_error(tmp_path: Path) -> Non
     os.replace(shutil.copy(MODELS / "grafted.onnx", tmp_path / "new.onnx"), path)  # noqa: PTH105
     with pytest.raises(headkit.ExportError, match=r"model\.onnx is not the model that"):
         pickle.loads(pickled)  # noqa: S301
-    with pytest.raises(headkit.ExportError, match="make a new predictor"):
+    with pytest.raises(headkit.ExportError, match="create a new predictor"):
         predictor.features(PATHS)
     path.unlink()
     with pytest.raises(headkit.ExportError, match="no such file"):
