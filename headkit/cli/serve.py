@@ -28,7 +28,11 @@ def serve(
         int, typer.Option(help="Port on which the server listens. 0 picks a free port.")
     ] = 8000,
     provider: Annotated[
-        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt or openvino.")
+        str,
+        typer.Option(
+            help="Execution provider: cpu, cuda, tensorrt, openvino, or ONNX Runtime's own name, "
+            "such as CUDAExecutionProvider."
+        ),
     ] = "cpu",
     threads: Annotated[
         int | None, typer.Option(help="Number of CPU threads. Default: one per core.")
