@@ -77,7 +77,7 @@ class DataSummary:
         if len(self.label_names) == 1:
             outputs = {"classes": "class", "outputs": "output"}[outputs]
         number = str(len(self.label_names)) if self.label_names else "an unknown number of"
-        head = [f"{self.data}: {self.task}, {number} {outputs}"]
+        head = [f"{_shorten_path(self.data)}: {self.task}, {number} {outputs}"]
         if self.facts:
             head += _wrap("; ".join(f"{name}: {fact}" for name, fact in self.facts.items()))
         tail = self._format_counts() + self._format_skipped() + self._format_warnings()
@@ -89,7 +89,7 @@ class DataSummary:
         """Return a path without the name of the data before it; a long one loses its beginning."""
         root = os.path.join(self.data, "")  # noqa: PTH118
         path = path.removeprefix(root)
-        return path if len(path) <= _MOST_OF_A_PATH else f"…{path[1 - _MOST_OF_A_PATH :]}"
+        return _shorten_path(path)
 
     def _format_splits(self) -> list[str]:
         rows: list[list[str]] = [["split", "images", "classes", "from"]]
@@ -263,6 +263,11 @@ def _align(rows: list[list[str]], left: set[int]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def _shorten_path(path: str) -> str:
+    """Return a path that fits on a line; a long one loses its beginning."""
+    return path if len(path) <= _MOST_OF_A_PATH else f"…{path[1 - _MOST_OF_A_PATH :]}"
 
 
 def _wrap(text: str) -> list[str]:
