@@ -326,3 +326,15 @@ class _NamedLogging(ModuleType):
 
 
 _NAMED = _NamedLogging("logging")
+
+
+def http_protocol() -> type[Any]:
+    """Return uvicorn's class for HTTP connections, to which ``serve`` adds limits.
+
+    uvicorn takes a class as ``http``, but documents only its own names. Used here: the methods of
+    ``asyncio.Protocol``, and the attributes ``client``, ``connections``, ``cycle``, ``loop`` and
+    ``transport``.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    return H11Protocol

@@ -234,14 +234,11 @@ class _RequestLimits:
         if length.isdigit() and int(length) > max_bytes:
             await JSONResponse({"detail": _too_many_bytes(limits)}, 413)(scope, receive, send)
             return
-        if self.active >= limits.waiting:
-            detail = {"detail": f"{self.active} requests are already waiting: try again later"}
-            await JSONResponse(detail, 503, {"Retry-After": "1"})(scope, receive, send)
-            return
         deadline, num_bytes, complete = time.monotonic() + limits.seconds, 0, False
+        counted = False
 
         async def receive_within_limits() -> Any:
-            nonlocal num_bytes, complete
+            nonlocal num_bytes, complete, counted
             if complete:  # the next message is the end of the connection
                 return await receive()
             try:
@@ -254,10 +251,19 @@ class _RequestLimits:
             complete = not message.get("more_body", False)
             if num_bytes > max_bytes:
                 raise HTTPException(413, _too_many_bytes(limits))
+            if complete:
+                # A body that arrives slowly takes no place from others.
+                if self.active >= limits.waiting:
+                    raise HTTPException(
+                        503,
+                        f"{self.active} requests are already waiting: try again later",
+                        {"Retry-After": "1"},
+                    )
+                self.active += 1
+                counted = True
             return message
 
-        self.active += 1
         try:
             await self.app(scope, receive_within_limits, send)
         finally:
-            self.active -= 1
+            self.active -= counted

@@ -47,13 +47,23 @@ def serve(
     max_upload_mb: Annotated[float, typer.Option(help="Maximum size of a request in MiB.")] = 20,
     max_megapixels: Annotated[
         float, typer.Option(help="Maximum size of an image in megapixels.")
-    ] = 50,
+    ] = 25,
     timeout: Annotated[
         float, typer.Option(help="Time limit in seconds for answering a request.")
     ] = 30,
     max_waiting: Annotated[
         int, typer.Option(help="Maximum number of images that may wait for the backbone.")
     ] = 1000,
+    max_connections: Annotated[
+        int, typer.Option(help="Maximum number of open connections.")
+    ] = 1000,
+    max_connections_per_client: Annotated[
+        int,
+        typer.Option(
+            help="Maximum number of open connections from one address. Raise it behind a proxy, "
+            "where all clients have one address."
+        ),
+    ] = 500,
 ) -> None:
     """Serve all heads in a store over HTTP, with one shared backbone. Needs headkit[serve]."""
     from headkit.adapters.errors import DependencyMissing
@@ -65,6 +75,7 @@ def serve(
             raise ValueError(f"{name} is {value}, expected more than 0")
     import uvicorn
 
+    from headkit.export.serving.connections import limited_protocol
     from headkit.export.serving.http import application
     from headkit.export.serving.limits import Limits
     from headkit.export.serving.service import Service
@@ -75,6 +86,14 @@ def serve(
     path = (
         Path(backbone) if backbone.endswith(".onnx") else _export_backbone(backbone, weights, remap)
     )
+    limits = Limits(
+        upload_bytes=int(max_upload_mb * 2**20),
+        pixels=int(max_megapixels * 1e6),
+        seconds=timeout,
+        waiting=max_waiting,
+        connections=max_connections,
+        connections_per_client=max_connections_per_client,
+    )
     service = Service(
         store,
         path,
@@ -82,14 +101,16 @@ def serve(
         threads=threads,
         max_batch=max_batch,
         refresh_seconds=refresh,
-        limits=Limits(
-            upload_bytes=int(max_upload_mb * 2**20),
-            pixels=int(max_megapixels * 1e6),
-            seconds=timeout,
-            waiting=max_waiting,
-        ),
+        limits=limits,
     )
-    uvicorn.run(application(service), host=host, port=port, log_level="info", access_log=False)
+    uvicorn.run(
+        application(service),
+        host=host,
+        port=port,
+        http=limited_protocol(limits),
+        log_level="info",
+        access_log=False,
+    )
 
 
 def _export_backbone(architecture: str, weights: Path | None, remap: bool) -> Path:

@@ -208,3 +208,16 @@ def test_quantization_reports_to_a_logger_of_its_own(caplog: pytest.LogCaptureFi
             assert module.logging.INFO == logging.INFO
     assert {record.name for record in caplog.records} == {compat.QUANTIZATION_LOGGER}
     assert len(caplog.records) == 3
+
+
+def test_protocol_of_uvicorn_has_what_the_limits_of_a_server_use() -> None:
+    protocol = compat.http_protocol()
+    for method in ("connection_made", "data_received", "connection_lost"):
+        assert callable(getattr(protocol, method))
+    assert {
+        "client",
+        "connections",
+        "cycle",
+        "loop",
+        "transport",
+    } <= protocol.__annotations__.keys() | set(protocol.__init__.__code__.co_names)
