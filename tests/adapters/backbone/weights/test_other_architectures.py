@@ -28,7 +28,13 @@ FILES = (
     *("mobilenetv3_small_050", "lcnet_035", "dla46_c", "dla46x_c"),
 )
 """Architectures whose files are loaded into each of ``INTO``: most pairs are of different ones."""
-INTO = ("test_resnet", "test_vit", "resnet18", "vit_tiny_patch16_224", "dla46_c")
+INTO = (
+    *("test_resnet", "test_vit"),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("resnet18", "vit_tiny_patch16_224", "dla46_c")
+    ),
+)
 
 
 @pytest.fixture(scope="module")
