@@ -215,16 +215,21 @@ def explain(wanted: Wanted, match: Match, checkpoint: Checkpoint, hint: str) -> 
             + f"; {hint}"
         )
     few = len(match.backbone) < len(wanted.required) / 2
-    found = list(checkpoint.tensors) if few else list(match.extra)
+    found: Sequence[str] = match.extra
+    if few:
+        known = {f"{match.prefix}{name}" for name in match.backbone}
+        found = [name for name in checkpoint.tensors if name not in known]
     problems = []
     if match.missing:
-        missing = wanted.required if few else match.missing
         problems.append(
             f"{len(match.missing)} of {len(wanted.required)} tensors of the backbone are missing"
-            f"{'' if few else below}, such as {shorten(missing)}"
+            f"{'' if few else below}, such as {shorten(match.missing)}"
         )
     if found:
-        problems.append(f"found {len(found)} others: {shorten(found)}")
+        others = "1 other" if len(found) == 1 else f"{len(found)} others"
+        problems.append(f"found {others}: {shorten(found)}")
+    if not match.missing:
+        hint = "remove them from the file if the model does not need them"
     return WeightsError(f"{start}: {'; '.join(problems)}; {hint}")
 
 

@@ -194,8 +194,18 @@ def _load_pickled(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         names = _unsafe_names(path)
-        if not names:
+        if "TorchScript" in str(error):
+            raise WeightsError(
+                f"cannot read weights {path}: it is a TorchScript model, which is code; save its "
+                "tensors alone: torch.save(torch.jit.load(FILE).state_dict(), OTHER_FILE)"
+            ) from error
+        if isinstance(error, OSError):
             raise WeightsError(f"cannot read weights {path}: {first_line(error)}") from error
+        if not names:
+            raise WeightsError(
+                f"cannot read weights {path}: it is damaged, or neither torch.save nor safetensors "
+                "wrote it; expected a .pth or .safetensors file with tensors"
+            ) from error
         raise WeightsError(
             f"cannot read weights {path}: it holds Python objects ({', '.join(names[:3])}), but "
             "headkit reads only tensors and plain values (weights_only=True), because anything "

@@ -70,7 +70,7 @@ def test_averaged_weights_are_used_and_said(
     path = save({"model": other(state), "model_ema": state}, tmp_path / "ema.pth")
     assert_backbone_comes_from(headkit.load_backbone(SMALL, path), state)
     assert "used the averaged weights model_ema" in caplog.text
-    assert "not those of model" in caplog.text
+    assert "instead of model" in caplog.text
 
 
 def test_timm_chooses_the_same_of_two_state_dicts(tmp_path: Path) -> None:
@@ -102,6 +102,28 @@ def test_whole_pickled_model_is_refused_with_the_way_out(tmp_path: Path) -> None
         headkit.load_backbone(SMALL, tmp_path / "model.pth")
 
 
+def test_torchscript_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    traced = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))  # type: ignore[no-untyped-call]
+    traced.save(str(tmp_path / "model.pt"))
+    with pytest.raises(headkit.WeightsError, match=r"TorchScript.*torch\.save\(torch\.jit\.load"):
+        headkit.load_backbone(SMALL, tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"<html>404</html>", b"PK\x03\x04cut off"])
+def test_file_of_another_program_is_refused_in_plain_words(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(headkit.WeightsError, match=r"x\.pth: it is damaged, or neither"):
+        headkit.load_backbone(SMALL, tmp_path / "x.pth")
+
+
+def test_names_that_are_found_are_not_reported_as_missing(tmp_path: Path) -> None:
+    state = {n.replace("layer", "stage"): t for n, t in trained().state_dict().items()}
+    with pytest.raises(
+        headkit.WeightsError, match=r"missing, such as layer1\..*found \d+ others: stage1\."
+    ):
+        headkit.load_backbone(SMALL, save(state, tmp_path / "x.pth"))
+
+
 def test_checkpoint_of_timms_training_script_is_read(tmp_path: Path) -> None:
     from argparse import Namespace
 
@@ -124,7 +146,9 @@ def test_lost_tensor_is_named(tmp_path: Path) -> None:
 
 def test_additional_tensor_is_named(tmp_path: Path) -> None:
     state = {**trained().state_dict(), "layer1.7.conv1.weight": torch.ones(3)}
-    with pytest.raises(headkit.WeightsError, match=r"found 1 others: layer1\.7\.conv1\.weight"):
+    with pytest.raises(
+        headkit.WeightsError, match=r"found 1 other: layer1\.7\.conv1\.weight; remove"
+    ):
         headkit.load_backbone(SMALL, save(state, tmp_path / "x.pth"))
 
 
