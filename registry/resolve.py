@@ -52,11 +52,19 @@ def load_head(head: Head | str | Path) -> Head:
 
     Raises:
         RegistryError, DependencyMissing: see ``head_file``.
-        HeadFormatError: see ``Head.load``.
+        HeadFormatError: see ``Head.load``; or it is something else.
     """
+    from headkit.adapters.errors import HeadFormatError
     from headkit.adapters.heads.head import Head
 
-    return head if isinstance(head, Head) else Head.load(head_file(head))
+    if isinstance(head, Head):
+        return head
+    if not isinstance(head, str | Path):
+        raise HeadFormatError(
+            f"the head is a {type(head).__name__}, expected a head, the path of a head file, or a "
+            "reference to a head in a store; head_of(model) is the head of a model"
+        )
+    return Head.load(head_file(head))
 
 
 def head_name(word: str | Path) -> str:

@@ -63,6 +63,11 @@ class LoadedHeads:
         *,
         force: bool,
     ) -> None:
+        if not isinstance(heads, Mapping):
+            raise ExportError(
+                f"heads is a {type(heads).__name__}, expected a dictionary from name to head file, "
+                "such as {'flowers': 'flowers.safetensors'}"
+            )
         self._form = info.form
         self._by_name = {head.name: LoadedHead(head) for head in info.heads}
         if heads and info.form != "swappable":

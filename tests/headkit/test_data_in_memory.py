@@ -410,6 +410,14 @@ def test_spawned_workers_share_one_copy_of_an_array(shapes: Path, tmp_path: Path
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected.x)
 
 
+class _Unreadable(torch.utils.data.Dataset[Any]):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        return 1 / 0
+
+
 WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (lambda _: 3, "data is of type int, expected a folder"),
     (lambda _: None, "data is of type NoneType, expected"),
@@ -445,6 +453,8 @@ WRONG: list[tuple[Callable[[Path], Any], str]] = [
         "streamed",
     ),
     (lambda root: root.iterdir, "data is of type .*method"),
+    (lambda root: (_arrays(root)[0][0], ["a", "b"] * 20), r"one image .*\[image\]"),
+    (lambda _: _Unreadable(), "item 0 of .*ZeroDivisionError"),
 ]
 
 

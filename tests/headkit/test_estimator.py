@@ -221,6 +221,8 @@ def test_wrong_images_are_refused(shapes: Path) -> None:
     fitted = HeadClassifier(random_backbone(), workers=0, l2=1.0).fit(pixels, labels)
     with pytest.raises(headkit.DataError, match="1 of 2 images of X cannot be read"):
         fitted.predict([pixels[0], b"no image"])
+    with pytest.raises(headkit.DataError, match=r"one image \[height, width, 3\].*\[image\]"):
+        fitted.predict(pixels[0])
 
 
 def test_missing_scikit_learn_is_named_with_the_line_that_installs_it() -> None:

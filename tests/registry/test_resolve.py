@@ -38,6 +38,8 @@ def test_a_reference_stands_for_a_head_file(store: HeadStore, tmp_path: Path) ->
         assert load_head(word).digest == digest
         assert headkit.info(word)["backbone"] == scored_head(1).to_json()["backbone"]
     assert load_head(scored_head(2)).digest == scored_head(2).digest
+    with pytest.raises(HeadFormatError, match=r"a ResNet, expected a head.*head_of\(model\)"):
+        load_head(random_backbone())
     with pytest.raises(RegistryError, match=r"no file flowrs, and .* no head 'flowrs'"):
         load_head("flowrs")
     with pytest.raises(HeadFormatError, match="no such file"):

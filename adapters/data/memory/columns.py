@@ -79,6 +79,8 @@ def normalize_labels(values: Any, where: str, names: tuple[str, ...]) -> Labels:
     if isinstance(column, np.ndarray):
         if column.dtype.kind in "biuf":
             return _read_numbers(column, where, names)
+        if column.ndim == 2 and column.shape[1] == 1:
+            column = column[:, 0]  # as in scikit-learn, a column is one label per image
         column = column.tolist()
     if all(getattr(value, "shape", None) == (1,) for value in column):
         column = [value[0] for value in column]  # one number in an array each

@@ -180,6 +180,11 @@ def _read_array(array: np.ndarray[Any, Any], where: str) -> Inputs:
         whole = array.dtype.kind in "iu"
         convert = "if its values are 0 to 255, convert it with .astype('uint8'); " if whole else ""
         raise DataError(f"{found}: {convert}{FLOAT_PIXELS}")
+    if array.ndim == 3 and array.shape[2] in (3, 4):
+        raise DataError(
+            f"{found}, which is one image [height, width, {array.shape[2]}]: put it into a list, "
+            "[image]; or if these are grey images, pass them as [N, height, width, 1]"
+        )
     if array.ndim == 4 and array.shape[3] not in _CHANNELS:
         if array.shape[1] not in _CHANNELS:
             raise DataError(f"{found}, expected {EXPECTED}")

@@ -118,12 +118,12 @@ def read_torch_dataset(dataset: Any) -> tuple[Any, Any, tuple[str, ...], str]:
         if len(tensors) != 2:
             raise DataError(f"{where} has {len(tensors)} tensors, expected images and labels")
         return *tensors, (), where
-    image, label = split_item(dataset[0], 0, where)
+    image, label = _read_item(dataset, 0, where)
     check_image(image, 0, where)
     labels = find_targets(dataset)
     if labels is None or len(labels) != len(dataset) or not _equal(labels[0], label):
         logger.info("reading the %d items of %s for their labels", len(dataset), where)
-        labels = [_read_label(dataset, number, where) for number in range(len(dataset))]
+        labels = [_read_item(dataset, number, where)[1] for number in range(len(dataset))]
     return DatasetImages(dataset, where), labels, find_classes(dataset), where
 
 
@@ -170,7 +170,7 @@ def _equal(kept: Any, read: Any) -> bool:
     return bool(np.array_equal(np.asarray(kept), np.asarray(read)))
 
 
-def _read_label(dataset: Any, number: int, where: str) -> Any:
+def _read_item(dataset: Any, number: int, where: str) -> tuple[Any, Any]:
     try:
         item = dataset[number]
     except Exception as error:
@@ -178,4 +178,4 @@ def _read_label(dataset: Any, number: int, where: str) -> Any:
         raise DataError(
             f"item {number} of {where} cannot be read: {type(error).__name__}: {first_line(error)}"
         ) from error
-    return split_item(item, number, where)[1]
+    return split_item(item, number, where)

@@ -118,6 +118,7 @@ def test_model_with_a_hand_made_classifier_is_exported(name: str, tmp_path: Path
         (lambda: nn.Sequential(nn.LayerNorm(96), nn.Linear(96, 3)), "LayerNorm, Linear"),
         (lambda: nn.Sequential(nn.Linear(96, 8), nn.GELU("tanh"), nn.Linear(8, 3)), "Linear, GELU"),
         (lambda: _Normalized(96, 3), "_Normalized"),
+        (lambda: nn.Conv2d(96, 3, 1), "Conv2d"),
     ],
 )
 def test_classifier_that_no_head_file_describes_is_refused(

@@ -75,6 +75,8 @@ def test_wrong_images_are_refused(exported: tuple[nn.Module, Path], tmp_path: Pa
 def test_wrong_models_are_refused(exported: tuple[nn.Module, Path], tmp_path: Path) -> None:
     with pytest.raises(headkit.ExportError, match="no such file"):
         headkit.Predictor(tmp_path / "none.onnx")
+    with pytest.raises(headkit.ExportError, match="heads is a list, expected a dictionary"):
+        headkit.Predictor(exported[1], heads=["flowers.safetensors"])  # type: ignore[arg-type]
     content = exported[1].read_bytes()
     (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
     with pytest.raises(headkit.ExportError, match=r"cannot read model .*cut\.onnx"):

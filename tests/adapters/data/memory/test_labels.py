@@ -55,6 +55,8 @@ def test_whole_numbers_are_classes_in_the_order_of_their_values(labels: Any) -> 
         ["cat", "dog", "cat"],
         np.array(["cat", "dog", "cat"]),
         np.array(["cat", "dog", "cat"], object),
+        np.array(["cat", "dog", "cat"])[:, None],
+        pd.DataFrame({"label": ["cat", "dog", "cat"]}),
         np.array([b"cat", b"dog", b"cat"]),
         pd.Series(["cat", "dog", "cat"], dtype="category"),
         pd.Series(["cat", "dog", "cat"], dtype="string"),
