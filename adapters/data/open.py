@@ -104,10 +104,15 @@ def find_warnings(splits: Splits) -> list[str]:
     if splits.val is None:
         tests = [one for one in splits.unused if one.split == "test"]
         if tests:
+            of = splits.train.name
+            if Path(tests[0].name).is_dir():
+                of += f", {tests[0].name},"
+                advice = "; pass the test split as val (--val) to validate on it"
+            else:
+                advice = "; `headkit evaluate` measures a head on it"
             warnings.append(
-                f"the test split of {splits.train.name}, {tests[0].name}, is not used: validation "
-                "images are held out of the training split; pass the test split as val (--val) to "
-                "validate on it"
+                f"the test split of {of} is not used: validation images are held out of the "
+                f"training split{advice}"
             )
         warnings += _labels_with_one_image(splits.train)
     return warnings

@@ -54,7 +54,7 @@ def read_table(file: Path, path_column: str | None = None) -> Table:
         if len(cells) != len(header):
             raise DataError(
                 f"{file} line {number} has {len(cells)} columns, expected {len(header)} "
-                f"({', '.join(header)}): put quotes around values that contain {mark}"
+                f"({', '.join(header)}){_advise(len(cells), len(header), mark)}"
             )
         rows.append(Row(number, tuple(cells)))
     if not rows:
@@ -104,3 +104,11 @@ def _records(
     except csv.Error as error:
         number = reader.line_num + skipped
         raise DataError(f"{file} line {number} is not valid CSV: {error}") from error
+
+
+def _advise(found: int, expected: int, mark: str) -> str:
+    if expected == 1:
+        return ": the first line must name the columns, such as path,label"
+    if found > expected:
+        return f": put quotes around values that contain {mark}"
+    return f": check that {mark} stands between all values"

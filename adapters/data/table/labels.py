@@ -164,7 +164,22 @@ def choose_reader(
                 f"{table.name} has labels such as {example!r}: set the task to multilabel if these "
                 "are several labels of one image, or to multiclass if each is one class"
             )
+    if _has_fractions(values):
+        raise DataError(
+            f"{table.name} has labels that are numbers with a fraction, such as "
+            f"{min(value for value in values if '.' in value)!r}: set the task to regression if "
+            "they are numbers, or to multiclass if each is a class"
+        )
     return LabelReader(table, columns, get_task("multiclass"), BAR)
+
+
+def _has_fractions(values: Collection[str]) -> bool:
+    """Return True if all values are numbers, and at least one is not whole."""
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        return False
+    return any(math.isfinite(number) and not number.is_integer() for number in numbers)
 
 
 def _task_of_bits(table: Table, columns: Columns) -> Task:

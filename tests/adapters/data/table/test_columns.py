@@ -36,7 +36,7 @@ def test_common_delimiters_are_recognized(table: Write, mark: str, name: str) ->
 def test_line_of_excel_that_names_the_delimiter_is_no_header(table: Write) -> None:
     path = table("sep=;", "path;label", "0.jpg;a", "1.jpg;b", encoding="utf-8-sig")
     assert _labels(open_train(path)) == ["a", "b"]
-    with pytest.raises(DataError, match=r"line 4 has 1 columns, expected 2 .* contain a semicolon"):
+    with pytest.raises(DataError, match=r"line 4 has 1 columns, expected 2 .* a semicolon stands"):
         open_data(table("sep=;", "path;label", "0.jpg;a", "1.jpg"))
 
 

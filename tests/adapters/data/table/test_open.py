@@ -236,3 +236,16 @@ def test_any_bytes_are_a_csv_or_a_data_error(
         return
     assert dataset.targets is not None
     assert np.isfinite(dataset.targets).all()
+
+
+def test_labels_with_a_fraction_need_the_word_of_the_user(table: Callable[..., Path]) -> None:
+    path = table("path,label", "0.jpg,1.5", "1.jpg,0.25", "2.jpg,1")
+    with pytest.raises(DataError, match=r"fraction, such as '0\.25': set the task to regression"):
+        open_data(path)
+    train, _ = open_data(path, task="regression")
+    assert train.targets is not None
+    assert train.targets.ravel().tolist() == [1.5, 0.25, 1.0]
+    train, _ = open_data(path, task="multiclass")
+    assert train.label_names == ("0.25", "1", "1.5")
+    whole, _ = open_data(table("path,label", "0.jpg,1", "1.jpg,2", "2.jpg,2.0", name="w.csv"))
+    assert whole.task == "multiclass"
