@@ -305,8 +305,16 @@ def test_models_of_one_channel_without_classes_and_in_half_precision(tmp_path: P
     x = torch.randn(2, 1, 160, 160)
     with torch.inference_mode():
         assert_close(headkit.Predictor(tmp_path / "gray.onnx").logits(x.numpy()), gray(x).numpy())
-    with pytest.raises(ValueError, match="channels is 1, expected 3"):
-        headkit.export(gray, tmp_path / "raw.onnx", preprocess=True)
+    headkit.export(gray, tmp_path / "raw.onnx", preprocess=True)
+    image = np.random.default_rng(0).integers(0, 256, (160, 160), dtype=np.uint8)
+    found = {
+        name: {one["label"]: one["score"] for one in headkit.Predictor(tmp_path / name)(image)[0]}
+        for name in ("gray.onnx", "raw.onnx")
+    }
+    assert found["raw.onnx"] == pytest.approx(found["gray.onnx"], abs=1e-3)
+    four = headkit.load_backbone("test_resnet", pretrained=False, in_chans=4)
+    with pytest.raises(ValueError, match="channels is 4, expected 1 or 3"):
+        headkit.export(four, tmp_path / "four.onnx", preprocess=True)
     without = headkit.load_backbone("test_resnet", pretrained=False, num_classes=0)
     headkit.export(without, tmp_path / "backbone.onnx", "backbone")
     with torch.inference_mode():
