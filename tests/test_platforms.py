@@ -271,7 +271,7 @@ def test_cores_without_affinity_are_those_of_the_machine(monkeypatch: pytest.Mon
 
 WITHOUT_POSIX = """
 import builtins, importlib, os, pkgutil, sys
-import fsspec, huggingface_hub.file_download, onnxruntime, onnxscript, timm, torch
+import fsspec, huggingface_hub.file_download, onnxruntime, onnxscript, sklearn.base, timm, torch
 absent = {"fcntl", "grp", "posix", "pwd", "resource", "syslog", "termios", "tty"}
 real = builtins.__import__
 def without(name, globals=None, *rest, **others):

@@ -16,9 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-if sys.platform != "win32":
-    import fcntl
-
 KEY_FILE = "key.json"
 _RECENT = 3600
 """Seconds in which a folder counts as in use if it has no key or its file system no locks."""
@@ -39,6 +36,8 @@ class InUse:
         self._file: IO[bytes] | None = self.path.open("rb")
         try:
             if sys.platform != "win32":
+                import fcntl
+
                 with suppress(OSError):  # a file system without locks
                     fcntl.flock(self._file, fcntl.LOCK_SH)
             if not os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
@@ -84,6 +83,8 @@ def alone(folder: Path) -> Iterator[bool]:
 
 
 def _lock_alone(file: IO[bytes], path: Path) -> bool:
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
