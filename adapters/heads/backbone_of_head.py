@@ -7,8 +7,6 @@ publishes, and nothing else: a file, a folder or a repository needs the word of 
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,15 @@ from torch import nn
 
 from headkit.adapters.backbone.input_size import recorded_arguments
 from headkit.adapters.backbone.load import HUB, LOCAL, create_model, load_backbone
+from headkit.adapters.bounds import describe
 from headkit.adapters.errors import HeadFormatError, UnknownArchitecture, WeightsError
 
 from .head import Head
-from .schema import NOT_ARGUMENTS
 
 _BUILDER = frozenset(
     ("group_size", "channel_multiplier", "depth_multiplier", "channel_divisor", "num_classes")
 )
 """Arguments of timm's builders that scale an architecture."""
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-_TEXT = re.compile(r"[A-Za-z0-9_.+-]{0,64}")
-MAX_LENGTH = 64
-"""Maximum number of values in a list among the arguments."""
 
 
 def load_backbone_of(
@@ -77,8 +71,8 @@ def check_arguments(head: Head) -> dict[str, Any]:
 
     Raises:
         UnknownArchitecture: timm has no such architecture.
-        HeadFormatError: An argument is not one of the class of the architecture, or its value is
-            neither a number, a word, a truth value nor a list of them.
+        HeadFormatError: An argument is not one of the class of the architecture. The head itself
+            has checked the values, see ``schema``.
     """
     if not timm.is_model(head.architecture):
         raise UnknownArchitecture.with_nearest(head.architecture, timm.list_models())
@@ -86,14 +80,12 @@ def check_arguments(head: Head) -> dict[str, Any]:
     if not arguments:
         return arguments
     allowed, any_name = _parameters(head.architecture)
-    for name, value in arguments.items():
-        known = name in allowed or (any_name and _NAME.fullmatch(str(name)))
-        if name in NOT_ARGUMENTS or not known or not _is_plain(value):
-            raise HeadFormatError(
-                f"the head's model_args has {name!r}: {str(value)[:80]!r}, expected only arguments "
-                f"that build {head.architecture}, with plain values: load the backbone with "
-                "load_backbone, and pass it with backbone="
-            )
+    unknown = [] if any_name else [name for name in arguments if name not in allowed]
+    if unknown:
+        raise HeadFormatError(
+            f"the head's model_args has {describe(unknown[0])}, expected only arguments that build "
+            f"{head.architecture}: load the backbone with load_backbone, and pass it with backbone="
+        )
     return arguments
 
 
@@ -107,17 +99,7 @@ def _parameters(architecture: str) -> tuple[frozenset[str], bool]:
         parameters = inspect.signature(vars(parent)["__init__"]).parameters.values()
         names |= {parameter.name for parameter in parameters}
         any_name |= any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    return frozenset(names) - NOT_ARGUMENTS, any_name
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, str):
-        return _TEXT.fullmatch(value) is not None
-    if isinstance(value, list | tuple):
-        return len(value) <= MAX_LENGTH and all(map(_is_plain, value))
-    if isinstance(value, Mapping):
-        return False
-    return value is None or isinstance(value, bool | int | float)
+    return frozenset(names), any_name
 
 
 def _is_from_timm(name: str, source: str) -> bool:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from headkit.adapters.bounds import Bound, check_object, integer, number, text
+
 from .layout import encode_json
-from .reference import MAX_VERSION
+from .reference import MAX_VERSION, is_version
 
 MAX_BYTES = 2**20
 """Maximum size of a record or a tag in bytes."""
 CHECKSUM = "checksum"
-_SHA_256 = re.compile(r"[0-9a-f]{64}")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def decode_record(content: bytes, name: str, number: int) -> Version:
     Raises:
         ValueError: The content is not such a record, or it was changed.
     """
-    values = _decode(content, _RECORD, {f.name for f in fields(Version)} - {"previous"})
+    values = _decode(content, _RECORD, {f.name for f in fields(Version)} - {"previous"}, "record")
     if (values["name"], values["version"]) != (name, number):
         raise ValueError(
             f"it describes {values['name']}@{values['version']}, expected {name}@{number}"
@@ -119,7 +119,7 @@ def decode_tag(content: bytes, name: str, tag: str) -> Tag:
     Raises:
         ValueError: The content is not that tag, or it was changed.
     """
-    values = _decode(content, _TAG, {"name", "tag", "version"})
+    values = _decode(content, _TAG, {"name", "tag", "version"}, "tag")
     if (values["name"], values["tag"]) != (name, tag):
         raise ValueError(f"it is the tag {values['name']}@{values['tag']}, expected {name}@{tag}")
     return Tag(**values)
@@ -136,12 +136,12 @@ def _with_checksum(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checksum(values: Mapping[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    canonical = json.dumps(values, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _decode(
-    content: bytes, checks: Mapping[str, tuple[str, Callable[[Any], bool]]], required: set[str]
+    content: bytes, checks: Mapping[str, Bound], required: set[str], where: str
 ) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise ValueError(f"it has {len(content):,} bytes, expected at most {MAX_BYTES:,}")
@@ -160,66 +160,37 @@ def _decode(
     if unknown and checksum is None:
         # Otherwise, a flipped bit in the word "checksum" would take the check away.
         raise ValueError(f"it has the unknown key {unknown[0]!r:.100} and no checksum")
-    missing = sorted(required - set(values))
-    if missing:
-        raise ValueError(f"{', '.join(missing)} is missing")
-    for key, (expected, is_valid) in checks.items():
-        if key in values and not is_valid(values[key]):
-            raise ValueError(f"{key} is {values[key]!r:.100}, expected {expected}")
-    return {key: value for key, value in values.items() if key in checks}
+    return check_object(values, checks, required, where)
 
 
-def _is_text(limit: int) -> tuple[str, Callable[[Any], bool]]:
-    return (
-        f"text of at most {limit:,} characters",
-        lambda value: isinstance(value, str) and len(value) <= limit,
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_version(value: Any) -> bool:
-    return _is_number(value) and 1 <= value <= MAX_VERSION
-
-
-_VERSION = (f"a number from 1 to {MAX_VERSION}", _is_version)
-_DIGEST_OR_EMPTY = (
-    "64 hexadecimal digits, or nothing",
-    lambda value: isinstance(value, str) and (not value or bool(_SHA_256.fullmatch(value))),
-)
-_RECORD: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "name": _is_text(63),
+_VERSION = integer(1, MAX_VERSION)
+_DIGEST = text(64, r"[0-9a-f]{64}", "64 hexadecimal digits")
+_DIGEST_OR_EMPTY = text(64, r"[0-9a-f]{64}|", "64 hexadecimal digits, or nothing")
+_RECORD: dict[str, Bound] = {
+    "name": text(63),
     "version": _VERSION,
-    "digest": (
-        "64 hexadecimal digits",
-        lambda value: isinstance(value, str) and bool(_SHA_256.fullmatch(value)),
-    ),
-    "size": ("a number of bytes", lambda value: _is_number(value) and 0 < value < 2**40),
-    "published": (
-        "a UTC time, ISO 8601",
-        lambda value: isinstance(value, str) and bool(_TIME.fullmatch(value)),
-    ),
-    "publisher": _is_text(1000),
+    "digest": _DIGEST,
+    "size": integer(1, 2**40),
+    "published": text(64, _TIME, "a UTC time, ISO 8601"),
+    "publisher": text(1000),
     "parent": _DIGEST_OR_EMPTY,
-    "notes": _is_text(100_000),
-    "head": ("an object", lambda value: isinstance(value, dict)),
+    "notes": text(100_000),
+    "head": Bound("an object", lambda value: isinstance(value, dict)),
     "previous": _DIGEST_OR_EMPTY,
 }
-_TAG: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "name": _is_text(63),
-    "tag": _is_text(63),
+_TAG: dict[str, Bound] = {
+    "name": text(63),
+    "tag": text(63),
     "version": _VERSION,
-    "at": _is_text(100),
-    "by": _is_text(1000),
-    "shares": (
+    "at": text(100),
+    "by": text(1000),
+    "shares": Bound(
         "shares from 0 to 1 by the number of a version",
         lambda value: (
             isinstance(value, dict)
-            and all(key.isdecimal() and _is_version(int(key[:10])) for key in value)
-            and all(isinstance(v, int | float) and 0 <= v <= 1 for v in value.values())
+            and all(map(is_version, value))
+            and all(map(number(0, 1).accepts, value.values()))
         ),
     ),
-    "shadow": (f"a number from 0 to {MAX_VERSION}", lambda value: value == 0 or _is_version(value)),
+    "shadow": integer(0, MAX_VERSION),
 }
