@@ -27,7 +27,7 @@ from headkit.adapters.files import write_atomically
 from headkit.adapters.heads.attach import attach, attach_in_turn, head_of
 from headkit.adapters.heads.backbone_of_head import load_backbone_of
 from headkit.adapters.heads.head import Head
-from headkit.adapters.images import ImageLike
+from headkit.adapters.images.open import ImageLike
 from headkit.export.graph.classifier_graph import encode_model
 from headkit.export.graph.convert import convert
 from headkit.export.graph.heads_in_graph import (

@@ -38,7 +38,7 @@ def run(
     from timm.data import create_transform
 
     import headkit
-    from headkit.adapters.images import open_image
+    from headkit.adapters.images.open import open_image
     from headkit.benchmarks.bench.machine import machine
     from headkit.benchmarks.bench.timing import alternate
 

@@ -17,7 +17,8 @@ from headkit.adapters.errors import DataError, HeadFormatError
 from headkit.adapters.fitting.metrics import measure, measure_more, measure_outputs, most_confused
 from headkit.adapters.heads.summary import remarks, store_skipped
 from headkit.adapters.heads.tasks import DEFAULT, TaskName, get_task
-from headkit.adapters.images import ImageReader, is_image
+from headkit.adapters.images.formats import is_image
+from headkit.adapters.images.open import ImageReader
 
 from .evaluation import Evaluation
 

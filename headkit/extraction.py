@@ -25,7 +25,7 @@ from headkit.adapters.features.given import take_features
 from headkit.adapters.features.runtime import Runtime
 from headkit.adapters.features.transform import View
 from headkit.adapters.files import cache_folder
-from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
+from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.runtimes.choose import choose_runtime
 
 logger = logging.getLogger("headkit")

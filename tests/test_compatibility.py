@@ -22,7 +22,7 @@ from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.data.open import open_data
 from headkit.adapters.features.cache import FeatureCache
 from headkit.adapters.features.extract import extract
-from headkit.adapters.pixel_rule import VERSION_1_RULE
+from headkit.adapters.images.pixel_rule import VERSION_1_RULE
 from headkit.benchmarks.bench.machine import machine
 from headkit.export.runtimes.choose import choose_runtime
 from headkit.registry.hub.card import GENERATED, build_config, config_text, render_card

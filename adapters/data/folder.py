@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from headkit.adapters.errors import DataError
-from headkit.adapters.images import SUFFIXES
+from headkit.adapters.images.formats import SUFFIXES
 
 from .dataset import (
     ImageDataset,

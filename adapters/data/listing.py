@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headkit.adapters.errors import DataError
-from headkit.adapters.images import UNREAD_SUFFIXES, is_image
+from headkit.adapters.images.formats import UNREAD_SUFFIXES, is_image
 from headkit.adapters.system_files import count_files, is_system_name
 
 from .dataset import Skipped

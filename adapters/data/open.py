@@ -10,7 +10,7 @@ from typing import Any
 
 from headkit.adapters.errors import DataError
 from headkit.adapters.heads.tasks import TaskName, get_task
-from headkit.adapters.images import UNREAD_SUFFIXES
+from headkit.adapters.images.formats import UNREAD_SUFFIXES
 
 from .dataset import (
     ImageDataset,

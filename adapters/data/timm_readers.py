@@ -15,7 +15,7 @@ from timm.data.readers import create_reader
 
 from headkit.adapters.compat import create_stream_of_unknown_length
 from headkit.adapters.errors import DataError, DependencyMissing, HeadkitError, first_line
-from headkit.adapters.images import SUFFIXES
+from headkit.adapters.images.formats import SUFFIXES
 
 from .dataset import ImageDataset, check_known_classes, check_two_classes, shorten_list
 from .listing import natural_key

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.errors import DataError
-from headkit.adapters.images import read_image_file
+from headkit.adapters.images.open import read_image_file
 
 from .cache import PIXEL_DIGEST
 from .file_hashes import DIGEST, Digests, hash_content

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from headkit.adapters.images import ImageReader
-from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
+from headkit.adapters.images.open import ImageReader
+from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
 
 SCALE = (0.5, 1.0)
 """Smallest and largest share of the image's area that a random crop keeps."""

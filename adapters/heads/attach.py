@@ -32,7 +32,7 @@ from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.compat import model_arguments, unwrap
 from headkit.adapters.errors import BackboneMismatch, ContractError
-from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
+from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
 
 from .hand_made import check_place, describe_classifier
 from .head import Head

@@ -26,7 +26,7 @@ from headkit.adapters.display import format_count, format_line, format_table
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
 from headkit.adapters.files import write_atomically
-from headkit.adapters.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
+from headkit.adapters.images.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 
 from .schema import check_description, check_pixels, check_shapes
 from .summary import find_weak_classes, format_interval

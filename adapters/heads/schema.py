@@ -23,7 +23,7 @@ from headkit.adapters.bounds import (
     text,
 )
 from headkit.adapters.errors import HeadFormatError
-from headkit.adapters.pixel_rule import PixelRule
+from headkit.adapters.images.pixel_rule import PixelRule
 
 from .tasks import TASKS
 

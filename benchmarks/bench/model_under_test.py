@@ -298,7 +298,7 @@ def models_under_test(
     models: list[ModelUnderTest] = []
     paths = None
     if images is not None:
-        from headkit.adapters.image_sources import list_images
+        from headkit.adapters.images.sources import list_images
 
         paths = list_images(images)
         paths = paths[:: max(1, len(paths) // MAX_IMAGES)][:MAX_IMAGES]

@@ -44,7 +44,7 @@ from headkit.adapters.backbone.preprocessing import preprocessing
 from headkit.adapters.data.open import open_data
 from headkit.adapters.files import write_atomically
 from headkit.adapters.heads.attach import adapt
-from headkit.adapters.images import open_image
+from headkit.adapters.images.open import open_image
 from headkit.benchmarks.bench.machine import machine
 from headkit.benchmarks.samples import ARCHITECTURE, write_digits, write_weights
 from headkit.fit import fit

@@ -26,7 +26,7 @@ from headkit.adapters.heads.schema import (
     check_shapes,
 )
 from headkit.adapters.heads.tasks import DEFAULT, Task, get_task
-from headkit.adapters.pixel_rule import VERSION_1_RULE, PixelRule
+from headkit.adapters.images.pixel_rule import VERSION_1_RULE, PixelRule
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head

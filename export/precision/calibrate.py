@@ -12,9 +12,9 @@ import onnx
 
 from headkit.adapters.errors import DataError, ExportError
 from headkit.adapters.heads.tasks import get_task
-from headkit.adapters.image_sources import list_images
-from headkit.adapters.images import ImageLike, ImageReader
-from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
+from headkit.adapters.images.open import ImageLike, ImageReader
+from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
+from headkit.adapters.images.sources import list_images
 from headkit.export.graph.heads_in_graph import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name
 from headkit.export.predict.batches import batched

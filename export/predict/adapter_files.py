@@ -13,7 +13,7 @@ import onnxruntime as ort
 from headkit.adapters.errors import BackboneMismatch, ExportError, OutputError, first_line
 from headkit.adapters.files import atomic_path
 from headkit.adapters.heads.tasks import TASKS, get_task
-from headkit.adapters.pixel_rule import VERSION_1_RULE, PixelRule
+from headkit.adapters.images.pixel_rule import VERSION_1_RULE, PixelRule
 from headkit.export.graph.metadata import TEMPERATURE, HeadInfo, ModelInfo
 
 if TYPE_CHECKING:

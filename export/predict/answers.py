@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from headkit.adapters.pixel_rule import PixelRule
+from headkit.adapters.images.pixel_rule import PixelRule
 
 from .batches import ReadImage
 from .loaded_heads import LoadedHead

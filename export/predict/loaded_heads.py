@@ -12,7 +12,7 @@ import numpy as np
 
 from headkit.adapters.errors import ExportError
 from headkit.adapters.file_kinds import ADAPTER
-from headkit.adapters.pixel_rule import PixelRule
+from headkit.adapters.images.pixel_rule import PixelRule
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
 
 from .adapter_files import Adapter, Inputs, head_arrays, read_adapter

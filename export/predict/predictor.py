@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from headkit.adapters.display import format_count, format_line, format_table
-from headkit.adapters.images import ImageLike, ImageReader
-from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
+from headkit.adapters.images.open import ImageLike, ImageReader
+from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.graph.metadata import ModelInfo
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.model_source import ModelLike, ModelSource

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from headkit.adapters.errors import ExportError, first_line
-from headkit.adapters.images import ImageReader
-from headkit.adapters.pixel_rule import CURRENT_RULE, PixelRule
+from headkit.adapters.images.open import ImageReader
+from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.graph.metadata import ModelInfo
 from headkit.export.predict.scores import Prediction, check_logits, compute_scores, select_top
 from headkit.export.preprocess.pillow import Preprocess

@@ -177,7 +177,7 @@ def _count_skipped(arguments: Iterable[str]) -> dict[str, int]:
 
 def _expand(arguments: Iterable[str]) -> Iterator[Path]:
     """Yield the path of each image below folders, in files, and on standard input."""
-    from headkit.adapters.image_sources import iterate_images
+    from headkit.adapters.images.sources import iterate_images
 
     for argument in arguments:
         paths = _read_paths() if argument == STANDARD_INPUT else [argument]
@@ -241,8 +241,8 @@ def _check_order(model: Path, images: list[str]) -> None:
     """Raise if the model is a head or an image, or an image is a head or a model."""
     from headkit.adapters.errors import DataError, ExportError
     from headkit.adapters.file_kinds import MODEL, check_argument, detect_file_kind
-    from headkit.adapters.image_sources import iterate_images
-    from headkit.adapters.images import is_image
+    from headkit.adapters.images.formats import is_image
+    from headkit.adapters.images.sources import iterate_images
 
     usage = "the model first and then images: predict MODEL.onnx IMAGE --head HEAD.safetensors"
     check_argument("the model", model, MODEL, usage)

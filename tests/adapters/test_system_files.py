@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from headkit.adapters.errors import DataError
-from headkit.adapters.image_sources import iterate_images
+from headkit.adapters.images.sources import iterate_images
 from headkit.adapters.system_files import count_files, is_system_name
 
 

@@ -18,7 +18,7 @@ from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.features.extract import extract
 from headkit.adapters.features.runtime import Branches, Pixels, Precision, Run
 from headkit.adapters.heads.head import Head
-from headkit.adapters.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
+from headkit.adapters.images.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 from headkit.export.graph.metadata import HeadInfo, ModelInfo, shared_description
 from headkit.export.precision.calibrate import Images
 from headkit.export.serving.service import Service

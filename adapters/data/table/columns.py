@@ -11,7 +11,7 @@ from headkit.adapters.data.options import ReadOptions
 from headkit.adapters.data.splits import SplitName, split_of
 from headkit.adapters.errors import DataError
 from headkit.adapters.heads.tasks import Task
-from headkit.adapters.images import is_image
+from headkit.adapters.images.formats import is_image
 
 from .rows import Table
 

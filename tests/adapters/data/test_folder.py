@@ -9,7 +9,7 @@ from timm.data.readers import create_reader
 
 from headkit.adapters.data.open import count, open_data
 from headkit.adapters.errors import DataError
-from headkit.adapters.images import SUFFIXES
+from headkit.adapters.images.formats import SUFFIXES
 
 from .listings import open_train, write_images
 

@@ -14,7 +14,7 @@ from PIL import Image
 from headkit.adapters.data.open import ImageDataset, count, open_data
 from headkit.adapters.data.summary import describe_data
 from headkit.adapters.errors import DataError, DependencyMissing
-from headkit.adapters.images import open_image
+from headkit.adapters.images.open import open_image
 
 from .listings import open_train, write_images
 

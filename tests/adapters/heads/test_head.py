@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import headkit
 from headkit.adapters.heads.head import Head
-from headkit.adapters.pixel_rule import CURRENT_RULE, VERSION_1_RULE
+from headkit.adapters.images.pixel_rule import CURRENT_RULE, VERSION_1_RULE
 from tests.heads import random_head
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import headkit
-from headkit.adapters.pixel_rule import CURRENT_RULE
+from headkit.adapters.images.pixel_rule import CURRENT_RULE
 from tests.fixtures import IMAGES, MODELS
 
 PATH = IMAGES / "striped" / "0.png"

@@ -9,7 +9,7 @@ from PIL import Image
 
 import headkit
 from headkit.adapters.heads.head import Head
-from headkit.adapters.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
+from headkit.adapters.images.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 from headkit.export.graph.metadata import ModelInfo
 from headkit.export.runtimes.onnxruntime import open_session
 from tests.backbones import random_backbone

@@ -13,7 +13,7 @@ from PIL import Image
 
 from headkit.adapters.data.listing import list_folder
 from headkit.adapters.errors import DataError
-from headkit.adapters.image_sources import iterate_images, list_images
+from headkit.adapters.images.sources import iterate_images, list_images
 
 IMAGE = Image.new("RGB", (5, 4), "red")
 ARRAY = np.zeros((4, 5, 3), np.uint8)

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError
-from .images import ImageLike, is_image
-from .system_files import is_system_name
+from headkit.adapters.errors import DataError
+from headkit.adapters.system_files import is_system_name
+
+from .formats import is_image
+from .open import ImageLike
 
 ONE_IMAGE = "the image"
 """Name of an image that has no path and stands alone."""

@@ -1,4 +1,4 @@
-"""Open image files. No other module opens one, and the only list of formats is here."""
+"""Open image files. No other module opens one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from .errors import DataError, first_line
+from headkit.adapters.errors import DataError, first_line
+
+from .formats import FORMATS
 from .pixel_rule import CURRENT_RULE, PixelRule
 
 if TYPE_CHECKING:  # running an exported model needs no torch
@@ -26,29 +28,6 @@ ImageLike: TypeAlias = (
     "| Tensor"
 )
 
-FORMATS: dict[str, tuple[str, ...]] = {
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "JPEG": (".jfif", ".jpe", ".jpeg", ".jpg"),
-    "PNG": (".apng", ".png"),
-    "PPM": (".pbm", ".pgm", ".pnm", ".ppm"),
-    "TIFF": (".tif", ".tiff"),
-    "WEBP": (".webp",),
-}
-"""Pillow's names of the formats that are read, and the suffixes of their files.
-
-Pillow decodes some of the other formats before it knows the size of the image.
-"""
-SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-"""Lowercase suffixes of the files in a folder that are images."""
-_UNREAD = (
-    "apng arw avif avifs blp bpg cr2 cr3 cur dcm dds dib djvu dng dpx emf eps exr fits fli fpx hdr "
-    "heic heics heif heifs icns ico iff im j2c j2k jfif jls jng jp2 jpc jpe jpf jpm jps jpx jxl "
-    "jxr mng mpo nef nii npy npz nrrd orf pam pbm pcx pdf pef pfm pgm pict pnm psd pxr qoi raf ras "
-    "raw rgb rgba rw2 sgi sr2 srw svg svgz tga vips wbmp wdp webm wmf x3f xbm xcf xpm"
-)
-UNREAD_SUFFIXES = frozenset(f".{name}" for name in _UNREAD.split()) - SUFFIXES
-"""Lowercase suffixes of other files that hold images, which are counted and not read."""
 MODES = {1: "L", 3: "RGB"}
 """Pillow's mode of the pixels, by the number of a model's input channels."""
 MAX_RESIZED_PIXELS = 25_000_000
@@ -234,11 +213,6 @@ def read_image_file(path: str | Path) -> bytes:
         missing = error.errno in (errno.ENOENT, errno.ENAMETOOLONG)
         reason = "no such file" + _hint(str(path)) if missing else str(error.strerror or error)
         raise UnreadableImage(f"image {_shorten(path)}", reason) from error
-
-
-def is_image(path: str | Path) -> bool:
-    """Return True if the suffix of ``path`` is one of ``SUFFIXES``, in any case."""
-    return os.path.splitext(path)[1].lower() in SUFFIXES  # noqa: PTH122 - as timm; much faster
 
 
 def _shorten(path: str | Path) -> str:
