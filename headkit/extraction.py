@@ -62,8 +62,8 @@ class Extraction:
         Features of the user's own are returned as they are.
 
         Raises:
-            DataError: See ``features.extract`` and ``take_features``; or a random crop is asked of
-                features.
+            DataError: See ``features.extract`` and ``take_features``; or a random crop of
+                features is requested.
         """
         if source.features is not None:
             if view is not None and view.number:

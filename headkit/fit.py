@@ -109,8 +109,8 @@ def fit(
         views: Number of crops of each training image: the eval crop, then random crops, which are
             flipped at random.
         runtime: Runtime of the backbone: ``auto``, ``torch``, ``onnxruntime`` or ``openvino``. On a
-            CPU, ``auto`` is ``onnxruntime``, or ``openvino`` for bf16. On a GPU it is ``torch``,
-            and if few of all images are left to compute.
+            CPU, ``auto`` is ``onnxruntime``, or ``openvino`` for bf16. On a GPU, or if few images
+            are left to compute, it is ``torch``.
         precision: Precision of the backbone's arithmetic, ``fp32`` or ``bf16``.
         executor: Where features are extracted: ``local``, with processes of this machine, or
             ``ray``, on all cores of a Ray cluster, see ``extract_with_ray``.

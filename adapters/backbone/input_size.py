@@ -92,12 +92,8 @@ def recorded_arguments(arguments: Mapping[str, Any], cfg: Mapping[str, Any]) -> 
 
     Args:
         arguments: The other arguments.
-        cfg: The ``pretrained_cfg`` of a head.
-
-    Raises:
-        ValueError: A value is out of its range.
+        cfg: The ``pretrained_cfg`` of a head, which has checked it.
     """
-    check_input_options(list(cfg["input_size"])[1:], cfg["crop_pct"], cfg["crop_mode"])
     overlay = {name: cfg[name] for name in _RECORDED}
     overlay["input_size"] = tuple(overlay["input_size"])
     return {**arguments, _OVERLAY: {**(arguments.get(_OVERLAY) or {}), **overlay}}

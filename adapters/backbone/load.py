@@ -85,7 +85,7 @@ def load_with_rest(
     remap: bool = False,
     **timm_kwargs: Any,
 ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """Load a backbone, and return what the weights have at the place of a classifier left out.
+    """Load a backbone, and return the tensors of a classifier that was left out.
 
     Args:
         architecture: See ``load_backbone``.
@@ -98,7 +98,8 @@ def load_with_rest(
     """
     check_architecture(architecture)
     kwargs = {name: value for name, value in timm_kwargs.items() if value is not None}
-    weights = weights or kwargs.pop("checkpoint_path", None)
+    checkpoint_path = kwargs.pop("checkpoint_path", None)
+    weights = weights or checkpoint_path
     inputs = [kwargs.pop(name, None) for name in ("img_size", "crop_pct", "crop_mode")]
     size = check_input_options(*inputs)
     kwargs = input_arguments(architecture, kwargs, *inputs)

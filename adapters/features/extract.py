@@ -285,7 +285,7 @@ def count_missing(
             number, lacking = count(data), 0
             if data.paths is not None:
                 number = len(hashed[id(data)])
-                lacking = int(cache.find(hashed[id(data)]).missing.sum())
+                lacking = int(cache.find(hashed[id(data)], check=False).missing.sum())
             elif number is None or cache.num_images < number:
                 unknown, number, lacking = unknown or number is None, number or 0, number or 0
             missing += lacking

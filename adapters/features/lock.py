@@ -1,8 +1,8 @@
 """Mark a folder of the cache as in use, so that no other process removes files from it.
 
 On POSIX systems a process that uses a folder shares a lock on its file ``key.json``; whoever
-removes files takes the lock alone. The system drops the lock of a process that ends. On Windows the
-open file itself prevents that it is renamed.
+removes files takes the lock alone. The system drops the lock of a process that ends. On Windows
+nobody can rename the file while it is open.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Load the backbone that a head was trained on.
 
 A head file may come from anybody. What it says about its backbone selects weights that timm itself
-publishes, and nothing else: a file, a folder or a repository needs the word of the user.
+publishes, and nothing else: headkit loads a file, a folder or a repository only if the user names
+it.
 """
 
 from __future__ import annotations

@@ -279,7 +279,7 @@ class Head:
                 names = sorted(file.keys())
                 slices = {name: file.get_slice(name) for name in names}
                 shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
-                # All is checked before it is read: a sparse file has more bytes than the disk.
+                # Check everything before reading it: a sparse file has more bytes than the disk.
                 for name, one in slices.items():
                     check_dtype(name, one.get_dtype(), shapes[name])
                 check_shapes(check_description(description), shapes)

@@ -1,11 +1,12 @@
 """The schema of a head: what its description may hold, and which tensors fit the description.
 
 Head files, the metadata of exported models and the records of a store describe heads. All of them
-may come from anybody, so every value has bounds, and nothing else of them is used.
+may come from anybody, so every value has bounds, and everything else in them is ignored.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -148,8 +149,8 @@ def check_shapes(
         matrices = {name: shape for name, shape in shapes.items() if len(shape) > 1}
         if not any(shape[0] == classes for shape in matrices.values()):
             raise HeadFormatError(
-                f"{where} has {classes} classes, but no tensor with so many rows: its tensors have "
-                f"the shapes {describe({name: list(s) for name, s in shapes.items()})}"
+                f"{where} has {classes} classes, but no tensor with that many rows: its tensors "
+                f"have the shapes {describe({name: list(s) for name, s in shapes.items()})}"
             )
         for name, shape in matrices.items():
             bias = shapes.get(f"{name.removesuffix('weight')}bias")
@@ -160,7 +161,7 @@ def check_shapes(
                 )
         if len(matrices) == 1 and len(shapes) <= 2:
             (shape,) = matrices.values()
-            widths.append(_product(shape[1:]))
+            widths.append(math.prod(shape[1:]))
     if widths and features not in (sum(widths), *(widths if len(set(widths)) == 1 else ())):
         raise HeadFormatError(
             f"{where} takes {features} features, but its tensors take {describe(widths)}"
@@ -189,13 +190,6 @@ def _group(
     return modules
 
 
-def _product(sizes: Sequence[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
-
-
 def _check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:
     channels = cfg["input_size"][0]
     for key in ("mean", "std"):
@@ -208,7 +202,7 @@ def _check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:
 def _check_arguments(arguments: Mapping[str, Any], where: str) -> None:
     """Check the arguments of an architecture: plain values, none of which makes it huge.
 
-    Which names an architecture takes, only timm knows; ``backbone_of_head`` checks them.
+    Only timm knows which names an architecture takes; ``backbone_of_head`` checks them.
     """
     for name, value in arguments.items():
         if name in NOT_ARGUMENTS or not _NAME.accepts(name):

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from headkit.adapters.bounds import (
@@ -110,7 +111,7 @@ class HeadInfo:
         """Number of logits."""
         return int(self.description["num_classes"])
 
-    @property
+    @cached_property
     def pixels(self) -> PixelRule:
         """The rule by which images become the pixels that the head was trained on."""
         rule = self.description.get("pixels")

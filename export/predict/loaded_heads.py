@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ class LoadedHead:
     arrays: Mapping[str, Array] = field(default_factory=dict)
     adapter: Adapter | None = None
 
-    @cached_property
+    @property
     def pixels(self) -> PixelRule:
         """The rule by which images become the pixels that the head was trained on."""
         return self.info.pixels

@@ -141,10 +141,14 @@ class Service:
         waiting = self.batcher.waiting
         if waiting >= self.limits.waiting:
             raise ServiceBusy(f"{waiting} images are already waiting: try again later")
-        distinct = {pixels.tobytes(): pixels for pixels in decoded.values()}
+        # Most images give the same pixels by every rule, and then need one pass of the backbone.
+        keys = dict.fromkeys(decoded, b"")
+        if len(decoded) > 1:
+            keys = {rule: pixels.tobytes() for rule, pixels in decoded.items()}
+        distinct = {keys[rule]: pixels for rule, pixels in decoded.items()}
         computed = await asyncio.gather(*map(self.batcher.features, distinct.values()))
         by_pixels = dict(zip(distinct, computed, strict=True))
-        features = {rule: by_pixels[pixels.tobytes()] for rule, pixels in decoded.items()}
+        features = {rule: by_pixels[keys[rule]] for rule in decoded}
         return await loop.run_in_executor(
             self._threads, self._answer, heads, features, top_k, frozenset(refs)
         )

@@ -89,6 +89,7 @@ class StoreHeads:
         self.on_store_error: Callable[[], None] = lambda: None
         self._versions: dict[str, tuple[float, Version]] = {}
         self._loaded: OrderedDict[str, LoadedHead] = OrderedDict()
+        self._num_bytes = 0
         self._mismatches: dict[str, str] = {}
         self._lock = Lock()
         self._entries: tuple[float, list[Entry]] = (0.0, [])
@@ -207,15 +208,16 @@ class StoreHeads:
             self._mismatches[version.digest] = str(error)
             raise
         with self._lock:
-            self._loaded[version.digest] = head
+            before = self._loaded.pop(version.digest, None)
+            self._num_bytes += head.num_bytes - (before.num_bytes if before is not None else 0)
+            self._loaded[version.digest] = head  # the last one is the one used last
             self._forget_oldest()
         return head
 
     def _forget_oldest(self) -> None:
-        num_bytes = sum(one.num_bytes for one in self._loaded.values())
-        while num_bytes > self.max_bytes and len(self._loaded) > 1:
+        while self._num_bytes > self.max_bytes and len(self._loaded) > 1:
             _, oldest = self._loaded.popitem(last=False)
-            num_bytes -= oldest.num_bytes
+            self._num_bytes -= oldest.num_bytes
 
     def resolve(self, ref: str) -> Version:
         """Return the version that a reference names, as it was at most ``refresh_seconds`` ago.

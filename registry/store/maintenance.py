@@ -84,11 +84,11 @@ def list_unchained(objects: Objects) -> list[str]:
     objects.check_root()
     unchained = []
     for name, listing in sorted(objects.list_names().items()):
-        numbers = [
-            number
-            for number in sorted(listing.versions)
-            if not is_chained(objects.storage.read(record_key(name, number)))
-        ]
+        numbers = []
+        for number in sorted(listing.versions):
+            with suppress(RegistryError, FileNotFoundError):  # ``verify`` reports it
+                if not is_chained(objects.storage.read(record_key(name, number))):
+                    numbers.append(number)
         if numbers:
             unchained.append(f"{name}@{format_ranges(numbers)}")
     return unchained

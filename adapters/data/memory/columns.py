@@ -40,7 +40,7 @@ def to_column(values: Any, where: str) -> Any:
     """Return a tensor, a column of a table or a sparse matrix as an array; other values as a list.
 
     Raises:
-        DataError: ``values`` is no sequence.
+        DataError: ``values`` is not a sequence.
     """
     if hasattr(values, "detach"):
         return values.detach().cpu().numpy()

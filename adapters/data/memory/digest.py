@@ -14,7 +14,8 @@ from headkit.adapters.data.dataset import ImageDataset
 def digest_data(dataset: ImageDataset) -> str:
     """Return the SHA-256 of everything that a data set holds: images or paths, targets, labels.
 
-    Every image that is no path is read. Files are named by their paths, and a stream by its name.
+    Every image that is not a path is read. Files are named by their paths, and streams by their
+    names.
     """
     digest = hashlib.sha256()
     for part in _parts(dataset):

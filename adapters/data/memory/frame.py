@@ -40,7 +40,7 @@ class Frame:
 
 
 def as_frame(data: Any) -> Frame | None:
-    """Return a table as a ``Frame``; None for data that are no table.
+    """Return a table as a ``Frame``; None for data that are not a table.
 
     Tables are DataFrames of pandas and polars, tables of pyarrow, mappings from names of columns to
     columns of equal length, and lists of records, which are mappings with the same keys.

@@ -103,7 +103,7 @@ def read_torch_dataset(dataset: Any) -> tuple[Any, Any, tuple[str, ...], str]:
         has the attribute ``classes`` or ``class_to_idx``; and the name of the data.
 
     Raises:
-        DataError: It has no items, they are no pairs, or the images are float tensors.
+        DataError: It has no items, they are not pairs, or the images are float tensors.
     """
     where = f"the data set {type(dataset).__name__}"
     if not hasattr(dataset, "__len__"):

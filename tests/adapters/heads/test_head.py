@@ -172,7 +172,7 @@ def test_head_without_a_new_part_is_written_in_version_1(tmp_path: Path) -> None
         ),
         (
             json.dumps({**random_head().to_json(), "num_classes": 2}),
-            r"has 2 classes, but no tensor with so many rows",
+            r"has 2 classes, but no tensor with that many rows",
         ),
         (
             json.dumps({**random_head().to_json(), "num_features": 6}),

@@ -370,17 +370,17 @@ def test_a_store_that_hangs_stops_nothing(served: Served, monkeypatch: pytest.Mo
         start = time.monotonic()
         statuses = [status for status, _ in served.ask(("GET", "/healthz"), ("GET", "/heads"))]
         assert statuses == [200, 200]
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < GENEROUS / 4
         assert served.service.heads.lookups.hanging
         # Without a deadline, each of these would wait for GENEROUS seconds.
         assert max(durations) < GENEROUS / 4
     finally:
         answers.set()
     monkeypatch.undo()
-    time.sleep(PROBE_SECONDS + 0.2)
-    assert served.predict(picture(), "nobody-knows-it")[0] in (404, 503)
-    time.sleep(0.2)
-    assert served.predict(picture(), "nobody-knows-it")[0] == 404
+    deadline = time.monotonic() + GENEROUS
+    while served.predict(picture(), "nobody-knows-it")[0] != 404:  # until the store was probed
+        assert time.monotonic() < deadline
+        time.sleep(PROBE_SECONDS / 5)
     assert not served.service.heads.lookups.hanging
 
 

@@ -97,7 +97,9 @@ def test_record_with_a_value_of_another_type_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"[]", b"{}", b"", b" " * 2**21])
-def test_record_that_is_no_record_is_refused(store: HeadStore, content: bytes) -> None:
+def test_record_that_is_no_record_is_refused(
+    store: HeadStore, content: bytes, run: Callable[..., tuple[int, str, str]]
+) -> None:
     store.publish(scored_head(1), "flowers", tags=["prod"])
     file(store, record_key("flowers", 1)).write_bytes(content)
     file(store, tag_key("flowers", "prod")).write_bytes(content)
@@ -105,6 +107,8 @@ def test_record_that_is_no_record_is_refused(store: HeadStore, content: bytes) -
         with pytest.raises(StoreError):
             store.resolve(ref)
     assert len(store.verify()) == 2
+    status, out, err = run("heads", "verify", "--store", store.url, "--json")
+    assert (status, len(json.loads(out)["problems"]), err) == (1, 2, "")
 
 
 def test_record_that_was_replaced_is_found_by_the_next_one(store: HeadStore) -> None:
