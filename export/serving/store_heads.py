@@ -139,7 +139,7 @@ class StoreHeads:
         for ref in names:
             if ref == "*":
                 continue
-            looked_up_at, version = self._versions.get(ref, (0.0, None))
+            looked_up_at, version = self._last_known(ref)
             if version is None:
                 return None
             if not (
@@ -230,7 +230,7 @@ class StoreHeads:
     def _resolve(self, ref: str) -> Version:
         """Look a reference up. Versions never change, so a number is looked up only once."""
         reference = Reference.parse(ref)
-        looked_up_at, known = self._versions.get(ref, (0.0, None))
+        looked_up_at, known = self._last_known(ref)
         if known is not None and (reference.version is not None or self._is_fresh(looked_up_at)):
             return known
         try:
@@ -243,6 +243,18 @@ class StoreHeads:
             if not isinstance(error, StoreHangs):
                 self._versions[ref] = (time.monotonic(), known)
             return known
+
+    def _last_known(self, ref: str) -> tuple[float, Version | None]:
+        """Return when a reference was looked up, and its version; None if it is unknown.
+
+        A name that was only part of a request for ``*`` has the newest version of the last listing.
+        """
+        if ref not in self._versions:
+            for entry in self._entries[1]:
+                if entry.name == ref and entry.latest is not None:
+                    _, version = self._versions.get(f"{ref}@{entry.latest}", (0.0, None))
+                    return 0.0, version
+        return self._versions.get(ref, (0.0, None))
 
     def _read_version(self, ref: str, reference: Reference) -> Version:
         version = self.store.resolve(reference)
