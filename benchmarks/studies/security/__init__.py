@@ -1,0 +1,1 @@
+"""Attack headkit: fuzzed inputs, killed writers, a store that hangs, and hostile clients."""
