@@ -22,8 +22,8 @@ from headkit.adapters.backbone.preprocessing import preprocessing
 from headkit.adapters.features import decode
 from headkit.adapters.features.transform import Transform, View
 from headkit.benchmarks.bench import machine, process, run_configs
-from headkit.registry.store import storage as module
-from headkit.registry.store.storage import LocalStorage
+from headkit.registry.store import local_storage as module
+from headkit.registry.store.local_storage import LocalStorage
 from tests.backbones import random_backbone
 
 posix = pytest.mark.skipif(os.name != "posix", reason="simulates another system on a POSIX system")
@@ -67,7 +67,7 @@ def test_other_errors_of_a_hard_link_are_reported(
 PUBLISHER = """
 import os, sys
 from pathlib import Path
-from headkit.registry.store.storage import LocalStorage
+from headkit.registry.store.local_storage import LocalStorage
 if sys.argv[3] == "no links":
     del os.link
 storage, own = LocalStorage(Path(sys.argv[1])), sys.argv[2].encode() * 50_000
@@ -122,7 +122,7 @@ def test_lock_of_a_killed_publisher_is_gone(tmp_path: Path) -> None:
             sys.executable,
             "-c",
             "import sys, time; from pathlib import Path\n"
-            "from headkit.registry.store.storage import _locked\n"
+            "from headkit.registry.store.local_storage import _locked\n"
             "with _locked(Path(sys.argv[1])):\n"
             "    print('held', flush=True); time.sleep(600)",
             str(tmp_path / "tmp"),

@@ -10,7 +10,7 @@ from contextlib import suppress
 from headkit.adapters.errors import RegistryError, StoreError
 
 from .layout import BLOBS, SUFFIX, TRASH, blob_key, format_ranges, record_key, trash_key
-from .objects import Objects
+from .objects import ATTEMPTS, Objects
 from .records import is_chained
 from .reference import is_digest
 from .storage import TEMPORARY
@@ -133,10 +133,9 @@ def gc(objects: Objects, *, grace_seconds: float, dry_run: bool, force: bool) ->
     deleted = []
     for key in expired:
         if _digest_of(key) in used:
-            with suppress(FileNotFoundError):
-                objects.restore(_digest_of(key), storage.read(key))
+            _put_back(objects, _digest_of(key))
         else:
-            deleted += _delete(objects, key)
+            deleted += _delete_expired(objects, key, before_in_trash)
     for key in abandoned:
         deleted += _delete(objects, key)
     moved = [key for key in unused if _move_to_trash(objects, key, before)]
@@ -144,7 +143,7 @@ def gc(objects: Objects, *, grace_seconds: float, dry_run: bool, force: bool) ->
     used = _list_used_digests(objects) if moved else set()
     for key in moved:
         if _digest_of(key) in used:
-            objects.restore(_digest_of(key), storage.read(trash_key(_digest_of(key))))
+            _put_back(objects, _digest_of(key))
         else:
             deleted.append(key)
     return sorted(deleted)
@@ -164,6 +163,20 @@ def _move_to_trash(objects: Objects, key: str, before: float) -> bool:
     return False
 
 
+def _put_back(objects: Objects, digest: str) -> None:
+    """Copy a head file from ``trash`` to ``blobs``, unless another ``gc`` is doing so."""
+    with suppress(FileNotFoundError):
+        objects.restore(digest, objects.storage.read(trash_key(digest)))
+
+
+def _delete_expired(objects: Objects, key: str, before: float) -> list[str]:
+    """Delete a copy in ``trash``, unless another ``gc`` has written it again since the listing."""
+    with suppress(FileNotFoundError):
+        if objects.storage.stat(key).modified <= before:
+            return _delete(objects, key)
+    return []
+
+
 def _delete(objects: Objects, key: str) -> list[str]:
     with suppress(FileNotFoundError):
         objects.storage.delete(key)
@@ -181,13 +194,18 @@ def _exists(objects: Objects, key: str) -> bool:
 
 def _store_time(objects: Objects) -> float:
     """Return the time by the clock that dates the objects, which may not be this machine's."""
-    key = f"{TEMPORARY}/clock-{secrets.token_hex(8)}"
-    objects.storage.create(key, b"")
-    try:
-        return objects.storage.stat(key).modified
-    finally:
-        with suppress(FileNotFoundError):
-            objects.storage.delete(key)
+    for _ in range(ATTEMPTS):
+        key = f"{TEMPORARY}/clock-{secrets.token_hex(8)}"
+        with suppress(FileNotFoundError):  # another gc has just removed it
+            objects.storage.replace(key, b"")
+            try:
+                return objects.storage.stat(key).modified
+            finally:
+                _delete(objects, key)
+    raise StoreError(
+        f"{objects.url}: others removed each of {ATTEMPTS} files that would have told the time: "
+        "run gc again when no other gc runs"
+    )
 
 
 def _digest_of(key: str) -> str:

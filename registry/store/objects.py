@@ -20,6 +20,7 @@ from .layout import (
     HEADS,
     STORE,
     SUFFIX,
+    TRASH,
     VERSIONS,
     NameListing,
     blob_key,
@@ -28,9 +29,10 @@ from .layout import (
     tag_key,
     trash_key,
 )
+from .local_storage import LocalStorage
 from .records import Tag, Version, decode_record, decode_tag, encode_record, encode_tag
 from .reference import DIGEST, is_name
-from .storage import TEMPORARY, LocalStorage, Storage
+from .storage import TEMPORARY, Storage
 
 ATTEMPTS = 1000
 """Number of attempts at a write that other publishers may get ahead of."""
@@ -148,7 +150,8 @@ class Objects:
                     f"{version}: its head file {key} is missing. Publish the original file again "
                     "to restore it"
                 ) from error
-            self.restore(version.digest, content)
+            with suppress(StoreError):  # whoever may only read reads it from the trash
+                self.restore(version.digest, content)
         digest = hashlib.sha256(content).hexdigest()
         if digest != version.digest:
             raise StoreError(
@@ -164,9 +167,26 @@ class Objects:
                 self.storage.create(blob_key(digest), content)
 
     def create_record(self, version: Version) -> None:
-        """Write a record; raise ``FileExistsError`` if there is a version with that number."""
+        """Write a record; raise ``FileExistsError`` if there is a version with that number.
+
+        In a chained store, no two records are equal, as each has a nonce. So a record that is there
+        and equals this one is this one.
+        """
         content = encode_record(version, chained=self.chained)
-        self.storage.create(record_key(version.name, version.version), content)
+        key = record_key(version.name, version.version)
+        try:
+            self.storage.create(key, content)
+        except (FileExistsError, StoreError):
+            # The client of an object store sends a request again if its answer is lost. The store
+            # may have written the record at the first request, and refuse the second one.
+            if not (self.chained and self._holds(key, content)):
+                raise
+
+    def _holds(self, key: str, content: bytes) -> bool:
+        """Return True if an object exists and has this content."""
+        with suppress(FileNotFoundError, StoreError):
+            return self.storage.read(key) == content
+        return False
 
     def hash_record(self, name: str, number: int) -> str:
         """Return what the record of the next version names as the one before it."""
@@ -227,11 +247,15 @@ class Objects:
 
     def find_digest(self, digits: str) -> Version:
         """Return a version whose digest starts with these digits."""
-        digests = [
-            one.key.rpartition("/")[2].removesuffix(SUFFIX)
-            for one in self.storage.objects(f"{BLOBS}{digits[:2]}/")
-            if one.key.rpartition("/")[2].startswith(digits)
-        ]
+        # gc may have died before it put a head file back, see ``read_blob``.
+        digests = sorted(
+            {
+                one.key.rpartition("/")[2].removesuffix(SUFFIX)
+                for folder in (BLOBS, TRASH)
+                for one in self.storage.objects(f"{folder}{digits[:2]}/")
+                if one.key.rpartition("/")[2].startswith(digits)
+            }
+        )
         if len(digests) > 1:
             raise RegistryError(
                 f"{DIGEST}{digits} matches {len(digests)} head files: give more digits"

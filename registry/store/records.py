@@ -39,6 +39,7 @@ class Version:
         head: Metadata of the head file, without label names and recall per class.
         previous: SHA-256 of the record of the version before it; empty for the first version, and
             in a store of version 1.
+        nonce: Random digits that no other record has; empty in a store of version 1.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Version:
     notes: str
     head: Mapping[str, Any]
     previous: str = ""
+    nonce: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
@@ -85,7 +87,7 @@ def encode_record(version: Version, *, chained: bool) -> bytes:
     """Return the content of a record; without a checksum and a chain for a store of version 1."""
     values = asdict(version)
     if not chained:
-        del values["previous"]
+        del values["previous"], values["nonce"]
         return encode_json(values)
     return encode_json(_with_checksum(values))
 
@@ -105,7 +107,7 @@ def decode_record(content: bytes, name: str, number: int) -> Version:
     Raises:
         ValueError: The content is not such a record, or it was changed.
     """
-    values = _decode(content, _RECORD, {f.name for f in fields(Version)} - {"previous"}, "record")
+    values = _decode(content, _RECORD, _REQUIRED, "record")
     if (values["name"], values["version"]) != (name, number):
         raise ValueError(
             f"it describes {values['name']}@{values['version']}, expected {name}@{number}"
@@ -180,7 +182,9 @@ _RECORD: dict[str, Bound] = {
     "notes": text(100_000),
     "head": Bound("an object", lambda value: isinstance(value, dict)),
     "previous": _DIGEST_OR_EMPTY,
+    "nonce": text(64, r"[0-9a-f]*", "hexadecimal digits"),
 }
+_REQUIRED = {f.name for f in fields(Version)} - {"previous", "nonce"}
 _TAG: dict[str, Bound] = {
     "name": text(63),
     "tag": text(63),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,9 +35,10 @@ from .layout import (
     tag_key,
 )
 from .objects import ATTEMPTS, Objects, default_publisher, now
+from .open_storage import open_storage
 from .records import Version
 from .reference import LATEST, Reference, check_name, check_tag
-from .storage import Storage, open_storage
+from .storage import Storage
 
 GRACE_SECONDS = 24 * 3600
 """Age in seconds below which ``gc`` keeps an object: someone may be publishing it."""
@@ -106,6 +108,7 @@ class HeadStore:
         number = max(listing.versions, default=0) + 1
         if parent is None and listing.latest is not None:
             parent_digest = self._objects.read_record(name, listing.latest).digest
+        nonce = secrets.token_hex(16) if self._objects.chained else ""
         for _ in range(ATTEMPTS):
             version = Version(
                 name=name,
@@ -118,6 +121,7 @@ class HeadStore:
                 notes=notes,
                 head=metadata,
                 previous=self._objects.hash_record(name, number - 1),
+                nonce=nonce,
             )
             try:
                 self._objects.create_record(version)

@@ -5,7 +5,10 @@ import pytest
 
 from headkit import DependencyMissing, RegistryError
 from headkit.benchmarks.studies.s3_server import BUCKET, s3_server
-from headkit.registry.store.storage import LocalStorage, Storage, _is_conflict, open_storage
+from headkit.registry.store.local_storage import LocalStorage
+from headkit.registry.store.object_storage import _is_conflict
+from headkit.registry.store.open_storage import open_storage
+from headkit.registry.store.storage import Storage
 from headkit.registry.store.store import HeadStore
 from tests.heads import scored_head
 
