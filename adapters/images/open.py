@@ -6,8 +6,8 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from headkit.adapters.errors import DataError, first_line
 
 from .formats import FORMATS
+from .jpeg import MAX_SCANS, count_scans
 from .pixel_rule import CURRENT_RULE, PixelRule
 
 if TYPE_CHECKING:  # running an exported model needs no torch
@@ -167,6 +168,27 @@ def open_image(
         TooLarge: Pillow suspects a decompression bomb.
         DataError: An array has another type or shape, or ``source`` is not an image.
     """
+    with _opened(source) as (image, name):
+        return _to_pixels(image, name, rule, channels, check_size)
+
+
+def read_size(content: bytes, check_size: CheckSize) -> tuple[int, int]:
+    """Return the width and the height in pixels that an image file states; decode nothing.
+
+    Raises:
+        DataError: See ``open_image``, or whatever ``check_size`` raises.
+    """
+    with _opened(content) as (image, _):
+        check_size(*image.size)
+        return image.size
+
+
+@contextmanager
+def _opened(source: ImageLike) -> Iterator[tuple[Image.Image, str]]:
+    """Open an image without decoding it; yield it and what messages call it.
+
+    Errors inside the context mean that the image cannot be read, too.
+    """
     if isinstance(source, os.PathLike):
         source = Path(source)
     name = f"image {_shorten(source)}" if isinstance(source, str | Path) else "the image"
@@ -175,13 +197,14 @@ def open_image(
     image = _image_in_memory(source)
     try:
         if image is not None:
-            return _to_pixels(image, name, rule, channels, check_size)
+            yield image, name
+            return
         # Pillow never gets a path: Pillow 13 maps an uncompressed TIFF file into memory and then
         # turns it wrongly.
         content = read_image_file(source) if isinstance(source, str | Path) else source
         file = io.BytesIO(content) if isinstance(content, bytes) else content
         with Image.open(file, formats=tuple(FORMATS)) as opened:  # type: ignore[arg-type]
-            return _to_pixels(opened, name, rule, channels, check_size)
+            yield opened, name
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -279,6 +302,7 @@ def _to_pixels(
 ) -> Image.Image:
     if check_size is not None:
         check_size(*image.size)
+    _check_scans(image, name)
     image.load()  # Pillow turns a TIFF file itself and then removes its orientation
     orientation = _orientation(image) if rule.orientation == "exif" else None
     if image.mode.startswith(("I", "F")):
@@ -288,12 +312,32 @@ def _to_pixels(
     if image.mode == "La":  # Pillow cannot convert it to RGBA
         image = image.convert("LA")
     if rule.alpha == "white" and image.has_transparency_data:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        image = Image.alpha_composite(white, layer).convert("RGB")
+        image = _put_on_white(image)
     if channels == 1 and image.mode not in ("1", "L"):
         image = image.convert("RGB")  # not every mode converts to grey
     return image.convert(MODES[channels])
+
+
+def _check_scans(image: Image.Image, name: str) -> None:
+    file = getattr(image, "fp", None)
+    if image.format not in ("JPEG", "MPO") or file is None:
+        return
+    file.seek(0)
+    scans = count_scans(file.read())
+    if scans > MAX_SCANS:
+        raise UnreadableImage(name, f"it has {scans:,} scans, expected at most {MAX_SCANS}")
+
+
+def _put_on_white(image: Image.Image) -> Image.Image:
+    """Return an image without transparency, strip by strip: a copy of it needs much memory."""
+    width, height = image.size
+    result, rows = Image.new("RGB", image.size), max(1, 2**20 // max(width, 1))
+    for top in range(0, height, rows):
+        box = (0, top, width, min(top + rows, height))
+        layer = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        result.paste(Image.alpha_composite(white, layer).convert("RGB"), box)
+    return result
 
 
 def _orientation(image: Image.Image) -> int | None:

@@ -1,14 +1,14 @@
-"""The HTTP application that ``headkit serve`` runs: routes, status codes, metrics."""
+"""The HTTP application that ``headkit serve`` runs: routes and status codes."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 from headkit.adapters.errors import (
     BackboneMismatch,
@@ -19,22 +19,20 @@ from headkit.adapters.errors import (
     StoreError,
 )
 from headkit.adapters.images.open import TooLarge
+from headkit.registry.store.layout import Entry
 from headkit.registry.store.reference import Reference
 
-from .limits import Limits, ServiceBusy, TooManyHeads
+from .form import SCHEMA, read_form
+from .limits import BadForm, HeadTooLarge, ServiceBusy, TooManyHeads
 from .service import Service
 
 try:
-    from fastapi import FastAPI, File, Form, HTTPException, Request, Response, UploadFile
-    from fastapi.responses import JSONResponse
-    from prometheus_client import (
-        CONTENT_TYPE_LATEST,
-        CollectorRegistry,
-        Counter,
-        Gauge,
-        Histogram,
-        generate_latest,
-    )
+    from fastapi import FastAPI, HTTPException, Request, Response
+    from fastapi.responses import JSONResponse, StreamingResponse
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+    from .bodies import Bodies, unless_client_leaves
+    from .metrics import Measured, Metrics
 except ImportError as missing:
     raise DependencyMissing.for_feature("serving", "headkit[serve]") from missing
 
@@ -42,17 +40,19 @@ logger = logging.getLogger("headkit")
 
 STATUS_OF_ERROR: dict[type[HeadkitError], int] = {
     TooLarge: 413,
+    BadForm: 422,
     DataError: 400,
     StoreError: 503,
     TooManyHeads: 422,
+    HeadTooLarge: 422,
     RegistryError: 404,
     BackboneMismatch: 409,
     ServiceBusy: 503,
 }
 """HTTP status for each class of error, such as 404 for an unknown head. The first match counts."""
 
-FORM_BYTES = 64 * 1024
-"""Maximum size in bytes of the names of heads in a request, in addition to the image."""
+CHUNK = 64 * 1024
+"""Number of bytes of a long list that are sent at a time."""
 
 
 def application(service: Service) -> FastAPI:
@@ -62,10 +62,9 @@ def application(service: Service) -> FastAPI:
     ``GET /healthz`` reports that the server runs, ``GET /metrics`` is for Prometheus, and
     ``GET /docs`` is the OpenAPI page. Errors are JSON ``{"detail": …}``. ``STATUS_OF_ERROR`` has
     the status of each class of error. In addition, 408 means that the body did not arrive in time,
-    413 that it has too many bytes, and 422 that the request is malformed or names too many heads.
-    Responses with 503 have ``Retry-After``.
+    and 413 that it has too many bytes. Responses with 503 have ``Retry-After``.
     """
-    metrics = _Metrics(service)
+    metrics, bodies, listing = Metrics(service), Bodies(), _Listing(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -74,19 +73,7 @@ def application(service: Service) -> FastAPI:
         await service.stop()
 
     app = FastAPI(title="headkit", summary="Many heads on one backbone.", lifespan=lifespan)
-    app.add_middleware(_RequestLimits, service=service)
-
-    @app.middleware("http")
-    async def measure(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        start = time.perf_counter()
-        response = await call_next(request)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "other")
-        metrics.requests.labels(path, str(response.status_code)).inc()
-        metrics.seconds.labels(path).observe(time.perf_counter() - start)
-        return response
+    app.add_middleware(Measured, metrics=metrics)
 
     @app.exception_handler(HeadkitError)
     async def report_error(_: Request, error: HeadkitError) -> JSONResponse:
@@ -95,38 +82,23 @@ def application(service: Service) -> FastAPI:
         headers = {"Retry-After": "1"} if status == 503 else None
         return JSONResponse({"detail": _public_message(error, status, service)}, status, headers)
 
-    @app.post("/predict")
-    async def predict(
-        image: Annotated[UploadFile, File(description="Image file.")],
-        head: Annotated[
-            list[str],
-            Form(
-                description="Reference to a head: flowers, flowers@3, flowers@prod or sha256:…; * "
-                "for all heads."
-            ),
-        ],
-        top_k: Annotated[
-            int, Form(ge=1, le=1000, description="Maximum number of predictions per head.")
-        ] = 5,
-    ) -> dict[str, Any]:
+    @app.post("/predict", openapi_extra=SCHEMA, response_model=dict[str, Any])
+    async def predict(request: Request) -> Response:
         """Classify an image by one or more heads, with one pass of the backbone."""
-        if len(head) > service.limits.heads:
-            raise HTTPException(
-                422,
-                f"the request names {len(head)} heads; at most {service.limits.heads} are allowed",
-            )
-        for ref in head:
-            if ref != "*":
-                _parse(ref)
-        content = await image.read()
-        if len(content) > service.limits.upload_bytes:
-            raise HTTPException(413, _too_many_bytes(service.limits))
-        try:
-            async with asyncio.timeout(service.limits.seconds):
-                answers = await service.predict(content, head, top_k=top_k)
-        except TimeoutError as error:
-            raise ServiceBusy(f"no answer within {service.limits.seconds:g} s") from error
-        return {
+        limits = service.limits
+        async with bodies.receive(request, limits) as body:
+            form = read_form(body, request.headers.get("content-type", ""), limits.heads)
+            body.clear()
+            for ref in form.heads:
+                if ref != "*":
+                    _parse(ref)
+            work = service.predict(form.image, form.heads, top_k=form.top_k)
+            try:
+                async with asyncio.timeout(limits.seconds):
+                    answers = await unless_client_leaves(request, work)
+            except TimeoutError as error:
+                raise ServiceBusy(f"no answer within {limits.seconds:g} s") from error
+        values = {
             name: {
                 "head": str(answer.version),
                 "digest": answer.version.digest,
@@ -134,19 +106,26 @@ def application(service: Service) -> FastAPI:
             }
             for name, answer in answers.items()
         }
+        return Response(json.dumps(values), media_type="application/json")
 
-    @app.get("/heads")
-    def list_heads() -> list[dict[str, Any]]:
+    @app.get("/heads", response_model=list[dict[str, Any]])
+    async def list_heads() -> Response:
         """List the names in the store."""
-        return [asdict(entry) for entry in service.heads.entries()]
+        content = await listing.content()
+        if len(content) <= CHUNK:
+            return Response(content, media_type="application/json")
+        # One copy of a long list is sent to all clients, however slowly each of them reads.
+        chunks = (content[place : place + CHUNK] for place in range(0, len(content), CHUNK))
+        headers = {"Content-Length": str(len(content))}
+        return StreamingResponse(_each(chunks), headers=headers, media_type="application/json")
 
     @app.get("/heads/{ref}")
-    def show_head(ref: str) -> dict[str, Any]:
+    async def show_head(ref: str) -> dict[str, Any]:
         """Describe the version that a reference names."""
-        return asdict(service.heads.resolve(str(_parse(ref))))
+        return asdict(await service.heads.resolve(str(_parse(ref))))
 
     @app.get("/healthz")
-    def healthz() -> dict[str, Any]:
+    async def healthz() -> dict[str, Any]:
         """Report that the server runs, and on which backbone."""
         backbone = service.info.backbone
         return {
@@ -156,10 +135,35 @@ def application(service: Service) -> FastAPI:
         }
 
     @app.get("/metrics", include_in_schema=False)
-    def show_metrics() -> Response:
+    async def show_metrics() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+class _Listing:
+    """The names in a store as JSON, which all requests share."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._entries: list[Entry] | None = None
+        self._content: asyncio.Future[bytes] | None = None
+
+    async def content(self) -> bytes:
+        entries = await self.service.heads.entries()
+        if self._content is None or entries is not self._entries:
+            self._entries = entries
+            self._content = asyncio.ensure_future(asyncio.to_thread(_encode_entries, entries))
+        return await asyncio.shield(self._content)
+
+
+def _encode_entries(entries: list[Entry]) -> bytes:
+    return json.dumps([vars(entry) for entry in entries]).encode()
+
+
+async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
 
 
 def _public_message(error: HeadkitError, status: int, service: Service) -> str:
@@ -178,92 +182,3 @@ def _parse(ref: str) -> Reference:
         return Reference.parse(ref)
     except RegistryError as error:
         raise HTTPException(422, str(error)) from error
-
-
-def _too_many_bytes(limits: Limits) -> str:
-    return f"the request is too large: at most {limits.upload_bytes:,} bytes are allowed"
-
-
-class _Metrics:
-    """The metrics for Prometheus."""
-
-    def __init__(self, service: Service) -> None:
-        self.registry = CollectorRegistry()
-        common: dict[str, Any] = {"registry": self.registry, "namespace": "headkit"}
-        self.requests = Counter(
-            "requests", "Number of answered requests.", ["path", "status"], **common
-        )
-        self.seconds = Histogram(
-            "request_seconds", "Seconds from a request to its response.", ["path"], **common
-        )
-        sizes = [2**power for power in range(8)]
-        batches = Histogram("batch_images", "Number of images per batch.", buckets=sizes, **common)
-        passes = Histogram(
-            "backbone_seconds", "Seconds that the backbone takes for a batch.", **common
-        )
-        waiting = Gauge("waiting_images", "Number of images that wait for the backbone.", **common)
-        waiting.set_function(lambda: service.batcher.waiting)
-        loaded = Gauge("loaded_heads", "Number of heads in memory.", **common)
-        loaded.set_function(lambda: service.heads.loaded)
-        errors = Counter("store_errors", "Number of failed reads of the store.", **common)
-
-        def observe_batch(size: int, seconds: float) -> None:
-            batches.observe(size)
-            passes.observe(seconds)
-
-        head_errors = Counter(
-            "head_errors", "Number of heads that requests for * left out as they failed.", **common
-        )
-        service.batcher.on_batch, service.heads.on_store_error = observe_batch, errors.inc
-        service.heads.on_head_error = head_errors.inc
-
-
-class _RequestLimits:
-    """ASGI middleware that refuses large bodies, slow bodies, and too many requests at once."""
-
-    def __init__(self, app: Any, service: Service) -> None:
-        self.app, self.service, self.active = app, service, 0
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
-            await self.app(scope, receive, send)
-            return
-        limits = self.service.limits
-        max_bytes = limits.upload_bytes + FORM_BYTES
-        length = dict(scope["headers"]).get(b"content-length", b"")
-        if length.isdigit() and int(length) > max_bytes:
-            await JSONResponse({"detail": _too_many_bytes(limits)}, 413)(scope, receive, send)
-            return
-        deadline, num_bytes, complete = time.monotonic() + limits.seconds, 0, False
-        counted = False
-
-        async def receive_within_limits() -> Any:
-            nonlocal num_bytes, complete, counted
-            if complete:  # the next message is the end of the connection
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(deadline - time.monotonic(), 0.001))
-            except TimeoutError as error:
-                raise HTTPException(
-                    408, f"the body did not arrive within {limits.seconds:g} s"
-                ) from error
-            num_bytes += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if num_bytes > max_bytes:
-                raise HTTPException(413, _too_many_bytes(limits))
-            if complete:
-                # A body that arrives slowly takes no place from others.
-                if self.active >= limits.waiting:
-                    raise HTTPException(
-                        503,
-                        f"{self.active} requests are already waiting: try again later",
-                        {"Retry-After": "1"},
-                    )
-                self.active += 1
-                counted = True
-            return message
-
-        try:
-            await self.app(scope, receive_within_limits, send)
-        finally:
-            self.active -= counted

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from headkit.adapters.errors import ExportError, first_line
-from headkit.adapters.images.open import ImageReader
+from headkit.adapters.errors import ExportError, RegistryError, first_line
+from headkit.adapters.images.open import ImageReader, read_size
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.graph.metadata import ModelInfo
 from headkit.export.predict.scores import Prediction, check_logits, compute_scores, select_top
@@ -22,15 +23,15 @@ from headkit.export.runtimes.onnxruntime import open_session
 from headkit.registry.store.records import Version
 from headkit.registry.store.store import HeadStore
 
+from .admission import Admission
 from .batcher import Array, Batcher
-from .limits import Limits, ServiceBusy
+from .limits import Limits, ServiceBusy, TooManyHeads
 from .store_heads import Heads, StoreHeads
 
 logger = logging.getLogger("headkit")
 
-
-LOOKUPS = 32
-"""Maximum number of requests that wait for the store at once."""
+THREADS = 2
+"""Minimum number of threads that decode, so that a large image never stops the small ones."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,19 @@ class Service:
         )
         self.batcher = Batcher(self._run, max_batch)
         self._preprocess = Preprocess.from_cfg(self.info.backbone["pretrained_cfg"])
-        self._threads = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
-        self._lookups = ThreadPoolExecutor(LOOKUPS, "lookup")  # they wait, and need no processor
+        self._threads = ThreadPoolExecutor(max(os.cpu_count() or 1, THREADS), "decode")
+        self._admission = Admission(4 * max_batch, self.limits.pixels * 5 // 4)
 
     async def start(self) -> None:
         """Start to answer requests."""
         await self.batcher.start()
+        with suppress(RegistryError):  # later requests say so, and try again
+            await self.heads.entries()
 
     async def stop(self) -> None:
         """Stop; requests that still wait get no answer."""
         await self.batcher.stop()
-        for threads in (self._threads, self._lookups):
-            threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def predict(
         self, content: bytes, refs: Sequence[str], *, top_k: int = 5
@@ -128,30 +130,59 @@ class Service:
             DataError: The image cannot be read. The subclass ``TooLarge``: it has too many pixels.
             RegistryError: A reference names no version.
             BackboneMismatch: A head was trained on another backbone.
-            TooManyHeads: ``*`` stands for more heads than are allowed.
+            TooManyHeads: ``*`` stands for more heads than are allowed, or the heads have more
+                predictions.
             ServiceBusy: Too many requests wait.
         """
         loop = asyncio.get_running_loop()
         # Heads come first, so that an unknown head is an error at once.
-        heads = self.heads.load_from_memory(refs)
-        if heads is None:
-            heads = await loop.run_in_executor(self._lookups, self.heads.load, refs)
+        heads = await self.heads.load(refs)
+        self._check_predictions(heads, top_k)
         rules = {head.info.pixels for _, head in heads.values()} or {CURRENT_RULE}
-        decoded = await loop.run_in_executor(self._threads, self._decode, content, rules)
-        waiting = self.batcher.waiting
-        if waiting >= self.limits.waiting:
-            raise ServiceBusy(f"{waiting} images are already waiting: try again later")
-        # Most images give the same pixels by every rule, and then need one pass of the backbone.
-        keys = dict.fromkeys(decoded, b"")
-        if len(decoded) > 1:
-            keys = {rule: pixels.tobytes() for rule, pixels in decoded.items()}
-        distinct = {keys[rule]: pixels for rule, pixels in decoded.items()}
-        computed = await asyncio.gather(*map(self.batcher.features, distinct.values()))
-        by_pixels = dict(zip(distinct, computed, strict=True))
-        features = {rule: by_pixels[keys[rule]] for rule in decoded}
+        pixels = await loop.run_in_executor(self._threads, self._count_pixels, content)
+        features = await self._compute_features(content, rules, pixels)
         return await loop.run_in_executor(
             self._threads, self._answer, heads, features, top_k, frozenset(refs)
         )
+
+    def _check_predictions(self, heads: Heads, top_k: int) -> None:
+        infos = [head.info for _, head in heads.values()]
+        predictions = sum(
+            min(one.num_classes, top_k) if one.task.has_classes else one.num_classes
+            for one in infos
+        )
+        if predictions > self.limits.predictions:
+            raise TooManyHeads(
+                f"the request asks for {predictions:,} predictions; at most "
+                f"{self.limits.predictions:,} are allowed: name fewer heads, or lower top_k"
+            )
+
+    async def _compute_features(
+        self, content: bytes, rules: Set[PixelRule], num_pixels: int
+    ) -> dict[PixelRule, list[Array]]:
+        """Decode an image and run the backbone on it."""
+        loop = asyncio.get_running_loop()
+        await self._admission.enter(num_pixels)
+        try:
+            decoding = self._threads.submit(self._decode, content, rules)
+            # A request that is cancelled gives its pixels back only once they are decoded.
+            decoding.add_done_callback(
+                lambda _: _call_in(loop, self._admission.decoded, num_pixels)
+            )
+            decoded = await asyncio.wrap_future(decoding)
+            waiting = self.batcher.waiting
+            if waiting >= self.limits.waiting:
+                raise ServiceBusy(f"{waiting} images are already waiting: try again later")
+            # Most images give the same pixels by every rule: these need one pass of the backbone.
+            keys = dict.fromkeys(decoded, b"")
+            if len(decoded) > 1:
+                keys = {rule: pixels.tobytes() for rule, pixels in decoded.items()}
+            distinct = {keys[rule]: pixels for rule, pixels in decoded.items()}
+            computed = await asyncio.gather(*map(self.batcher.features, distinct.values()))
+            by_pixels = dict(zip(distinct, computed, strict=True))
+            return {rule: by_pixels[keys[rule]] for rule in decoded}
+        finally:
+            self._admission.leave()
 
     def _answer(
         self,
@@ -174,12 +205,24 @@ class Service:
             answers[name] = Answer(version, select_top(head.info, row, top_k))
         return answers
 
+    def _count_pixels(self, content: bytes) -> int:
+        """Return the number of pixels that the header of an image states."""
+        width, height = read_size(content, self._reader(CURRENT_RULE).check_size)
+        return width * height
+
+    def _reader(self, rule: PixelRule) -> ImageReader:
+        cfg = self.info.backbone["pretrained_cfg"]
+        return ImageReader.for_model(cfg, rule, self.limits.pixels)
+
     def _decode(self, content: bytes, rules: Set[PixelRule]) -> dict[PixelRule, Array]:
         """Return ``pixel_values`` by the rule of each head; most images give the same for all."""
-        cfg = self.info.backbone["pretrained_cfg"]
-        readers = [ImageReader.for_model(cfg, rule, self.limits.pixels) for rule in rules]
-        return {read.rule: self._preprocess(read(content)) for read in readers}
+        return {rule: self._preprocess(self._reader(rule)(content)) for rule in rules}
 
     def _run(self, pixels: Array) -> list[Array]:
         names = list(self.info.features)
         return [np.asarray(a) for a in self._session.run(names, {"pixel_values": pixels})]
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, function: Callable[[int], None], value: int) -> None:
+    with suppress(RuntimeError):  # the server has stopped
+        loop.call_soon_threadsafe(function, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -24,7 +25,7 @@ from headkit.registry.store.records import Version
 from headkit.registry.store.reference import Reference
 from headkit.registry.store.store import HeadStore
 
-from .limits import TooManyHeads
+from .limits import HeadTooLarge, TooManyHeads
 from .lookups import Lookups, StoreHangs
 
 logger = logging.getLogger("headkit")
@@ -32,6 +33,10 @@ logger = logging.getLogger("headkit")
 Array = np.ndarray[Any, Any]
 OPSET = 20
 """Operator set of the small models that compute heads which are not linear."""
+READS_AT_ONCE = 16
+"""Number of heads that a request for ``*`` reads at the same time."""
+MAX_VERSIONS = MAX_MISMATCHES = 100_000
+"""Number of references, and of heads of other backbones, that are remembered."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class StoreHeads:
         self._mismatches: dict[str, str] = {}
         self._lock = Lock()
         self._entries: tuple[float, list[Entry]] = (0.0, [])
+        self._latest: dict[str, int | None] = {}
+        self._listing_seconds = 0.0
         self.on_head_error: Callable[[], None] = lambda: None
         self.lookups = Lookups()
 
@@ -101,17 +108,22 @@ class StoreHeads:
         """Number of heads in memory."""
         return len(self._loaded)
 
-    def entries(self) -> list[Entry]:
+    async def entries(self) -> list[Entry]:
         """Return the names of the store, as they were at most ``refresh_seconds`` ago.
+
+        Where the store takes long to list them, they may be older, so that it is not listed more
+        than a tenth of the time.
 
         Raises:
             RegistryError: The store was never read, and it cannot be read now.
         """
         read_at, entries = self._entries
+        if read_at and time.monotonic() - read_at <= 10 * self._listing_seconds:
+            return entries
         if self._is_fresh(read_at):
             return entries
         try:
-            return self.lookups.read("entries", self._read_entries, known=bool(read_at))
+            return await self.lookups.read("entries", self._read_entries, known=bool(read_at))
         except StoreError as error:
             if not read_at:
                 raise
@@ -121,38 +133,14 @@ class StoreHeads:
             return entries
 
     def _read_entries(self) -> list[Entry]:
+        start = time.monotonic()
         entries = self.store.list()
-        self._entries = (time.monotonic(), entries)
+        end = time.monotonic()
+        self._latest = {one.name: one.latest for one in entries}
+        self._entries, self._listing_seconds = (end, entries), end - start
         return entries
 
-    def load_from_memory(self, refs: Sequence[str]) -> Heads | None:
-        """Return what ``load`` returns, or None if that would wait for the store.
-
-        While the store hangs, the last known versions count as up to date.
-        """
-        read_at, entries = self._entries
-        if "*" in refs and not (read_at and (self._is_fresh(read_at) or self.lookups.hanging)):
-            return None
-        names = list(refs)
-        if "*" in names:
-            names += [f"{one.name}@{one.latest}" for one in entries if one.latest is not None]
-        for ref in names:
-            if ref == "*":
-                continue
-            looked_up_at, version = self._last_known(ref)
-            if version is None:
-                return None
-            if not (
-                self._is_fresh(looked_up_at)
-                or self.lookups.hanging
-                or Reference.parse(ref).version is not None
-            ):
-                return None
-            if version.digest not in self._loaded and version.digest not in self._mismatches:
-                return None
-        return self.load(refs)
-
-    def load(self, refs: Sequence[str]) -> Heads:
+    async def load(self, refs: Sequence[str]) -> Heads:
         """Return versions and their heads by reference, or by name for ``*``.
 
         Args:
@@ -164,46 +152,76 @@ class StoreHeads:
             RegistryError: A reference names no version.
             BackboneMismatch: A head was trained on another backbone.
             TooManyHeads: ``*`` stands for more than ``max_heads`` heads.
+            HeadTooLarge: A head takes more than ``max_bytes``.
         """
-        heads = {ref: self._load_one(ref) for ref in dict.fromkeys(refs) if ref != "*"}
+        heads = {ref: await self._load_one(ref) for ref in dict.fromkeys(refs) if ref != "*"}
         if "*" not in refs:
             return heads
-        for entry in self.entries():
-            if entry.latest is None:
-                continue
-            try:
-                heads[entry.name] = self._load_one(f"{entry.name}@{entry.latest}")
-            except BackboneMismatch:
-                continue
-            except HeadkitError as error:
-                self.on_head_error()
-                logger.warning("skipped the head %s in a request for *: %s", entry.name, error)
+        newest = {
+            entry.name: f"{entry.name}@{entry.latest}"
+            for entry in await self.entries()
+            if entry.latest is not None
+        }
+        missing = []
+        for name, ref in newest.items():
+            _, version = self._versions.get(ref, (0.0, None))
+            head = self._from_memory(version) if version is not None else None
+            if version is not None and head is not None:
+                heads[name] = version, head
+            elif version is None or version.digest not in self._mismatches:
+                missing.append(name)
+        for first in range(0, len(missing), READS_AT_ONCE):
             if len(heads) > self.max_heads:
-                raise TooManyHeads(
-                    f"* matches more heads than the {self.max_heads} allowed per request: list the "
-                    "heads by name"
-                )
+                break
+            some = missing[first : first + READS_AT_ONCE]
+            found = await asyncio.gather(
+                *(self._load_one(newest[name]) for name in some), return_exceptions=True
+            )
+            for name, one in zip(some, found, strict=True):
+                if isinstance(one, BackboneMismatch):
+                    continue
+                if isinstance(one, HeadkitError):
+                    self.on_head_error()
+                    logger.warning("skipped the head %s in a request for *: %s", name, one)
+                elif isinstance(one, BaseException):
+                    raise one
+                else:
+                    heads[name] = one
+        if len(heads) > self.max_heads:
+            raise TooManyHeads(
+                f"* matches more heads than the {self.max_heads} allowed per request: list the "
+                "heads by name"
+            )
         return heads
 
-    def _load_one(self, ref: str) -> tuple[Version, LoadedHead]:
-        version = self._resolve(ref)
-        if version.digest in self._mismatches:
-            raise BackboneMismatch(self._mismatches[version.digest])
+    def _from_memory(self, version: Version) -> LoadedHead | None:
         with self._lock:
             head = self._loaded.get(version.digest)
             if head is not None:
                 self._loaded.move_to_end(version.digest)  # the last one is the one used last
                 self._forget_oldest()
+        return head
+
+    async def _load_one(self, ref: str) -> tuple[Version, LoadedHead]:
+        version = await self.resolve(ref)
+        if version.digest in self._mismatches:
+            raise BackboneMismatch(self._mismatches[version.digest])
+        if version.size > self.max_bytes:
+            raise HeadTooLarge(
+                f"the head {version} has {version.size:,} bytes; at most {self.max_bytes:,} fit "
+                "into the memory for heads"
+            )
+        head = self._from_memory(version)
         if head is None:
             read = partial(self._read_head, version)
-            head = self.lookups.read(("head", version.digest), read, known=False)
+            head = await self.lookups.read(("head", version.digest), read, known=False)
         return version, head
 
     def _read_head(self, version: Version) -> LoadedHead:
         try:
             head = self._prepare(self.store.load(version))
         except BackboneMismatch as error:
-            if len(self._mismatches) > 10 * self.max_heads:
+            if len(self._mismatches) > MAX_MISMATCHES:
                 self._mismatches.clear()
             self._mismatches[version.digest] = str(error)
             raise
@@ -219,23 +237,22 @@ class StoreHeads:
             _, oldest = self._loaded.popitem(last=False)
             self._num_bytes -= oldest.num_bytes
 
-    def resolve(self, ref: str) -> Version:
+    async def resolve(self, ref: str) -> Version:
         """Return the version that a reference names, as it was at most ``refresh_seconds`` ago.
+
+        What a number or a digest names never changes, so it is looked up only once.
 
         Raises:
             RegistryError: There is none, or the store cannot be read.
         """
-        return self._resolve(ref)
-
-    def _resolve(self, ref: str) -> Version:
-        """Look a reference up. Versions never change, so a number is looked up only once."""
         reference = Reference.parse(ref)
         looked_up_at, known = self._last_known(ref)
-        if known is not None and (reference.version is not None or self._is_fresh(looked_up_at)):
+        never_changes = reference.version is not None or bool(reference.digest)
+        if known is not None and (never_changes or self._is_fresh(looked_up_at)):
             return known
         try:
             read = partial(self._read_version, ref, reference)
-            return self.lookups.read(("version", ref), read, known=known is not None)
+            return await self.lookups.read(("version", ref), read, known=known is not None)
         except StoreError as error:
             if known is None:
                 raise
@@ -250,15 +267,14 @@ class StoreHeads:
         A name that was only part of a request for ``*`` has the newest version of the last listing.
         """
         if ref not in self._versions:
-            for entry in self._entries[1]:
-                if entry.name == ref and entry.latest is not None:
-                    _, version = self._versions.get(f"{ref}@{entry.latest}", (0.0, None))
-                    return 0.0, version
-        return self._versions.get(ref, (0.0, None))
+            latest = self._latest.get(ref)
+            _, version = self._versions.get(f"{ref}@{latest}", (0.0, None))
+            return 0.0, version
+        return self._versions[ref]
 
     def _read_version(self, ref: str, reference: Reference) -> Version:
         version = self.store.resolve(reference)
-        if len(self._versions) > 10 * self.max_heads:
+        if len(self._versions) > MAX_VERSIONS:
             self._versions.clear()
         self._versions[ref] = (time.monotonic(), version)
         return version

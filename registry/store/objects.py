@@ -36,6 +36,8 @@ from .storage import TEMPORARY, Storage
 
 ATTEMPTS = 1000
 """Number of attempts at a write that other publishers may get ahead of."""
+MAX_COMPARED = 2000
+"""Number of names that the error for an unknown name compares with it."""
 
 
 class Objects:
@@ -272,7 +274,8 @@ class Objects:
         names = self.storage.folders(HEADS)
         if not names:
             self.check_still_exists()
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        # The comparison takes a second for 30,000 names, and a server must not wait for it.
+        near = difflib.get_close_matches(name, names[:MAX_COMPARED], n=3, cutoff=0.5)
         hint = f"nearest: {', '.join(near)}" if near else "`headkit heads list` lists all names"
         return RegistryError(f"{self.url} has no head {name!r}; {hint}")
 

@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -14,7 +14,8 @@ import uvicorn
 from headkit.export.serving.connections import limited_protocol
 from headkit.export.serving.limits import Limits
 
-LIMITS = Limits(connections=40, connections_per_client=30, header_seconds=0.5)
+LIMITS = Limits(connections=40, connections_per_client=30, header_seconds=0.5, seconds=1)
+LARGE = 50_000_000
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,9 @@ def port() -> Iterator[int]:
         if scope["path"] == "/slow":
             await asyncio.sleep(1)
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/large":
+            for _ in range(LARGE // 50_000):
+                await send({"type": "http.response.body", "body": bytes(50_000), "more_body": True})
         await send({"type": "http.response.body", "body": b"fine"})
 
     config = uvicorn.Config(app, port=0, log_level="critical", http=limited_protocol(LIMITS))
@@ -82,17 +86,56 @@ def test_half_open_connections_are_closed_in_time(port: int) -> None:
 def test_connections_of_one_client_are_limited(port: int) -> None:
     with ExitStack() as stack:
         kept = [stack.enter_context(connect(port)) for _ in range(LIMITS.connections_per_client)]
-        time.sleep(0.1)
+        for connection in kept:
+            connection.sendall(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
+        time.sleep(0.2)
         refused = stack.enter_context(connect(port))
         assert refused.recv(1000).startswith(b"HTTP/1.1 503")
         assert is_closed(refused)
-        assert ask(kept[0]).startswith(b"HTTP/1.1 200")
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        with connect(port) as again:
-            if ask(again).startswith(b"HTTP/1.1 200"):
-                return
-    raise AssertionError("the places of closed connections were not given back")
+        for connection in kept:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    with connect(port) as again:
+        assert ask(again).startswith(b"HTTP/1.1 200")
+
+
+def test_the_oldest_connection_without_a_request_gives_way(port: int) -> None:
+    with ExitStack() as stack:
+        slow = stack.enter_context(connect(port))
+        slow.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n12345")
+        time.sleep(0.1)
+        others = [stack.enter_context(connect(port)) for _ in range(LIMITS.connections_per_client)]
+        assert is_closed(slow)
+        assert ask(others[0]).startswith(b"HTTP/1.1 200")
+        for _ in range(3 * LIMITS.connections_per_client):
+            newest = stack.enter_context(connect(port))
+        assert ask(newest).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_does_not_read_is_disconnected(port: int) -> None:
+    with connect(port) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+        time.sleep(LIMITS.seconds + 3)
+        received = 0
+        with suppress(ConnectionResetError):
+            while some := connection.recv(2**16):
+                received += len(some)
+        assert received < LARGE
+
+
+@pytest.mark.parametrize("size", [1, 10_000])
+def test_a_body_of_very_many_small_chunks_is_cut_off(port: int, size: int) -> None:
+    with connect(port) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        chunk = b"%x\r\n%s\r\n" % (size, bytes(size))
+        try:
+            for _ in range(100):
+                connection.sendall(chunk * (1 + 2000 // size))
+            connection.sendall(b"0\r\n\r\n")
+            answer = connection.recv(1000)
+        except OSError:
+            answer = b""
+        assert answer.startswith(b"HTTP/1.1 200") == (size > 1)
 
 
 def test_slow_answers_and_further_requests_keep_their_connection(port: int) -> None:

@@ -429,9 +429,16 @@ def test_a_head_of_another_backbone_is_loaded_once(
 def test_heads_used_least_recently_leave_memory(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served.service.heads, "max_bytes", 1)
+    sizes = [(served.folder / f"{name}.safetensors").stat().st_size for name in KINDS]
+    monkeypatch.setattr(served.service.heads, "max_bytes", max(sizes))
+    for _ in range(2):
+        assert served.predict(picture(), *KINDS)[0] == 200
+        assert served.service.heads._num_bytes <= max(sizes)
+    monkeypatch.setattr(served.service.heads, "max_bytes", min(sizes) - 1)
+    status, answer = served.predict(picture(), *KINDS)
+    assert (status, "into the memory for heads" in answer["detail"]) == (422, True)
+    monkeypatch.undo()
     assert served.predict(picture(), *KINDS)[0] == 200
-    assert served.service.heads.loaded == 1
 
 
 def test_only_a_backbone_can_serve(served: Served) -> None:
