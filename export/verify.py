@@ -17,7 +17,7 @@ from headkit.adapters.backbone.forward import classify, features
 from headkit.adapters.errors import ExportError, ParityError, first_line
 from headkit.adapters.heads.attach import attach
 from headkit.adapters.heads.tasks import get_task
-from headkit.adapters.images.open import MODES
+from headkit.adapters.images.pixels import MODES
 from headkit.export.graph.heads_in_graph import Heads
 from headkit.export.graph.metadata import ModelInfo, logits_name, probabilities_name
 from headkit.export.preprocess.pillow import Preprocess

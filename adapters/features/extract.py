@@ -17,8 +17,8 @@ from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.compat import model_arguments
 from headkit.adapters.data.dataset import ImageDataset, count
 from headkit.adapters.errors import DataError, first_line
-from headkit.adapters.images.open import UnreadableImage
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
+from headkit.adapters.images.pixels import UnreadableImage
 
 from .cache import FeatureCache, FeatureRows, Locations
 from .decode import Batch, Sample, collate, decode_stream

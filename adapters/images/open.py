@@ -6,8 +6,8 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -18,8 +18,8 @@ from PIL import Image, UnidentifiedImageError
 from headkit.adapters.errors import DataError, first_line
 
 from .formats import FORMATS
-from .jpeg import MAX_SCANS, count_scans
 from .pixel_rule import CURRENT_RULE, PixelRule
+from .pixels import MODES, CheckSize, TooLarge, UnreadableImage, to_pixels
 
 if TYPE_CHECKING:  # running an exported model needs no torch
     from torch import Tensor
@@ -29,53 +29,14 @@ ImageLike: TypeAlias = (
     "| Tensor"
 )
 
-MODES = {1: "L", 3: "RGB"}
-"""Pillow's mode of the pixels, by the number of a model's input channels."""
 MAX_RESIZED_PIXELS = 25_000_000
 """Largest number of pixels of an image after its shorter edge was resized for the model.
 
 A thin image has few pixels, but very many once its shorter edge has hundreds: 25 million take half
 a second and 150 MB. An image that has more pixels itself may keep as many.
 """
-MIN_RANGE_16_BITS = 4096
-"""If all values of a 16-bit image are smaller, its upper 8 bits have at most 16 grey levels.
-
-Such files come from cameras of 10 or 12 bits, and their owner must decide how to scale them.
-"""
 _LONGEST_NAME = 1000
 """Maximum number of characters of a path that messages show."""
-_ORIENTATION_TAG = 0x0112
-_TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What turns an image upright, by its EXIF orientation."""
-
-CheckSize = Callable[[int, int], None]
-
-
-class UnreadableImage(DataError):
-    """An image cannot be read or decoded.
-
-    Attributes:
-        reason: The reason, without the name of the image.
-    """
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"cannot read {name}: {reason}")
-        self.name, self.reason = name, reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.name, self.reason)
-
-
-class TooLarge(DataError):
-    """An image has more pixels than allowed."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +130,7 @@ def open_image(
         DataError: An array has another type or shape, or ``source`` is not an image.
     """
     with _opened(source) as (image, name):
-        return _to_pixels(image, name, rule, channels, check_size)
+        return to_pixels(image, name, rule, channels, check_size)
 
 
 def read_size(content: bytes, check_size: CheckSize) -> tuple[int, int]:
@@ -295,73 +256,3 @@ def _from_array(array: np.ndarray[Any, Any], shape: tuple[int, ...], expected: s
     if array.dtype == np.uint16 and array.ndim == 3:
         array = (array >> 8).astype(np.uint8)  # as Pillow reads a file with 16-bit colours
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _to_pixels(
-    image: Image.Image, name: str, rule: PixelRule, channels: int, check_size: CheckSize | None
-) -> Image.Image:
-    if check_size is not None:
-        check_size(*image.size)
-    _check_scans(image, name)
-    image.load()  # Pillow turns a TIFF file itself and then removes its orientation
-    orientation = _orientation(image) if rule.orientation == "exif" else None
-    if image.mode.startswith(("I", "F")):
-        image = _take_high_byte(image, name, rule)
-    if orientation in _TRANSPOSES:
-        image = image.transpose(_TRANSPOSES[orientation])
-    if image.mode == "La":  # Pillow cannot convert it to RGBA
-        image = image.convert("LA")
-    if rule.alpha == "white" and image.has_transparency_data:
-        image = _put_on_white(image)
-    if channels == 1 and image.mode not in ("1", "L"):
-        image = image.convert("RGB")  # not every mode converts to grey
-    return image.convert(MODES[channels])
-
-
-def _check_scans(image: Image.Image, name: str) -> None:
-    file = getattr(image, "fp", None)
-    if image.format not in ("JPEG", "MPO") or file is None:
-        return
-    file.seek(0)
-    scans = count_scans(file.read())
-    if scans > MAX_SCANS:
-        raise UnreadableImage(name, f"it has {scans:,} scans, expected at most {MAX_SCANS}")
-
-
-def _put_on_white(image: Image.Image) -> Image.Image:
-    """Return an image without transparency, strip by strip: a copy of it needs much memory."""
-    width, height = image.size
-    result, rows = Image.new("RGB", image.size), max(1, 2**20 // max(width, 1))
-    for top in range(0, height, rows):
-        box = (0, top, width, min(top + rows, height))
-        layer = image.crop(box).convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        result.paste(Image.alpha_composite(white, layer).convert("RGB"), box)
-    return result
-
-
-def _orientation(image: Image.Image) -> int | None:
-    with suppress(Exception):  # damaged EXIF data do not make the pixels unreadable
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-        return orientation if isinstance(orientation, int) else None
-    return None
-
-
-def _take_high_byte(image: Image.Image, name: str, rule: PixelRule) -> Image.Image:
-    """Return the upper 8 bits of a 16-bit grey image."""
-    # Pillow opens a PPM file, and before Pillow 11 a PNG file, of 16 bits with 32 bits per pixel.
-    is_16_bit = image.mode.startswith("I;16") or (
-        image.mode == "I" and getattr(image, "format", None) in ("PNG", "PPM")
-    )
-    # Pillow's own conversion clips values above 255, so most of such an image would turn white.
-    if rule.depth != "high_byte" or not is_16_bit:
-        raise UnreadableImage(name, "it has more than 8 bits per channel; convert it to 8 bits")
-    values = np.asarray(image).astype(np.uint16)
-    largest = int(values.max())
-    if 0 < largest < MIN_RANGE_16_BITS:
-        raise UnreadableImage(
-            name,
-            f"its largest value is {largest:,} of 65,535, so its upper 8 bits are almost empty; "
-            "scale it to 8 bits",
-        )
-    return Image.fromarray((values >> 8).astype(np.uint8))

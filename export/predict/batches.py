@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from headkit.adapters.errors import DataError
-from headkit.adapters.images.open import ImageLike, ImageReader, UnreadableImage
+from headkit.adapters.images.open import ImageLike, ImageReader
 from headkit.adapters.images.pixel_rule import PixelRule
+from headkit.adapters.images.pixels import UnreadableImage
 from headkit.adapters.images.sources import ONE_IMAGE, iterate_images
 
 Array = np.ndarray[Any, Any]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from headkit.adapters.images.open import MODES
+from headkit.adapters.images.pixels import MODES
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,

@@ -18,7 +18,7 @@ from headkit.adapters.errors import (
     RegistryError,
     StoreError,
 )
-from headkit.adapters.images.open import TooLarge
+from headkit.adapters.images.pixels import TooLarge
 from headkit.registry.store.layout import Entry
 from headkit.registry.store.reference import Reference
 

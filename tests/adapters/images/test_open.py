@@ -14,8 +14,9 @@ from timm.data import create_dataset
 
 from headkit.adapters.errors import DataError
 from headkit.adapters.images.formats import FORMATS, SUFFIXES
-from headkit.adapters.images.open import ImageReader, TooLarge, UnreadableImage, open_image
+from headkit.adapters.images.open import ImageReader, open_image
 from headkit.adapters.images.pixel_rule import VERSION_1_RULE, PixelRule
+from headkit.adapters.images.pixels import TooLarge, UnreadableImage
 from headkit.adapters.images.sources import iterate_images, list_images
 from tests.shipped import shipped_modules
 
