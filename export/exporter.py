@@ -28,6 +28,7 @@ from headkit.adapters.heads.attach import attach, attach_in_turn, head_of
 from headkit.adapters.heads.backbone_of_head import load_backbone_of
 from headkit.adapters.heads.head import Head
 from headkit.adapters.images.open import ImageLike
+from headkit.export.graph.checksums import checksum_of_backbone
 from headkit.export.graph.classifier_graph import encode_model
 from headkit.export.graph.convert import convert
 from headkit.export.graph.heads_in_graph import (
@@ -196,6 +197,8 @@ def export(
     if raw is not None:
         info = replace(info, preprocess=True)
         pixel_difference = _add_preprocessing(graph, raw, path, tolerance)
+    write_metadata(graph, info)
+    info = replace(info, checksum=checksum_of_backbone(graph, info.is_of_head))
     write_metadata(graph, info)
     write(graph, path)
     if config:

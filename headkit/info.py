@@ -20,7 +20,7 @@ def info(name: str | Path) -> dict[str, Any]:
         UnknownArchitecture: timm has no architecture of that name.
         HeadFormatError: The head file cannot be read.
         RegistryError: The store has no such head.
-        ExportError: The model cannot be read.
+        ExportError: The model cannot be read, or was changed after its export.
     """
     suffix = Path(name).suffix
     if suffix == ".onnx":
@@ -50,11 +50,14 @@ def _describe_head(path: Path) -> dict[str, Any]:
 
 
 def _describe_model(path: Path) -> dict[str, Any]:
+    from headkit.export.graph.checksums import check_file
     from headkit.export.graph.metadata import ModelInfo
     from headkit.export.runtimes.onnxruntime import open_session
 
     session = open_session(path)
     model = ModelInfo.from_props(session.get_modelmeta().custom_metadata_map, str(path))
+    if model.checksum:
+        check_file(path, model.checksum, model.is_of_head, str(path))
     description = {
         "what": "model",
         "bytes": path.stat().st_size,

@@ -9,13 +9,12 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - NumPy and safetensors then know bfloat16
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
@@ -28,6 +27,8 @@ from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
 from headkit.adapters.files import write_atomically
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 
+from .checksum import CHECKSUM, check_checksum, compute_checksum
+from .dtypes import check_dtype, dtype_name
 from .schema import check_description, check_pixels, check_shapes
 from .summary import find_weak_classes, format_interval
 from .tasks import DEFAULT, TaskName
@@ -37,16 +38,6 @@ VERSIONS = ("1", "2")
 """Versions that are read. Version 1 is written for a head that has nothing that it cannot say."""
 MAX_OVERHEAD = 4096
 """Maximum bytes of a head file in addition to its tensors and its values per class."""
-_DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-}
-FLOATS = ("F64", "F32", "F16", "BF16")
-INTEGERS = ("I64", "I32")
 _ADDED_IN_2 = ("pixels", "requires")
 PER_CLASS = "recall"
 """The metric that has a value per class."""
@@ -119,7 +110,7 @@ class Head:
         values = check_description(self.to_json())
         shapes = {name: np.shape(tensor) for name, tensor in self.tensors.items()}
         for name, tensor in self.tensors.items():
-            check_dtype(name, _dtype_name(tensor), shapes[name])
+            check_dtype(name, dtype_name(tensor), shapes[name])
         check_shapes(values, shapes)
         for name, tensor in self.tensors.items():
             if not np.isfinite(tensor).all():
@@ -244,6 +235,8 @@ class Head:
             ) from error
         metadata = {"format": FORMAT, "version": self.format_version, "head": description}
         try:
+            if self.format_version != "1":
+                metadata[CHECKSUM] = compute_checksum(description, self.tensors)
             return _sort_header(safetensors.numpy.save(dict(self.tensors), metadata))
         except UnicodeEncodeError as error:
             raise HeadFormatError(
@@ -270,12 +263,13 @@ class Head:
             path: Path of the file. For a reference to a store, see ``HeadStore.load``.
 
         Raises:
-            HeadFormatError: The file is missing, truncated or damaged, or is not a head file of
-                version 1 or 2.
+            HeadFormatError: The file is missing, truncated or damaged, was changed after it was
+                written, or is not a head file of version 1 or 2.
         """
         try:
             with safe_open(path, framework="numpy") as file:
-                description = _read_description(file.metadata() or {})
+                metadata = file.metadata() or {}
+                description = _read_description(metadata)
                 names = sorted(file.keys())
                 slices = {name: file.get_slice(name) for name in names}
                 shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
@@ -284,6 +278,7 @@ class Head:
                     check_dtype(name, one.get_dtype(), shapes[name])
                 check_shapes(check_description(description), shapes)
                 tensors = {name: file.get_tensor(name) for name in names}
+            check_checksum(metadata, tensors)
             return cls.from_json(tensors, description)
         except (HeadFormatError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
@@ -314,26 +309,6 @@ def _read_description(metadata: Mapping[str, str]) -> dict[str, Any]:
     if "pixels" not in description:
         raise HeadFormatError("head.pixels is missing")
     return description
-
-
-def check_dtype(name: str, dtype: str, shape: Sequence[int]) -> None:
-    """Raise ``HeadFormatError`` if a head cannot have a tensor of this type.
-
-    Args:
-        name: Name of the tensor.
-        dtype: Type as safetensors writes it: ``F32``, ``I64``, ….
-        shape: Its shape; only scalars, such as the counters of BatchNorm, may be integers.
-    """
-    if dtype not in FLOATS and not (dtype in INTEGERS and not shape):
-        raise HeadFormatError(
-            f"tensor {describe(name)} has the type {dtype} and the shape {list(shape)[:8]}, "
-            f"expected one of {', '.join(FLOATS)}: convert the head to F32"
-        )
-
-
-def _dtype_name(tensor: np.ndarray[Any, Any]) -> str:
-    dtype = np.asarray(tensor).dtype
-    return _DTYPES.get(dtype.name, dtype.name)
 
 
 def _sort_header(content: bytes) -> bytes:

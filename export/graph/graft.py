@@ -13,6 +13,7 @@ from headkit.adapters.heads.head import Head
 from headkit.export.predict.adapter_files import write_adapter
 from headkit.registry.resolve import head_name, load_head
 
+from .checksums import check_file
 from .heads_in_graph import (
     Heads,
     add_heads,
@@ -55,8 +56,9 @@ def graft(
         name: Name of the head in a multi model. If None, the stem of the head's file or its
             published name.
         add: Add the head to a multi model instead of replacing the head of that name.
-        force: Also graft onto another backbone of the same architecture. Logits will differ. This
-            also allows ``out`` to be ``onnx_path``, as ``overwrite`` does.
+        force: Also graft onto another backbone of the same architecture, or onto one that another
+            program changed after its export. Logits will differ. This also allows ``out`` to be
+            ``onnx_path``, as ``overwrite`` does.
         overwrite: Allow ``out`` to be ``onnx_path``: the new model replaces the old one. The
             backbone is checked as usual.
 
@@ -65,7 +67,8 @@ def graft(
 
     Raises:
         BackboneMismatch: The head was trained on another backbone.
-        ExportError: The model is damaged, or the head does not fit it.
+        ExportError: The model is damaged or was changed after its export, or the head does not fit
+            it.
         OutputError: ``out`` cannot be written, has another suffix, is the head file, or is
             ``onnx_path`` without ``overwrite`` or ``force``.
         HeadFormatError: ``head`` cannot be read.
@@ -88,7 +91,18 @@ def graft(
         source.info.check_backbone(head, force=force)
         if out.suffix == ADAPTER.suffix:
             return _write_adapter(source, head, out)
-        info = _replace(source, head, name or (head_name(path) if path else None), add=add)
+        checksum = check_file(
+            Path(onnx_path),
+            "" if force else source.info.checksum,
+            source.info.is_of_head,
+            str(onnx_path),
+            ", or pass force=True (--force) if you changed it yourself",
+        )
+        # Metadata of version 1 has no checksums unless the model was exported with them.
+        has_them = bool(source.info.checksum) or head.format_version != "1"
+        info = replace(source.info, checksum=checksum if has_them else "")
+        name = name or (head_name(path) if path else None)
+        info = _replace(source, info, head, name, add=add)
         source.write(out)
         return info
 
@@ -107,9 +121,11 @@ def _write_adapter(source: OpenModel, head: Head, out: Path) -> ModelInfo:
     return info
 
 
-def _replace(source: OpenModel, head: Head, name: str | None, *, add: bool) -> ModelInfo:
+def _replace(
+    source: OpenModel, info: ModelInfo, head: Head, name: str | None, *, add: bool
+) -> ModelInfo:
     """Replace a head of the model or add one, in place."""
-    model, info = source.model, source.info
+    model = source.model
     _check_runs(info, head, opset_of(model))
     _check_same_tensors(info, head)
     name = name if info.form == "multi" else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from headkit.adapters.errors import ExportError
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.tasks import get_task
 
+from .checksums import checksum_of_head
 from .classifier_graph import (
     classifier_model,
     declared_shape,
@@ -66,9 +68,18 @@ def add_heads(
             _add_one_head(model, info, head)
     known = known or {}
     infos = (known.get(name) or HeadInfo.from_head(head, name) for name, head in heads.items())
-    info = info.with_heads(*infos)
+    info = info.with_heads(*map(_with_checksum, infos, heads.values()))
     write_metadata(model, info)
     return info
+
+
+def _with_checksum(info: HeadInfo, head: Head) -> HeadInfo:
+    """Add the checksum to a head of a model that was exported without checksums."""
+    return (
+        info
+        if info.checksum
+        else replace(info, checksum=checksum_of_head(info.description, head.tensors))
+    )
 
 
 def write_metadata(model: onnx.ModelProto, info: ModelInfo) -> None:
@@ -84,11 +95,10 @@ def remove_heads(model: onnx.ModelProto, info: ModelInfo) -> dict[str, Head]:
         ExportError: The model does not have the tensors that its metadata describes.
     """
     graph = model.graph
-    single = {name for head in info.heads for name in head.tensors} | {TEMPERATURE}
     indices = {
         tensor.name: index
         for index, tensor in enumerate(graph.initializer)
-        if tensor.name.startswith(PREFIX) or (info.form != "multi" and tensor.name in single)
+        if info.is_of_head(tensor.name)
     }
     tensors = {name: numpy_helper.to_array(graph.initializer[at]) for name, at in indices.items()}
     try:
@@ -250,6 +260,11 @@ def _read_heads(info: ModelInfo, tensors: Mapping[str, np.ndarray[Any, Any]]) ->
                 name: tensors[_WEIGHT if name.endswith("weight") else _BIAS][rows].reshape(shape)
                 for name, shape in shapes.items()
             }
+        if head.checksum and head.checksum != checksum_of_head(head.description, own):
+            raise ExportError(
+                f"the head {head.name!r} in the model was changed after the export: get the file "
+                "again, or export it again"
+            )
         heads[head.name] = Head.from_json(own, dict(head.description))
     return heads
 

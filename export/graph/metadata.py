@@ -29,6 +29,8 @@ from headkit.adapters.heads.schema import (
 from headkit.adapters.heads.tasks import DEFAULT, Task, get_task
 from headkit.adapters.images.pixel_rule import VERSION_1_RULE, PixelRule
 
+from .checksums import checksum_of_head
+
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head
 
@@ -64,6 +66,12 @@ _HEAD_ENTRY: dict[str, Bound] = {
     "head": _OBJECT,
     "tensors": object_of(list_of(integer(0, 2**40), 0, 8), 1000, 1000),
 }
+_SHA256 = text(64, r"[0-9a-f]{64}", "64 hexadecimal digits")
+CHECKSUMS = "checksums"
+_CHECKSUM_ENTRIES: dict[str, Bound] = {
+    "backbone": _SHA256,
+    "heads": list_of(_SHA256, 0, 1_000_000),
+}
 _COMPARED = ("global_pool", "pretrained_cfg")
 _SHARED = ("architecture", "num_features", "global_pool", "pretrained_cfg", "model_args")
 _ANY = Bound("a value", lambda _: True)
@@ -89,12 +97,14 @@ class HeadInfo:
         head_id: SHA-256 of the head file.
         description: The ``head`` entry of the head file (docs/head-file.md).
         tensors: Shapes of its tensors, by name.
+        checksum: ``checksum_of_head`` of it; empty if the model has no checksums.
     """
 
     name: str
     head_id: str
     description: Mapping[str, Any]
     tensors: Mapping[str, list[int]]
+    checksum: str = ""
 
     @property
     def output(self) -> str:
@@ -131,7 +141,9 @@ class HeadInfo:
     def from_head(cls, head: Head, name: str = "") -> HeadInfo:
         """Return the description of a head."""
         shapes = {key: list(tensor.shape) for key, tensor in head.tensors.items()}
-        return cls(name, head.digest, head.to_json(), shapes)
+        description = head.to_json()
+        checksum = checksum_of_head(description, head.tensors)
+        return cls(name, head.digest, description, shapes, checksum)
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,8 @@ class ModelInfo:
         cost: Cost of that precision on held-out images (``precision.reduce.Cost``), by head.
         probabilities: The model has an output with probabilities for each head.
         preprocess: The model takes raw images.
+        checksum: ``checksum_of_backbone`` of the model; empty for a model without checksums, as
+            those of headkit 0.1.
     """
 
     form: str
@@ -162,6 +176,18 @@ class ModelInfo:
     cost: Mapping[str, Any] = field(default_factory=dict)
     probabilities: bool = False
     preprocess: bool = False
+    checksum: str = ""
+
+    def is_of_head(self, name: str) -> bool:
+        """Return True if a node, an input or an initializer of this name belongs to a head."""
+        return name.startswith(PREFIX) or name in self._names_of_head
+
+    @cached_property
+    def _names_of_head(self) -> frozenset[str]:
+        """Names that the tensors of the only head have in the graph."""
+        if self.form == "multi":
+            return frozenset()
+        return frozenset({name for head in self.heads for name in head.tensors} | {TEMPERATURE})
 
     def head(self, name: str | None = None) -> HeadInfo:
         """Return the head named ``name``; if None, the only head.
@@ -237,7 +263,7 @@ class ModelInfo:
         # Version 1 is enough, and older versions of headkit read it, if no head records a rule.
         has_rule = any("pixels" in head.description for head in self.heads)
         added = {"requires": "[]"} if has_rule else {}
-        return {
+        props = {
             "format": FORMAT,
             "version": "2" if has_rule else "1",
             "form": self.form,
@@ -252,6 +278,10 @@ class ModelInfo:
             "versions": _json(self.versions),
             **added,
         }
+        if self.checksum:
+            heads_of = [head.checksum for head in self.heads]
+            props[CHECKSUMS] = _json({"backbone": self.checksum, "heads": heads_of})
+        return props
 
     @classmethod
     def from_props(cls, props: Mapping[str, str], name: str) -> ModelInfo:
@@ -280,6 +310,15 @@ class ModelInfo:
             raise ExportError(f"{name} has damaged headkit metadata: {reason}") from error
 
 
+def _read_checksums(props: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Return the checksums of the backbone and of each head; empty if there are none."""
+    if CHECKSUMS not in props:
+        return "", []
+    values = json.loads(props[CHECKSUMS])
+    checked = check_object(values, _CHECKSUM_ENTRIES, _CHECKSUM_ENTRIES, CHECKSUMS)
+    return checked["backbone"], checked["heads"]
+
+
 def _read(props: Mapping[str, str], name: str) -> ModelInfo:
     """Read the entries of ``metadata_props``; all of them may come from anybody.
 
@@ -287,6 +326,7 @@ def _read(props: Mapping[str, str], name: str) -> ModelInfo:
         HeadFormatError, KeyError, ValueError, RecursionError: An entry is missing or out of bounds.
     """
     check_requires(json.loads(props.get("requires", "[]")), name)
+    checksum, checksums = _read_checksums(props)
     values = {key: json.loads(props[key]) for key in _JSON if key in props}
     values |= {key: props[key] for key in _TEXT if key in props}
     entries = check_object(values, _ENTRIES, _ENTRIES, name)
@@ -294,7 +334,8 @@ def _read(props: Mapping[str, str], name: str) -> ModelInfo:
     check_description({**shared, "num_classes": 1}, "backbone")
     base64.b64decode(entries["classifier"], validate=True)
     heads = []
-    for number, entry in enumerate(entries["heads"]):
+    checksums = checksums or [""] * len(entries["heads"])
+    for number, (entry, own) in enumerate(zip(entries["heads"], checksums, strict=True)):
         where = f"heads[{number}]"
         one = check_object(entry, _HEAD_ENTRY, _HEAD_ENTRY, where)
         description = check_description({**shared, **one["head"]}, where)
@@ -304,7 +345,7 @@ def _read(props: Mapping[str, str], name: str) -> ModelInfo:
             raise ValueError(
                 f"{where} has {len(labels)} label names, expected {description['num_classes']}"
             )
-        heads.append(HeadInfo(one["name"], one["id"], description, one["tensors"]))
+        heads.append(HeadInfo(one["name"], one["id"], description, one["tensors"], own))
     info = ModelInfo(
         form=entries["form"],
         backbone=shared,
@@ -316,6 +357,7 @@ def _read(props: Mapping[str, str], name: str) -> ModelInfo:
         cost=entries["cost"],
         probabilities=entries["probabilities"] == "1",
         preprocess=entries["preprocess"] == "1",
+        checksum=checksum,
     )
     if not _count_fits(info) or len({head.name for head in heads}) < len(heads):
         raise ValueError(f"the form {info.form!r} has {len(heads)} heads: its entries disagree")

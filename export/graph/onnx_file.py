@@ -22,7 +22,7 @@ from headkit.adapters.files import (
     sync_folder,
 )
 
-from .metadata import PREFIX, TEMPERATURE, ModelInfo
+from .metadata import ModelInfo
 from .protobuf_edit import OnnxEdit
 from .wire_format import external_locations
 
@@ -91,8 +91,7 @@ def open_model(path: str | Path) -> OpenModel:
     def select_decoded(outer: onnx.ModelProto) -> Callable[[str], bool]:
         info = ModelInfo.from_props({p.key: p.value for p in outer.metadata_props}, str(path))
         infos.append(info)
-        own = head_tensor_names(info)
-        return lambda name: name.startswith(PREFIX) or name in own
+        return info.is_of_head
 
     try:
         edit = OnnxEdit(path, select_decoded)
@@ -110,11 +109,6 @@ def open_model(path: str | Path) -> OpenModel:
         raise
     except Exception as error:  # protobuf's DecodeError has no root but Exception
         raise ExportError(f"cannot read model {path}: {first_line(error)}") from error
-
-
-def head_tensor_names(info: ModelInfo) -> set[str]:
-    """Return the names that the tensors of a model's only head have in its graph."""
-    return {name for head in info.heads for name in head.tensors} | {TEMPERATURE}
 
 
 @contextmanager

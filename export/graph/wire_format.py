@@ -44,6 +44,16 @@ class Tensor(NamedTuple):
     locations: frozenset[str]
 
 
+class External(NamedTuple):
+    """Where another file has the numbers of an initializer."""
+
+    location: str = ""
+    offset: int = 0
+    """First byte."""
+    length: int | None = None
+    """Number of bytes; None for all up to the end of the file."""
+
+
 def iterate_fields(data: Buffer, start: int, end: int) -> Iterator[Field]:
     """Yield the fields of the message between two positions.
 
@@ -69,6 +79,32 @@ def iterate_fields(data: Buffer, start: int, end: int) -> Iterator[Field]:
         at = stop
 
 
+def read_text(data: Buffer, field: Field, number: int) -> str:
+    """Return the text that a message has as its field ``number``; empty without that field.
+
+    Raises:
+        ValueError: The bytes are damaged.
+    """
+    text = ""
+    for part in iterate_fields(data, field.content, field.end):
+        if part.number == number:
+            text = data[part.content : part.end].decode()
+    return text
+
+
+def read_external(data: Buffer, field: Field, known: External | None) -> External:
+    """Add one entry of ``TensorProto.external_data`` to those that are known.
+
+    Raises:
+        ValueError: The bytes are damaged.
+    """
+    values = (known or External())._asdict()
+    key, value = read_text(data, field, _KEY), read_text(data, field, _VALUE)
+    if key in values:
+        values[key] = value if key == "location" else int(value)
+    return External(**values)
+
+
 def read_tensor(data: Buffer, field: Field) -> Tensor:
     """Read name and location of a ``TensorProto`` without its numbers.
 
@@ -81,12 +117,8 @@ def read_tensor(data: Buffer, field: Field) -> Tensor:
             name = data[part.content : part.end].decode()
         elif part.number == _EXTERNAL_DATA:
             external = True
-            entry = {
-                one.number: data[one.content : one.end].decode()
-                for one in iterate_fields(data, part.content, part.end)
-            }
-            if entry.get(_KEY) == "location":
-                locations.add(entry.get(_VALUE, ""))
+            if read_text(data, part, _KEY) == "location":
+                locations.add(read_text(data, part, _VALUE))
         elif part.number == _DATA_LOCATION:
             place, _ = _varint(data, part.content, part.end)
             external = external or place == _EXTERNAL

@@ -16,6 +16,7 @@ import numpy as np
 from headkit.adapters.errors import ExportError, RegistryError, first_line
 from headkit.adapters.images.open import ImageReader, read_size
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
+from headkit.export.graph.checksums import check_file
 from headkit.export.graph.metadata import ModelInfo
 from headkit.export.predict.scores import Prediction, check_logits, compute_scores, select_top
 from headkit.export.preprocess.pillow import Preprocess
@@ -65,7 +66,8 @@ class Service:
         batcher: The queue in front of the backbone.
 
     Raises:
-        ExportError: The file cannot be read or is not an exported backbone.
+        ExportError: The file cannot be read, was changed after its export, or is not an exported
+            backbone.
     """
 
     def __init__(
@@ -89,6 +91,8 @@ class Service:
                 f"{onnx_path} has the form {self.info.form!r}{preprocessing}, expected 'backbone' "
                 "without preprocessing: export one (headkit export … --form backbone)"
             )
+        if self.info.checksum:
+            check_file(Path(onnx_path), self.info.checksum, self.info.is_of_head, str(onnx_path))
         self.heads = StoreHeads(
             store,
             self.info,

@@ -1,5 +1,6 @@
 """Head files of somebody who means harm: each is refused by name, before timm is called."""
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 
@@ -159,6 +161,49 @@ def test_every_dtype_is_read_or_refused_by_name(tmp_path: Path, dtype: torch.dty
     else:
         with pytest.raises(headkit.HeadFormatError, match=r"has the type [A-Z0-9_]+ and"):
             Head.load(path)
+
+
+def test_every_flipped_bit_of_a_head_file_is_found(tmp_path: Path) -> None:
+    path = random_head(label_names=("a", "b", "c")).save(tmp_path / "head.safetensors")
+    content = path.read_bytes()
+    for bit in range(len(content) * 8):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(headkit.HeadFormatError, match=r"head\.safetensors"):
+            Head.load(path)
+
+
+def test_head_file_that_another_program_changed_is_refused(tmp_path: Path) -> None:
+    path = random_head().save(tmp_path / "head.safetensors")
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name).half() for name in file.keys()}  # noqa: SIM118
+    safetensors.torch.save_file(tensors, path, metadata)
+    with pytest.raises(headkit.HeadFormatError, match=r"its F16 tensors .* remove 'checksum'"):
+        Head.load(path)
+    for extra in ({}, {"note": "x"}):
+        safetensors.torch.save_file(tensors, path, {**metadata, **extra, "checksum": "0" * 64})
+        with pytest.raises(headkit.HeadFormatError, match="remove 'checksum'"):
+            Head.load(path)
+    del metadata["checksum"]
+    safetensors.torch.save_file(tensors, path, {**metadata, "chekcsum": "0" * 64})
+    with pytest.raises(headkit.HeadFormatError, match="unknown key 'chekcsum' and no 'checksum'"):
+        Head.load(path)
+    safetensors.torch.save_file(tensors, path, metadata)
+    assert Head.load(path).tensors["fc.weight"].dtype == np.float16
+
+
+def test_checksum_is_what_the_specification_says(tmp_path: Path) -> None:
+    path = random_head().save(tmp_path / "head.safetensors")
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+        digest = hashlib.sha256(metadata["head"].encode() + b"\n")
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            shape = ",".join(map(str, tensor.shape))
+            digest.update(f"{name}\tF32\t{shape}\n".encode() + tensor.tobytes())
+    assert metadata["checksum"] == digest.hexdigest()
 
 
 def test_values_that_are_not_finite_are_refused_in_every_float(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def new(heads: dict[str, headkit.Head], scratch: Path) -> Path:
 def test_damaged_files_are_errors_and_never_crashes(
     merged: Path, scratch: Path, new: Path, cut: float, flips: int, seed: int
 ) -> None:
-    """A truncated file is always an error; flipped bits in weights cannot be detected."""
+    """A truncated file is always an error; see ``test_checksums`` for flipped bits."""
     generator = np.random.default_rng(seed)
     whole = merged.read_bytes()
     content = bytearray(whole[: int(cut * len(whole))])
