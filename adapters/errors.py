@@ -70,6 +70,10 @@ class StoreError(RegistryError):
     """A store cannot be used, or a file in it is damaged."""
 
 
+class SignatureError(StoreError):
+    """A version has no signature by a key that its reader trusts, or a key cannot be used."""
+
+
 class DependencyMissing(HeadkitError):
     """An optional package is missing; the message has the line that installs it."""
 

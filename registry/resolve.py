@@ -9,6 +9,7 @@ from headkit.adapters.errors import (
     DependencyMissing,
     HeadkitError,
     RegistryError,
+    SignatureError,
     StoreError,
     UnknownArchitecture,
 )
@@ -32,6 +33,7 @@ def head_file(word: str | Path, store: str | Path | None = None) -> Path:
 
     Raises:
         RegistryError: ``word`` has the form of a reference, and the store has no such head.
+        SignatureError: ``$HEADKIT_VERIFY_WITH`` names keys, and none of them signed the version.
         DependencyMissing: the store's URL needs a package that is not installed.
     """
     path = Path(word)
@@ -41,6 +43,8 @@ def head_file(word: str | Path, store: str | Path | None = None) -> Path:
 
     try:
         return HeadStore(store).pull(str(word))
+    except SignatureError:
+        raise
     except RegistryError as error:
         raise RegistryError(
             f"there is no file {word}, and looking it up in the store failed: {error}"

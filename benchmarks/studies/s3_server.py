@@ -19,6 +19,7 @@ def s3_server() -> Iterator[dict[str, str]]:
     Yields:
         Environment variables with which an S3 client uses the endpoint.
     """
+    import fsspec
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -26,6 +27,8 @@ def s3_server() -> Iterator[dict[str, str]]:
         def log(self, *_: object) -> None:
             pass
 
+    # fsspec keeps clients, which would go on asking an endpoint that has ended.
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     app = DomainDispatcherApplication(create_backend_app)
     server = make_server("127.0.0.1", 0, app, threaded=False, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

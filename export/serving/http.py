@@ -16,6 +16,7 @@ from headkit.adapters.errors import (
     DependencyMissing,
     HeadkitError,
     RegistryError,
+    SignatureError,
     StoreError,
 )
 from headkit.adapters.images.pixels import TooLarge
@@ -42,6 +43,7 @@ STATUS_OF_ERROR: dict[type[HeadkitError], int] = {
     TooLarge: 413,
     BadForm: 422,
     DataError: 400,
+    SignatureError: 403,
     StoreError: 503,
     TooManyHeads: 422,
     HeadTooLarge: 422,
@@ -168,6 +170,9 @@ async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
 
 def _public_message(error: HeadkitError, status: int, service: Service) -> str:
     """Return what a client may know of an error: no path and no address. The log has the rest."""
+    if isinstance(error, SignatureError):
+        logger.warning("a head is not served: %s", error)
+        return "this version is not signed with a key that the server trusts"
     if isinstance(error, StoreError):
         logger.warning("the store cannot be used: %s", error)
         return "the store cannot be read: try again later"

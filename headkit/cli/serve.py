@@ -40,6 +40,20 @@ def serve(
     max_batch: Annotated[
         int, typer.Option(help="Maximum number of images per run of the backbone.")
     ] = 16,
+    verify_with: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Public key (Ed25519, PEM or OpenSSH) that must have signed a version before it "
+            "is served; repeatable: one of the keys is enough. Default: $HEADKIT_VERIFY_WITH."
+        ),
+    ] = None,
+    store_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the store in signatures. Default: $HEADKIT_STORE_NAME, or the store's "
+            "URL, for a directory its absolute path."
+        ),
+    ] = None,
     refresh: Annotated[
         float,
         typer.Option(help="Seconds to cache the names and tags that are read from the store."),
@@ -81,7 +95,7 @@ def serve(
     from headkit.export.serving.service import Service
     from headkit.registry.store.store import HeadStore
 
-    store = HeadStore(root)
+    store = HeadStore(root, verify_with=verify_with, name=store_name)
     store.list()  # a missing store is an error before the model is loaded
     path = (
         Path(backbone) if backbone.endswith(".onnx") else _export_backbone(backbone, weights, remap)

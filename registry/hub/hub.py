@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from headkit.adapters.errors import HeadFormatError, RegistryError, first_line
+from headkit.adapters.errors import HeadFormatError, RegistryError, SignatureError, first_line
 from headkit.adapters.file_kinds import HEAD, check_output
 from headkit.adapters.files import write_atomically
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.schema import check_description
 from headkit.registry.resolve import head_file
 from headkit.registry.store.reference import check_name
+from headkit.registry.store.signing.versions import VERIFY_WITH
 
 from .card import (
     CARD_FILE,
@@ -144,12 +146,18 @@ def pull(url: str, out: str | Path | None = None, *, token: str | None = None) -
 
     Raises:
         HeadFormatError: The downloaded file is not a head file.
+        SignatureError: ``$HEADKIT_VERIFY_WITH`` is set, and heads on the Hub have no signatures.
         OutputError: ``out`` cannot be written, or does not end in ``.safetensors``.
         RegistryError: The repository has no head there, or the Hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
 
     place = HubPlace.parse(url)
+    if os.environ.get(VERIFY_WITH):
+        raise SignatureError(
+            f"${VERIFY_WITH} asks for signatures, and heads on the Hub have none: unset it to pull "
+            f"{url}"
+        )
     if out is not None:
         check_output(out, HEAD)
     with _translate_errors(url):

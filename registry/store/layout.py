@@ -5,6 +5,7 @@ Objects in a store, under one root:
 - ``store.json``: format and version of the layout.
 - ``blobs/ab/abc….safetensors``: a head file; its key is its own SHA-256.
 - ``heads/NAME/3.json``: record of version 3: its head file, publisher and parent; written once.
+- ``heads/NAME/3.sig``: signature of version 3, if its publisher signed it.
 - ``heads/NAME/prod.tag``: the version that a tag points to.
 - ``heads/NAME/3.yanked``: marks version 3 as yanked: ``latest`` skips it.
 - ``trash/ab/abc….safetensors``: a head file that ``gc`` took out of ``blobs`` and later deletes.
@@ -29,7 +30,7 @@ VERSIONS = ("1", "2")
 """Versions of the layout that are read and written. New stores have the last one."""
 STORE = "store.json"
 BLOBS, HEADS, TRASH = "blobs/", "heads/", "trash/"
-SUFFIX, RECORD, TAG, YANKED = ".safetensors", ".json", ".tag", ".yanked"
+SUFFIX, RECORD, TAG, YANKED, SIGNATURE = ".safetensors", ".json", ".tag", ".yanked", ".sig"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class NameListing:
         versions: Numbers of the versions.
         tags: Names of the tags.
         yanked: Numbers of the yanked versions.
+        signed: Numbers of the versions that have a signature.
         links: Keys of symbolic links, which a store must not contain.
         unknown: Keys of other objects, which a store does not contain either.
     """
@@ -66,6 +68,7 @@ class NameListing:
     versions: list[int] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     yanked: list[int] = field(default_factory=list)
+    signed: list[int] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
@@ -75,15 +78,16 @@ class NameListing:
         return max(set(self.versions) - set(self.yanked), default=None)
 
     def add(self, key: str, *, is_link: bool) -> None:
-        """Add the object with this key, if it is a version, a tag or a mark of a yanked version."""
+        """Add the object with this key, if it is a version, its signature or mark, or a tag."""
         stem, _, suffix = key.removeprefix(HEADS).partition("/")[2].rpartition(".")
         suffix = f".{suffix}"
         if is_link:
             self.links.append(key)
         elif suffix == TAG and is_name(stem):
             self.tags.append(stem)
-        elif suffix in (RECORD, YANKED) and is_version(stem):
-            (self.versions if suffix == RECORD else self.yanked).append(int(stem))
+        elif suffix in (RECORD, YANKED, SIGNATURE) and is_version(stem):
+            lists = {RECORD: self.versions, YANKED: self.yanked, SIGNATURE: self.signed}
+            lists[suffix].append(int(stem))
         else:
             self.unknown.append(key)
 
@@ -101,6 +105,11 @@ def trash_key(digest: str) -> str:
 def record_key(name: str, number: int) -> str:
     """Return the key of the record of a version."""
     return f"{HEADS}{name}/{number}{RECORD}"
+
+
+def signature_key(name: str, number: int) -> str:
+    """Return the key of the signature of a version."""
+    return f"{HEADS}{name}/{number}{SIGNATURE}"
 
 
 def tag_key(name: str, tag: str) -> str:

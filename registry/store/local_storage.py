@@ -31,6 +31,7 @@ class LocalStorage:
         self.root = root.expanduser().absolute()
         self.url = str(self.root)
         self._real = Path(os.path.realpath(self.root))
+        self.place = str(self._real)
 
     def _path(self, key: str) -> Path:
         """Return the path of an object; raise ``StoreError`` if a part of it is a link."""

@@ -13,13 +13,14 @@ from .layout import BLOBS, SUFFIX, TRASH, blob_key, format_ranges, record_key, t
 from .objects import ATTEMPTS, Objects
 from .records import is_chained
 from .reference import is_digest
+from .signing.versions import Trust
 from .storage import TEMPORARY
 
 MIN_GRACE_SECONDS = 3600
 """Least grace that ``gc`` accepts without force: a slow publisher may need minutes."""
 
 
-def verify(objects: Objects) -> Sequence[str]:
+def verify(objects: Objects, trust: Trust) -> Sequence[str]:
     """Check every object of a store. See ``HeadStore.verify``."""
     objects.check_root()
     problems = []
@@ -34,11 +35,12 @@ def verify(objects: Objects) -> Sequence[str]:
     for name, listing in sorted(listings.items()):
         unknown += listing.unknown
         problems += [f"{key} is a symbolic link" for key in listing.links]
-        problems += _check_versions(objects, name, sorted(listing.versions), checked)
-        problems += [
-            f"{name}@{number} is yanked, but missing"
-            for number in sorted(set(listing.yanked) - set(listing.versions))
-        ]
+        problems += _check_versions(objects, trust, name, sorted(listing.versions), checked)
+        for what, numbers in (("yanked", listing.yanked), ("signed", listing.signed)):
+            problems += [
+                f"{name}@{number} is {what}, but missing"
+                for number in sorted(set(numbers) - set(listing.versions))
+            ]
         for tag in sorted(listing.tags):
             try:
                 number = objects.read_tag(name, tag)
@@ -50,9 +52,9 @@ def verify(objects: Objects) -> Sequence[str]:
 
 
 def _check_versions(
-    objects: Objects, name: str, numbers: Sequence[int], checked: set[str]
+    objects: Objects, trust: Trust, name: str, numbers: Sequence[int], checked: set[str]
 ) -> list[str]:
-    """Check the records of a name, their chain, and the head files that were not checked yet."""
+    """Check the records of a name, their chain and signatures, and head files not yet checked."""
     problems, before, previous = [], 0, ""
     for number in numbers:
         if number != before + 1:
@@ -68,6 +70,8 @@ def _check_versions(
                     f"{name}@{number - 1} was changed after {name}@{number} was published: the "
                     "SHA-256 of its record is not the one that the next record names"
                 )
+            problem = trust.explain_problem(objects, version)
+            problems += [problem] if problem else []
             if version.digest not in checked:
                 checked.add(version.digest)
                 objects.read_blob(version)

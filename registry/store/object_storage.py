@@ -42,7 +42,7 @@ class ObjectStorage:
             raise DependencyMissing.for_feature(f"a store at {scheme}://", package) from error
         except ValueError as error:
             raise RegistryError(f"{url} cannot hold a store: {first_line(error)}") from error
-        self.url = url.rstrip("/")
+        self.url = self.place = url.rstrip("/")
         self.root = self.root.rstrip("/")
         if url.partition("://")[0] not in (*_PACKAGES, "memory"):
             logger.warning(

@@ -7,7 +7,7 @@ import getpass
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -174,7 +174,7 @@ class Objects:
         In a chained store, no two records are equal, as each has a nonce. So a record that is there
         and equals this one is this one.
         """
-        content = encode_record(version, chained=self.chained)
+        content = self.encode_record(version)
         key = record_key(version.name, version.version)
         try:
             self.storage.create(key, content)
@@ -190,6 +190,15 @@ class Objects:
             return self.storage.read(key) == content
         return False
 
+    def encode_record(self, version: Version) -> bytes:
+        """Return the content of a new record; raise ``RegistryError`` if nobody could read it."""
+        content = encode_record(version, chained=self.chained)
+        try:
+            decode_record(content, version.name, version.version)
+        except ValueError as error:
+            raise RegistryError(f"cannot publish {version.name}: {error}") from error
+        return content
+
     def hash_record(self, name: str, number: int) -> str:
         """Return what the record of the next version names as the one before it."""
         if number < 1 or not self.chained:
@@ -200,10 +209,14 @@ class Objects:
 
     def read_record(self, name: str, number: int) -> Version:
         """Return a version; raise ``FileNotFoundError`` if no version has that number."""
+        return self.read_record_bytes(name, number)[1]
+
+    def read_record_bytes(self, name: str, number: int) -> tuple[bytes, Version]:
+        """Return the content of a record, and the version; see ``read_record``."""
         key = record_key(name, number)
         content = self.storage.read(key)
         try:
-            return decode_record(content, name, number)
+            return content, decode_record(content, name, number)
         except ValueError as error:
             raise StoreError(f"{self.url}/{key} is not a record of a version: {error}") from error
 
@@ -245,10 +258,18 @@ class Objects:
         """Point a tag to a version."""
         values = Tag(version.name, tag, version.version, now(), default_publisher())
         content = encode_tag(values, chained=self.chained)
+        try:
+            decode_tag(content, version.name, tag)
+        except ValueError as error:
+            raise RegistryError(f"cannot set {version.name}@{tag}: {error}") from error
         self.storage.replace(tag_key(version.name, tag), content)
 
-    def find_digest(self, digits: str) -> Version:
-        """Return a version whose digest starts with these digits."""
+    def find_digest(self, digits: str) -> Iterator[Version]:
+        """Yield the versions whose digest starts with these digits, of which there is one or more.
+
+        Raises:
+            RegistryError: There is none, or the digits match several head files.
+        """
         # gc may have died before it put a head file back, see ``read_blob``.
         digests = sorted(
             {
@@ -262,12 +283,15 @@ class Objects:
             raise RegistryError(
                 f"{DIGEST}{digits} matches {len(digests)} head files: give more digits"
             )
+        found = False
         for name, listing in sorted(self.list_names().items()) if digests else ():
             for number in sorted(listing.versions):
                 version = self.read_record(name, number)
                 if version.digest == digests[0]:
-                    return version
-        raise RegistryError(f"{self.url} has no head {DIGEST}{digits}")
+                    found = True
+                    yield version
+        if not found:
+            raise RegistryError(f"{self.url} has no head {DIGEST}{digits}")
 
     def missing_name_error(self, name: str) -> RegistryError:
         """Return the error for a name that the store does not have."""

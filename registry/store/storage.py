@@ -40,6 +40,8 @@ class Storage(Protocol):
     """
 
     url: str
+    place: str
+    """The same for all ways to write the URL: of a directory, its path without links."""
 
     def read(self, key: str) -> bytes:
         """Return the content of an object."""

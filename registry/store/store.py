@@ -7,37 +7,36 @@ two publishers get the same number. ``layout`` describes the objects of a store.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from headkit.adapters.display import format_line, format_table
-from headkit.adapters.errors import HeadFormatError, RegistryError
-from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
+from headkit.adapters.errors import RegistryError, SignatureError
+from headkit.adapters.file_kinds import HEAD, check_output
 from headkit.adapters.files import cache_folder, write_atomically
 from headkit.adapters.heads.head import Head
 
 from . import maintenance
+from .head_files import parse_head, read_head_file
 from .layout import (
     HEADS,
     SUFFIX,
     YANKED,
     Entry,
-    blob_key,
     describe_head,
     encode_json,
     format_ranges,
     tag_key,
 )
-from .objects import ATTEMPTS, Objects, default_publisher, now
+from .objects import Objects, default_publisher, now
 from .open_storage import open_storage
+from .publishing import write_version
 from .records import Version
 from .reference import LATEST, Reference, check_name, check_tag
+from .signing.keys import read_private_key
+from .signing.versions import open_trust, sign_version
 from .storage import Storage
 
 GRACE_SECONDS = 24 * 3600
@@ -50,14 +49,31 @@ class HeadStore:
     Args:
         url: A local directory, or a URL for fsspec: ``s3://bucket/folder``, ``gs://…``, ``az://…``.
             Default: ``$HEADKIT_STORE``, or ``headkit/heads`` in the user's data folder.
+        verify_with: Paths of public keys. ``resolve``, ``read``, ``pull``, ``load`` and ``tag``
+            then take only versions that were signed with one of them. Default: the paths in
+            ``$HEADKIT_VERIFY_WITH``, separated as in ``$PATH``; without any, all versions.
+        name: Name of the store in signatures, the same for all who publish and read. Default:
+            ``$HEADKIT_STORE_NAME``, or the URL, for a directory its absolute path.
+
+    Attributes:
+        name: Name of the store in signatures.
 
     Raises:
         DependencyMissing, RegistryError: See ``open_storage``.
+        SignatureError: A public key cannot be used.
     """
 
-    def __init__(self, url: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str | Path | None = None,
+        *,
+        verify_with: Sequence[str | Path] | str | Path | None = None,
+        name: str | None = None,
+    ) -> None:
         self.storage: Storage = open_storage(default_url() if url is None else url)
         self._objects = Objects(self.storage)
+        self.name = name or os.environ.get("HEADKIT_STORE_NAME") or self.storage.place
+        self._trust = open_trust(verify_with, self.name)
 
     def __repr__(self) -> str:
         return format_line("HeadStore", {"url": self.url})
@@ -79,6 +95,7 @@ class HeadStore:
         publisher: str | None = None,
         parent: str | None = None,
         notes: str = "",
+        sign: str | Path | None = None,
     ) -> Version:
         """Publish a head as the next version of a name; create the store if there is none.
 
@@ -89,58 +106,34 @@ class HeadStore:
             publisher: Who publishes it. Default: ``$HEADKIT_PUBLISHER`` or the user's name.
             parent: Reference to the head that it was made from. Default: the newest version.
             notes: Free text.
+            sign: Path of an Ed25519 key in PEM or in the format of OpenSSH, with which the version
+                is signed. Its passphrase comes from ``$HEADKIT_SIGN_PASSPHRASE`` or the terminal.
 
         Raises:
             HeadFormatError: The file is not a head file.
             RegistryError: The name, a tag or the reference is not valid, or the store cannot be
                 written.
+            SignatureError: The key cannot be used; then nothing is published.
+            DependencyMissing: ``sign`` needs ``cryptography``.
         """
         check_name(name)
         for tag in tags:
             _check_settable(tag)
-        content = head.serialize() if isinstance(head, Head) else _read_file(head)
-        metadata = describe_head(head if isinstance(head, Head) else _parse_head(content, head))
-        parent_digest = "" if parent is None else self.resolve(parent).digest
-        self._objects.check_root(create=True)
-        digest = hashlib.sha256(content).hexdigest()
-        self._objects.write_blob(digest, content)
-        listing = self._objects.list_name(name)
-        number = max(listing.versions, default=0) + 1
-        if parent is None and listing.latest is not None:
-            parent_digest = self._objects.read_record(name, listing.latest).digest
-        nonce = secrets.token_hex(16) if self._objects.chained else ""
-        for _ in range(ATTEMPTS):
-            version = Version(
-                name=name,
-                version=number,
-                digest=digest,
-                size=len(content),
-                published=now(),
-                publisher=publisher or default_publisher(),
-                parent=parent_digest,
-                notes=notes,
-                head=metadata,
-                previous=self._objects.hash_record(name, number - 1),
-                nonce=nonce,
-            )
-            try:
-                self._objects.create_record(version)
-                break
-            except FileExistsError:
-                # Another publisher was faster, or the store refused all simultaneous writes.
-                with suppress(FileNotFoundError):
-                    other = self._objects.read_record(name, number)
-                    number += 1
-                    parent_digest = other.digest if parent is None else parent_digest
-        else:
-            raise RegistryError(
-                f"{self.url}: gave up after {ATTEMPTS} attempts, as others kept publishing {name} "
-                "at the same time: try again later"
-            )
-        try:
-            self.storage.stat(blob_key(digest))
-        except FileNotFoundError:  # gc deleted it before the record named it
-            self._objects.write_blob(digest, content)
+        content = head.serialize() if isinstance(head, Head) else read_head_file(head)
+        metadata = describe_head(head if isinstance(head, Head) else parse_head(content, head))
+        parent_digest = None if parent is None else self._find(parent).digest
+        key = None if sign is None else read_private_key(sign)
+        version = write_version(
+            self._objects,
+            content,
+            name,
+            head=metadata,
+            publisher=publisher,
+            parent=parent_digest,
+            notes=notes,
+        )
+        if key is not None:
+            sign_version(self._objects, version, key, self.name)
         for tag in tags:
             self._objects.set_tag(version, tag)
         return version
@@ -190,11 +183,28 @@ class HeadStore:
 
         Raises:
             RegistryError: The reference names no version, or more than one.
+            SignatureError: The version was not signed with one of the keys of ``verify_with``.
         """
+        reference = ref if isinstance(ref, Reference) else Reference.parse(ref)
+        if not reference.digest:
+            return self._trust.check(self._objects, self._find(reference))
+        # Several versions may have the same head file. One that is signed is enough.
+        self._objects.check_root()
+        problem: SignatureError | None = None
+        for version in self._objects.find_digest(reference.digest):
+            try:
+                return self._trust.check(self._objects, version)
+            except SignatureError as error:
+                problem = problem or error
+        assert problem is not None  # noqa: S101 - there is at least one version
+        raise problem
+
+    def _find(self, ref: str | Reference) -> Version:
+        """Return the version that a reference names, whoever signed it."""
         reference = ref if isinstance(ref, Reference) else Reference.parse(ref)
         self._objects.check_root()
         if reference.digest:
-            return self._objects.find_digest(reference.digest)
+            return next(self._objects.find_digest(reference.digest))
         name = reference.name
         if reference.version is not None:
             number = reference.version
@@ -225,6 +235,7 @@ class HeadStore:
 
         Raises:
             RegistryError: The reference names no version, or the bytes are not the published ones.
+            SignatureError: See ``resolve``.
         """
         return self._objects.read_blob(self._version(ref))
 
@@ -237,7 +248,7 @@ class HeadStore:
                 is named after the file's hash.
 
         Raises:
-            RegistryError: See ``read``.
+            RegistryError, SignatureError: See ``read``.
             OutputError: ``out`` cannot be written, or does not end in ``.safetensors``.
         """
         if out is not None:
@@ -256,14 +267,15 @@ class HeadStore:
     def load(self, ref: str | Reference | Version) -> Head:
         """Return the head that a reference names; see ``read``."""
         version = self._version(ref)
-        return _parse_head(self._objects.read_blob(version), str(version))
+        return parse_head(self._objects.read_blob(version), str(version))
 
     def tag(self, ref: str, tag: str) -> Version:
-        """Point a tag to a version, whatever it pointed to before.
+        """Point a tag to a version, whatever it pointed to before. Tags are not signed.
 
         Raises:
             RegistryError: The reference names no version, the version is yanked, or the tag is not
                 valid.
+            SignatureError: See ``resolve``.
         """
         _check_settable(tag)
         version = self.resolve(ref)
@@ -299,7 +311,7 @@ class HeadStore:
             RegistryError: The reference names no version, or ``undo`` is True and the version is
                 not yanked.
         """
-        version = self.resolve(ref)
+        version = self._find(ref)
         key = f"{HEADS}{version.name}/{version.version}{YANKED}"
         if undo:
             try:
@@ -313,10 +325,12 @@ class HeadStore:
     def verify(self) -> Sequence[str]:
         """Check every object of the store; return the problems, one line each.
 
+        With keys in ``verify_with``, a version without a signature by one of them is a problem.
+
         Raises:
             RegistryError: There is no store.
         """
-        return maintenance.verify(self._objects)
+        return maintenance.verify(self._objects, self._trust)
 
     def unchained(self) -> Sequence[str]:
         """Return the versions that were published to a store of version 1, without checksums.
@@ -364,7 +378,10 @@ class HeadStore:
         )
 
     def _version(self, ref: str | Reference | Version) -> Version:
-        return ref if isinstance(ref, Version) else self.resolve(ref)
+        """Return a version that ``verify_with`` accepts. Every read of a head file asks this."""
+        return (
+            self._trust.check(self._objects, ref) if isinstance(ref, Version) else self.resolve(ref)
+        )
 
 
 def default_url() -> str:
@@ -378,24 +395,3 @@ def _check_settable(tag: str) -> None:
         raise RegistryError(
             f"{LATEST!r} always means the newest version: it cannot be set or removed"
         )
-
-
-def _read_file(path: str | Path) -> bytes:
-    mistake = explain_wrong_kind(path, HEAD)
-    if mistake is not None:
-        raise HeadFormatError(f"cannot read head {path}: {mistake}")
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise HeadFormatError(f"cannot read head {path}: {error.strerror or error}") from error
-
-
-def _parse_head(content: bytes, what: str | Path) -> Head:
-    """Return the head in the bytes of a head file; errors call the file ``what``."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "head.safetensors"
-        path.write_bytes(content)
-        try:
-            return Head.load(path)
-        except HeadFormatError as error:
-            raise HeadFormatError(str(error).replace(str(path), str(what))) from error

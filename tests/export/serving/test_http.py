@@ -24,6 +24,7 @@ from headkit.export.serving.limits import Limits
 from headkit.export.serving.lookups import PROBE_SECONDS
 from headkit.export.serving.service import Service
 from tests.backbones import SMALL, active_backbone
+from tests.signing_keys import write_keys
 
 REFRESH = 0.2
 """Seconds after which the service looks a name up again."""
@@ -115,6 +116,31 @@ def test_a_star_stands_for_all_heads_of_this_backbone(served: Served) -> None:
 
 def outlast_refresh() -> None:
     time.sleep(1.5 * REFRESH)
+
+
+def test_versions_that_nobody_signed_are_not_served(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = write_keys(tmp_path, "key")
+    plain = Head.load(served.folder / "plain.safetensors")
+    served.store.publish(plain, "signed", tags=["prod"], sign=keys.private)
+    reader = HeadStore(served.store.url, verify_with=keys.public)
+    monkeypatch.setattr(served.service.heads, "store", reader)
+    outlast_refresh()
+    status, answers = served.predict(picture(), "signed@prod", "*")
+    assert status == 200
+    assert {"signed@prod", "signed"} <= set(answers)
+    # The bytes are in memory already. The version is another one all the same.
+    served.store.publish(plain, "signed", tags=["prod"])
+    outlast_refresh()
+    served.store.publish(plain, "unsigned")
+    for ref in ("signed@2", "unsigned"):
+        status, answer = served.predict(picture(), ref)
+        assert status == 403
+        assert answer == {"detail": "this version is not signed with a key that the server trusts"}
+    assert served.predict(picture(), "signed@prod")[1]["signed@prod"]["head"] == "signed@1"
+    outlast_refresh()
+    assert "unsigned" not in served.predict(picture(), "*")[1]
 
 
 def test_new_versions_and_moved_tags_are_picked_up(served: Served) -> None:

@@ -1,0 +1,1 @@
+"""Signatures of published versions: keys, envelopes, and what a signature says."""
