@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 IsOfHead = Callable[[str], bool]
 """Tells from the name of a node, an input or an initializer whether it belongs to a head."""
 
+CHECKSUMS = "checksums"
+"""Name of the metadata entry."""
 DESCRIBED = ("kind", "label_names", "num_classes", "pixels", "task", "temperature")
 """What the checksum of a head covers of its description."""
 _OPSET_IMPORT, _PROPERTY, _FUNCTION = 8, 14, 25
@@ -125,6 +127,27 @@ def check_file(
             f"its metadata. Get the file again, or export the backbone again{hint}"
         )
     return actual
+
+
+def is_intact(path: Path) -> bool:
+    """Return True if a file has a backbone without heads, and a checksum that matches it.
+
+    A cache exports the backbone again otherwise.
+    """
+    try:
+        checksum = _read_checksum(path)
+        return bool(checksum) and checksum == checksum_of_file(path, lambda _: False)
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def _read_checksum(path: Path) -> object:
+    with _opened(path) as data:
+        for field in iterate_fields(data, 0, len(data)):
+            if field.number == _PROPERTY and read_text(data, field, 1) == CHECKSUMS:
+                values = json.loads(read_text(data, field, 2))
+                return values.get("backbone") if isinstance(values, dict) else None
+    return None
 
 
 def checksum_of_head(

@@ -29,7 +29,7 @@ from headkit.adapters.heads.schema import (
 from headkit.adapters.heads.tasks import DEFAULT, Task, get_task
 from headkit.adapters.images.pixel_rule import VERSION_1_RULE, PixelRule
 
-from .checksums import checksum_of_head
+from .checksums import CHECKSUMS, checksum_of_head
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head
@@ -67,7 +67,6 @@ _HEAD_ENTRY: dict[str, Bound] = {
     "tensors": object_of(list_of(integer(0, 2**40), 0, 8), 1000, 1000),
 }
 _SHA256 = text(64, r"[0-9a-f]{64}", "64 hexadecimal digits")
-CHECKSUMS = "checksums"
 _CHECKSUM_ENTRIES: dict[str, Bound] = {
     "backbone": _SHA256,
     "heads": list_of(_SHA256, 0, 1_000_000),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from headkit.adapters.compat import model_arguments
 from headkit.adapters.errors import ExportError
 from headkit.adapters.features.lock import touch
 from headkit.export.exporter import export
-from headkit.export.graph.heads_in_graph import opset_of, put_preprocessing
+from headkit.export.graph.checksums import checksum_of_backbone, is_intact
+from headkit.export.graph.heads_in_graph import opset_of, put_preprocessing, write_metadata
 from headkit.export.graph.onnx_file import write
 from headkit.export.preprocess.onnx_graph import normalizing_model
 from headkit.export.preprocess.pillow import Preprocess
@@ -29,7 +31,7 @@ def converter_versions() -> dict[str, str]:
 
 
 def onnx_backbone(model: nn.Module, folder: Path, *, optimize: bool = True) -> Path:
-    """Return the ONNX file of a backbone; export and verify it unless ``folder`` has it.
+    """Return the ONNX file of a backbone; export and verify it unless ``folder`` has it intact.
 
     The input is ``image`` uint8 ``[batch, 3, H, W]``, already resized and cropped. The outputs are
     the features of each branch.
@@ -53,17 +55,19 @@ def onnx_backbone(model: nn.Module, folder: Path, *, optimize: bool = True) -> P
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     path = folder / f"{timm_cfg(model)['architecture']}-{digest}.onnx"
-    if path.is_file():
+    if path.is_file() and is_intact(path):
         touch(path)
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
-        plain = export(model, Path(temporary) / "backbone.onnx", "backbone", optimize=optimize).path
-        graph = onnx.load(plain)
+        plain = export(model, Path(temporary) / "backbone.onnx", "backbone", optimize=optimize)
+        graph = onnx.load(plain.path)
     try:
         preprocess = Preprocess.from_cfg(cfg)
     except ValueError as error:
         raise ExportError(str(error)) from error
     put_preprocessing(graph, normalizing_model(preprocess, opset_of(graph)))
+    checksum = checksum_of_backbone(graph, plain.info.is_of_head)
+    write_metadata(graph, replace(plain.info, checksum=checksum))
     write(graph, path)
     return path

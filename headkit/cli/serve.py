@@ -129,18 +129,19 @@ def serve(
 
 
 def _export_backbone(architecture: str, weights: Path | None, remap: bool) -> Path:
-    """Return the backbone's ONNX file in the cache, and export it first if it is missing."""
+    """Return the backbone's ONNX file in the cache; export it first if it is missing or damaged."""
     from headkit.adapters.backbone.fingerprint import backbone_info
     from headkit.adapters.backbone.load import load_backbone
     from headkit.adapters.backbone.preprocessing import timm_cfg
     from headkit.adapters.files import cache_folder
     from headkit.export.exporter import export
+    from headkit.export.graph.checksums import is_intact
 
     model = load_backbone(architecture, weights, remap=remap)
     folder = cache_folder() / "backbones"
     folder.mkdir(exist_ok=True)
     name = timm_cfg(model)["architecture"]  # the argument may be a folder or a repository
     path = folder / f"{name}-{backbone_info(model).fingerprint[:16]}.onnx"
-    if not path.is_file():
+    if not (path.is_file() and is_intact(path)):
         export(model, path, "backbone")
     return path

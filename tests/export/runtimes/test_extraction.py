@@ -95,6 +95,18 @@ def test_backbone_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert onnx_backbone(random_backbone(), tmp_path) == first
 
 
+def test_damaged_backbone_in_the_cache_is_converted_again(tmp_path: Path) -> None:
+    """A flipped bit in its weights would give other features, and so another head."""
+    first = onnx_backbone(random_backbone(), tmp_path)
+    content = first.read_bytes()
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 1
+    for bad in (bytes(damaged), content[:1000], b""):
+        first.write_bytes(bad)
+        assert onnx_backbone(random_backbone(), tmp_path) == first
+        assert first.read_bytes() == content
+
+
 def test_fastest_runtime_is_chosen(small: Any) -> None:
     assert choose_runtime("auto", "fp32", small).name == "onnxruntime"
     assert choose_runtime("auto", "bf16", small).precision == "bf16"
