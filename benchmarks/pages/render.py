@@ -3,7 +3,8 @@
 Run it with ``python -m headkit.benchmarks.pages.render``.
 
 A document has blocks between ``<!-- generated: NAME -->`` and ``<!-- end -->``. ``BLOCKS[NAME]``
-renders the content of such a block from ``benchmarks/results/NAME.json``.
+renders the content of such a block from ``benchmarks/results/NAME.json``. Without results, the
+block is empty.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from headkit.adapters.files import write_atomically
 from headkit.benchmarks.coverage import record
 from headkit.benchmarks.studies import catalogue, freezing
 
-from . import benchmarks, coverage, fitting, picture, plots, registry
+from . import benchmarks, coverage, fitting, picture, plots, registry, security
 from .machines import machines, measured_with
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,12 +32,13 @@ DOCUMENTS = (
     "docs/onnx.md",
     "docs/registry.md",
     "docs/replacing-a-head.md",
+    "docs/security.md",
 )
 PLOTS = ROOT / "docs" / "benchmarks"
 
 COVERAGE = ROOT / "docs" / "coverage.md"
 
-_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- generated: ([\w/]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def demo(result: Mapping[str, Any]) -> str:
@@ -116,6 +118,9 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "growth": benchmarks.growth,
     "publishing": registry.publishing,
     "serving": registry.serving,
+    "security/fuzzing": security.fuzzing,
+    "security/kills": security.kills,
+    "security/serving": security.serving,
 }
 
 
@@ -130,10 +135,9 @@ def render(text: str) -> str:
         name = match[2]
         path = RESULTS / f"{name}.json"
         if not path.exists():
-            command = f"python -m headkit.benchmarks.studies.{name}"
-            return f"{match[1]}Not measured yet. Run `{command}`.\n{match[3]}"
-        result = json.loads(path.read_text(encoding="utf-8"))
-        return f"{match[1]}{BLOCKS[name](result)}\n{match[3]}"
+            return f"{match[1]}{match[3]}"
+        content = BLOCKS[name](json.loads(path.read_text(encoding="utf-8")))
+        return f"{match[1]}{content}\n{match[3]}" if content else f"{match[1]}{match[3]}"
 
     return _BLOCK.sub(render_block, text)
 

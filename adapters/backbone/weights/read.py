@@ -1,4 +1,4 @@
-"""Read the tensors of a weights file, whatever holds them, without running code from the file."""
+"""Read the tensors of a weights file, whatever holds them; torch refuses files with objects."""
 
 from __future__ import annotations
 
