@@ -10,11 +10,12 @@ BUCKET = "heads"
 
 
 @contextmanager
-def s3_server() -> Iterator[dict[str, str]]:
+def s3_server(*, threaded: bool = False) -> Iterator[dict[str, str]]:
     """Run an S3 endpoint with an empty bucket.
 
-    The server answers requests one after another: moto first checks whether an object exists and
-    then writes it, which with several threads would not be a conditional write.
+    Args:
+        threaded: Answer requests at the same time. moto first checks whether an object exists and
+            then writes it, which with several threads is not a conditional write.
 
     Yields:
         Environment variables with which an S3 client uses the endpoint.
@@ -30,7 +31,7 @@ def s3_server() -> Iterator[dict[str, str]]:
     # fsspec keeps clients, which would go on asking an endpoint that has ended.
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     app = DomainDispatcherApplication(create_backend_app)
-    server = make_server("127.0.0.1", 0, app, threaded=False, request_handler=Quiet)
+    server = make_server("127.0.0.1", 0, app, threaded=threaded, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     environment = {

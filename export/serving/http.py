@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from headkit.registry.store.reference import Reference
 
 from .form import SCHEMA, read_form
 from .limits import BadForm, HeadTooLarge, ServiceBusy, TooManyHeads
+from .log import SeldomLog
 from .service import Service
 
 try:
@@ -36,8 +36,6 @@ try:
     from .metrics import Measured, Metrics
 except ImportError as missing:
     raise DependencyMissing.for_feature("serving", "headkit[serve]") from missing
-
-logger = logging.getLogger("headkit")
 
 STATUS_OF_ERROR: dict[type[HeadkitError], int] = {
     TooLarge: 413,
@@ -67,6 +65,7 @@ def application(service: Service) -> FastAPI:
     and 413 that it has too many bytes. Responses with 503 have ``Retry-After``.
     """
     metrics, bodies, listing = Metrics(service), Bodies(), _Listing(service)
+    log = SeldomLog()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -82,7 +81,8 @@ def application(service: Service) -> FastAPI:
         statuses = (code for kind, code in STATUS_OF_ERROR.items() if isinstance(error, kind))
         status = next(statuses, 500)
         headers = {"Retry-After": "1"} if status == 503 else None
-        return JSONResponse({"detail": _public_message(error, status, service)}, status, headers)
+        detail = _public_message(error, status, service, log)
+        return JSONResponse({"detail": detail}, status, headers)
 
     @app.post("/predict", openapi_extra=SCHEMA, response_model=dict[str, Any])
     async def predict(request: Request) -> Response:
@@ -168,16 +168,16 @@ async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
         yield chunk
 
 
-def _public_message(error: HeadkitError, status: int, service: Service) -> str:
+def _public_message(error: HeadkitError, status: int, service: Service, log: SeldomLog) -> str:
     """Return what a client may know of an error: no path and no address. The log has the rest."""
     if isinstance(error, SignatureError):
         logger.warning("a head is not served: %s", error)
         return "this version is not signed with a key that the server trusts"
     if isinstance(error, StoreError):
-        logger.warning("the store cannot be used: %s", error)
+        log.warn("the store cannot be used: %s", error)
         return "the store cannot be read: try again later"
     if status == 500:
-        logger.error("a request failed: %s", error)
+        log.warn("a request failed: %s", error)
         return "the model cannot classify this image"
     return str(error).replace(service.store.url, "the store")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ MAX_READS = 64
 """Maximum number of reads that may hang at once, each of which occupies a thread."""
 MAX_UNKNOWN = 48
 """Maximum number of reads after which no read starts of what is not known yet."""
+HANG_SECONDS = 1.0
+"""The store hangs if it has answered nothing for so many seconds, although it was asked."""
 PROBE_SECONDS = 1.0
 """While the store hangs, seconds between reads that find out whether it answers again."""
 
@@ -36,18 +39,25 @@ class Lookups:
     Args:
         seconds: Longest wait for something that is not known yet.
         patience: Longest wait for a new answer where an older one is known.
-
-    Attributes:
-        hanging: True from a read that took too long, while no other came back, until the next one
-            that comes back.
     """
 
     def __init__(self, seconds: float = 5.0, patience: float = 0.25) -> None:
-        self.seconds, self.patience, self.hanging = seconds, patience, False
+        self.seconds, self.patience = seconds, patience
         self._reads: dict[Hashable, asyncio.Future[Any]] = {}
+        self._starts: dict[asyncio.Future[Any], float] = {}
         self._slow: set[Hashable] = set()
-        self._running = 0
-        self._last_start = self._last_end = 0.0
+        self._last_start = self._last_answer = 0.0
+        self._hangs = False
+
+    @property
+    def hanging(self) -> bool:
+        """True if no read has been answered for a while, until the next one that is."""
+        if not self._hangs and self._starts:
+            since = max(self._last_answer, min(self._starts.values()))
+            if time.monotonic() - since > HANG_SECONDS:
+                logger.warning("the store does not answer")
+                self._hangs = True
+        return self._hangs
 
     async def read(self, key: Hashable, function: Callable[[], T], *, known: bool) -> T:
         """Return what ``function`` returns. Simultaneous reads with the same key are one read.
@@ -61,48 +71,33 @@ class Lookups:
             StoreHangs: There is no answer in time.
             Exception: Whatever ``function`` raises.
         """
-        loop = asyncio.get_running_loop()
-        hanging = self.hanging
-        future = self._start(loop, key, function, known=known)
-        if future is not None and not (known and (hanging or key in self._slow)):
-            start = loop.time()
-            wait = self.patience if known or hanging else self.seconds
+        future = self._start(key, function, known=known)
+        if future is not None and not (known and (self.hanging or key in self._slow)):
             with suppress(TimeoutError):
+                wait = self.patience if known else self.seconds
                 async with asyncio.timeout(wait) as deadline:
                     return await asyncio.shield(future)
             if not deadline.expired():
                 return await future  # it raised a TimeoutError of its own
-            self._slow.add(key)
-            if not self.hanging and self._last_end < start:
-                logger.warning("the store does not answer within %g s", wait)
-                self.hanging = True
+            if not future.done():
+                self._slow.add(key)
         raise StoreHangs("the store does not answer: try again later")
 
     def _start(
-        self, loop: asyncio.AbstractEventLoop, key: Hashable, function: Callable[[], T], known: bool
+        self, key: Hashable, function: Callable[[], T], *, known: bool
     ) -> asyncio.Future[T] | None:
         """Return the read with this key, which may run already; None if none may start."""
-        running, now = self._reads.get(key), loop.time()
+        running, now, hanging = self._reads.get(key), time.monotonic(), self.hanging
         may_probe = now - self._last_start >= PROBE_SECONDS
         # The connection of a read that hangs may be dead, so that another one tries again.
-        if running is not None and not (self.hanging and may_probe):
+        if running is not None and not (hanging and may_probe):
             return running
-        too_many = self._running >= (MAX_READS if known else MAX_UNKNOWN)
-        if too_many or (self.hanging and not may_probe):
+        too_many = len(self._starts) >= (MAX_READS if known else MAX_UNKNOWN)
+        if too_many or (hanging and not may_probe):
             return running
-        self._last_start = now
-        self._running += 1
+        loop = asyncio.get_running_loop()
         future = self._reads[key] = loop.create_future()
-
-        def finish(result: Any, error: BaseException | None) -> None:
-            self._finish(loop, key, future)
-            if future.cancelled():
-                return
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
-                future.exception()  # nobody may wait any more
+        self._last_start = self._starts[future] = now
 
         def run() -> None:
             try:
@@ -110,19 +105,31 @@ class Lookups:
             except BaseException as error:
                 outcome = None, error
             with suppress(RuntimeError):  # the server has stopped
-                loop.call_soon_threadsafe(finish, *outcome)
+                loop.call_soon_threadsafe(self._finish, key, future, *outcome)
 
         threading.Thread(target=run, name="store", daemon=True).start()
         return future
 
     def _finish(
-        self, loop: asyncio.AbstractEventLoop, key: Hashable, future: asyncio.Future[Any]
+        self,
+        key: Hashable,
+        future: asyncio.Future[Any],
+        result: Any,
+        error: BaseException | None,
     ) -> None:
-        self._running -= 1
-        self._last_end = loop.time()
-        self._slow.discard(key)
+        del self._starts[future]
         if self._reads.get(key) is future:
             del self._reads[key]
-        if self.hanging:
-            logger.warning("the store answers again")
-        self.hanging = False
+        if not isinstance(error, StoreError):  # it may say that the store has not answered
+            self._last_answer = time.monotonic()
+            self._slow.discard(key)
+            if self._hangs:
+                logger.warning("the store answers again")
+            self._hangs = False
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+            future.exception()  # nobody may wait any more

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +26,8 @@ from headkit.registry.store.store import HeadStore
 from .admission import Admission
 from .batcher import Array, Batcher
 from .limits import Limits, ServiceBusy, TooManyHeads
+from .log import SeldomLog
 from .store_heads import Heads, StoreHeads
-
-logger = logging.getLogger("headkit")
 
 THREADS = 2
 """Minimum number of threads that decode, so that a large image never stops the small ones."""
@@ -100,7 +98,7 @@ class Service:
             max_heads=self.limits.heads,
             max_bytes=self.limits.head_bytes,
         )
-        self.batcher = Batcher(self._run, max_batch)
+        self.batcher, self._log = Batcher(self._run, max_batch), SeldomLog()
         self._preprocess = Preprocess.from_cfg(self.info.backbone["pretrained_cfg"])
         self._threads = ThreadPoolExecutor(max(os.cpu_count() or 1, THREADS), "decode")
         self._admission = Admission(4 * max_batch, self.limits.pixels * 5 // 4)
@@ -203,7 +201,7 @@ class Service:
                 if name in named:
                     raise ExportError(f"the head {version} fails: {first_line(error)}") from error
                 self.heads.on_head_error()
-                logger.warning("left out the head %s, which fails: %s", version, first_line(error))
+                self._log.warn("left out the head %s, which fails: %s", version, first_line(error))
                 continue
             row = compute_scores(head.info.description, logits)[0]
             answers[name] = Answer(version, select_top(head.info, row, top_k))

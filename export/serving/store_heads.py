@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,13 +21,12 @@ from headkit.export.graph.heads_in_graph import head_model
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
 from headkit.registry.store.layout import Entry
 from headkit.registry.store.records import Version
-from headkit.registry.store.reference import Reference
+from headkit.registry.store.reference import LATEST, Reference
 from headkit.registry.store.store import HeadStore
 
 from .limits import HeadTooLarge, TooManyHeads
+from .log import SeldomLog
 from .lookups import Lookups, StoreHangs
-
-logger = logging.getLogger("headkit")
 
 Array = np.ndarray[Any, Any]
 OPSET = 20
@@ -101,7 +99,7 @@ class StoreHeads:
         self._latest: dict[str, int | None] = {}
         self._listing_seconds = 0.0
         self.on_head_error: Callable[[], None] = lambda: None
-        self.lookups = Lookups()
+        self.lookups, self._log = Lookups(), SeldomLog()
 
     @property
     def loaded(self) -> int:
@@ -182,7 +180,7 @@ class StoreHeads:
                     continue
                 if isinstance(one, HeadkitError):
                     self.on_head_error()
-                    logger.warning("skipped the head %s in a request for *: %s", name, one)
+                    self._log.warn("skipped the head %s in a request for *: %s", name, one)
                 elif isinstance(one, BaseException):
                     raise one
                 else:
@@ -246,7 +244,8 @@ class StoreHeads:
             RegistryError: There is none, or the store cannot be read.
         """
         reference = Reference.parse(ref)
-        looked_up_at, known = self._last_known(ref)
+        ref = str(reference)
+        looked_up_at, known = self._last_known(reference)
         never_changes = reference.version is not None or bool(reference.digest)
         if known is not None and (never_changes or self._is_fresh(looked_up_at)):
             return known
@@ -261,16 +260,17 @@ class StoreHeads:
                 self._versions[ref] = (time.monotonic(), known)
             return known
 
-    def _last_known(self, ref: str) -> tuple[float, Version | None]:
+    def _last_known(self, reference: Reference) -> tuple[float, Version | None]:
         """Return when a reference was looked up, and its version; None if it is unknown.
 
         A name that was only part of a request for ``*`` has the newest version of the last listing.
         """
-        if ref not in self._versions:
-            latest = self._latest.get(ref)
-            _, version = self._versions.get(f"{ref}@{latest}", (0.0, None))
+        ref = str(reference)
+        if ref not in self._versions and reference.tag == LATEST:
+            latest = self._latest.get(reference.name)
+            _, version = self._versions.get(f"{reference.name}@{latest}", (0.0, None))
             return 0.0, version
-        return self._versions[ref]
+        return self._versions.get(ref, (0.0, None))
 
     def _read_version(self, ref: str, reference: Reference) -> Version:
         version = self.store.resolve(reference)
@@ -284,7 +284,7 @@ class StoreHeads:
 
     def _report_stale(self, what: str, error: StoreError) -> None:
         self.on_store_error()
-        logger.warning("%s may be out of date, as the store cannot be read: %s", what, error)
+        self._log.warn("%s may be out of date, as the store cannot be read: %s", what, error)
 
     def _prepare(self, head: Head) -> LoadedHead:
         """Return the function that computes a head's logits, with its description."""

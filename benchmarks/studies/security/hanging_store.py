@@ -35,7 +35,7 @@ def measure(
         ``/healthz`` and ``/heads`` while the store hangs; seconds from the end of that until a head
         that was not in memory is answered; the statuses of each kind of request.
     """
-    with s3_server() as environment:
+    with s3_server(threaded=True) as environment:
         with mock.patch.dict(os.environ, environment):
             backbone = publish_heads(HeadStore(STORE), folder, architecture, HEADS)
         moto = int(environment["AWS_ENDPOINT_URL"].rpartition(":")[2])
