@@ -171,7 +171,7 @@ async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
 def _public_message(error: HeadkitError, status: int, service: Service, log: SeldomLog) -> str:
     """Return what a client may know of an error: no path and no address. The log has the rest."""
     if isinstance(error, SignatureError):
-        logger.warning("a head is not served: %s", error)
+        log.warn("a head is not served: %s", error)
         return "this version is not signed with a key that the server trusts"
     if isinstance(error, StoreError):
         log.warn("the store cannot be used: %s", error)
