@@ -5,13 +5,15 @@ VENV := .venv/pyvenv.cfg
 DEMO := .venv/.installed-demo
 DEV := .venv/.installed-dev
 LOWEST := .venv-lowest/.installed
+TOOLS := .venv-tools/.installed
+LOCK := requirements-dev.txt
 INSTALL := -m pip install --quiet --disable-pip-version-check
 LOWEST_TESTS := tests/adapters/heads tests/adapters/fitting tests/adapters/test_older_timm.py tests/export/graph \
 	tests/export/predict tests/headkit/test_demo.py tests/headkit/test_fit.py tests/test_compatibility.py \
 	tests/test_lowest.py
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-slow lint coverage bench bench-full docs clean wheel-files test-lowest
+.PHONY: demo test test-slow lint coverage bench bench-full docs clean wheel-files test-lowest locked lock audit
 
 $(VENV):
 	$(PYTHON) -m venv .venv
@@ -28,6 +30,24 @@ $(LOWEST): pyproject.toml requirements-lowest.txt
 	$(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python $(INSTALL) --requirement requirements-lowest.txt --editable ".[demo,plot]"
 	@touch $@
+
+$(TOOLS): Makefile
+	$(PYTHON) -m venv --clear .venv-tools
+	.venv-tools/bin/python $(INSTALL) "pip-audit>=2.7" "uv>=0.5"
+	@touch $@
+
+locked: $(LOCK) | $(VENV)  ## install the locked versions into .venv: Python 3.11 on Linux, x86-64
+	$(BIN)/python $(INSTALL) --require-hashes --requirement $(LOCK)
+	$(BIN)/python $(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $(DEMO) $(DEV)
+
+lock: $(TOOLS)  ## write the lock; UPGRADE=--upgrade takes the newest versions
+	UV_CUSTOM_COMPILE_COMMAND="make lock" .venv-tools/bin/uv pip compile --quiet --generate-hashes --no-annotate \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra demo --extra dev $(UPGRADE) \
+		pyproject.toml --output-file $(LOCK)
+
+audit: $(TOOLS)  ## look the locked versions up in the list of known vulnerabilities, which needs network access
+	.venv-tools/bin/pip-audit --strict --require-hashes --disable-pip --requirement $(LOCK)
 
 demo: $(DEMO)  ## digits as PNG files -> head -> verified ONNX -> predictions
 	$(BIN)/headkit demo
@@ -72,4 +92,4 @@ docs: $(DEV)  ## write the committed measurements into README and docs
 	$(BIN)/python -m headkit.benchmarks.pages.render
 
 clean:
-	rm -rf .venv .venv-lowest build demo *.egg-info
+	rm -rf .venv .venv-lowest .venv-tools build demo *.egg-info
