@@ -13,7 +13,7 @@ LOWEST_TESTS := tests/adapters/heads tests/adapters/fitting tests/adapters/test_
 	tests/test_lowest.py
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-slow lint coverage bench bench-full docs clean wheel-files test-lowest locked lock audit
+.PHONY: demo test fuzz test-slow lint coverage bench bench-full docs clean wheel-files test-lowest locked lock audit
 
 $(VENV):
 	$(PYTHON) -m venv .venv
@@ -54,6 +54,10 @@ demo: $(DEMO)  ## digits as PNG files -> head -> verified ONNX -> predictions
 
 test: $(DEV)  ## the tests that are not marked slow, on all cores
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+
+fuzz: $(DEV)  ## change valid files and requests, and pass them through every door for three minutes
+	$(BIN)/python -m headkit.benchmarks.studies.security.fuzzing --minutes 3 --fresh --inputs 1000000 \
+		--result build/fuzzing/result.json
 
 test-slow: $(DEV)  ## all tests, the slow ones too
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -51,6 +51,8 @@ from headkit.export.precision.calibrate import (
 )
 from headkit.export.preprocess.onnx_graph import preprocessing_model
 from headkit.export.preprocess.pillow import Preprocess
+from headkit.export.runtimes.exported_model import read_exported
+from headkit.export.runtimes.model_source import ModelSource
 from headkit.registry.resolve import head_name, load_head
 
 from .verify import TOLERANCE, verify, verify_preprocessing, verify_runs
@@ -187,10 +189,12 @@ def export(
     small = None if samples is None else reduce_precision(graph, precision, samples)
     info = add_heads(graph, info, heads)
     with temporary_model(graph, path) as plain:
+        read_exported(ModelSource.of(plain))
         difference = verify(plain, model, info, heads, tolerance=tolerance)
         if samples is not None and small is not None:
             graph, info = small, add_heads(small, replace(info, precision=precision), heads)
             with temporary_model(graph, path) as reduced:
+                read_exported(ModelSource.of(reduced))
                 verify_runs(reduced, info, heads)
                 info = measure_cost(plain, reduced, info, heads, samples, max_cost)
     pixel_difference = None

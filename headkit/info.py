@@ -51,11 +51,10 @@ def _describe_head(path: Path) -> dict[str, Any]:
 
 def _describe_model(path: Path) -> dict[str, Any]:
     from headkit.export.graph.checksums import check_file
-    from headkit.export.graph.metadata import ModelInfo
-    from headkit.export.runtimes.onnxruntime import open_session
+    from headkit.export.runtimes.exported_model import open_exported
+    from headkit.export.runtimes.model_source import ModelSource
 
-    session = open_session(path)
-    model = ModelInfo.from_props(session.get_modelmeta().custom_metadata_map, str(path))
+    session, model = open_exported(ModelSource.of(path), None, "cpu")
     if model.checksum:
         check_file(path, model.checksum, model.is_of_head, str(path))
     description = {

@@ -100,6 +100,7 @@ class FeatureCache:
         self._pixels: list[np.ndarray[Any, Any]] = []
         self._valid: list[np.ndarray[Any, Any]] = []
         self._checked: set[int] = set()
+        self._shapes: list[tuple[int, ...]] = []
         for path in sorted(self.folder.glob(f"shard-*{_SUFFIX}")):
             self._read(path)
 
@@ -116,18 +117,20 @@ class FeatureCache:
     def _read(self, path: Path) -> None:
         try:
             with safe_open(path, framework="numpy") as shard:
+                shapes = _check_tensors(shard)
                 digest, pixels, valid = map(shard.get_tensor, ("digest", "pixels", "valid"))
             digests = np.ascontiguousarray(digest).view(DIGEST).reshape(-1)
             pixel_digests = np.ascontiguousarray(pixels).view(PIXEL_DIGEST).reshape(-1)
-            if not len(digests) == len(pixel_digests) == len(valid):
-                raise ValueError("its tensors have different lengths")
+            if self._shapes not in ([], shapes):
+                raise ValueError(f"its features have the shapes {shapes}, expected {self._shapes}")
         except FileNotFoundError:
             return  # another process has just removed it
-        except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             # A full disk or a power cut can damage a shard. Its features can be computed again.
             logger.warning("removed the damaged shard %s (%s)", path, error)
             path.unlink(missing_ok=True)
             return
+        self._shapes = shapes
         self._shards.append(path)
         self._digests.append(digests)
         self._pixels.append(pixel_digests)
@@ -250,6 +253,27 @@ class FeatureCache:
                     rows = torch.from_numpy(locations.row[mask])
                     into[torch.from_numpy(mask)] = shard.get_tensor(_tensor_name(branch))[rows]
         return features
+
+
+def _check_tensors(shard: Any) -> list[tuple[int, ...]]:
+    """Check names, types and shapes of an open shard; return the shape of one image's features.
+
+    Raises:
+        ValueError: It is not a shard.
+    """
+    slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+    found = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
+    count = found["valid"][1][0] if found.get("valid", ("", ()))[1] else 0
+    branches = [_tensor_name(branch) for branch in range(len(found) - 3)]
+    expected = {
+        "digest": ("U8", (count, DIGEST.itemsize)),
+        "pixels": ("U8", (count, PIXEL_DIGEST.itemsize)),
+        "valid": ("U8", (count,)),
+        **{name: ("F32", (count, *found.get(name, ("", ()))[1][1:])) for name in branches},
+    }
+    if found != expected or not count or not branches:
+        raise ValueError(f"its tensors are {found!r:.300}, expected {expected!r:.300}")
+    return [found[name][1][1:] for name in branches]
 
 
 def _use(folder: Path, key: bytes) -> InUse:

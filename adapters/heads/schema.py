@@ -254,7 +254,7 @@ _HEAD: dict[str, Bound] = {
     "model_args": object_of(Bound("a plain value", lambda _: True), 100, 64),
     "task": one_of(*TASKS),
     "temperature": number(1e-9, 1e9),
-    "metrics": json_value(5),
+    "metrics": object_of(json_value(4), 1000, 200),
     "created": text(64, r"[0-9T:.+\-Z]*", "a UTC time, ISO 8601"),
     "versions": object_of(text(200), 100),
     "notes": text(1_000_000),

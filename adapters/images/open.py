@@ -48,7 +48,8 @@ class ImageReader:
         channels: Number of the model's input channels, 1 or 3.
         resize_edge: Length of the shorter edge after resizing, in pixels; 0 if the edges are
             resized to lengths that do not depend on each other.
-        max_pixels: Largest number of pixels of an image, or None for Pillow's own limit.
+        max_pixels: Largest number of pixels of an image, or None for
+            ``PIL.Image.MAX_IMAGE_PIXELS``.
         max_resized: Largest number of pixels after resizing.
     """
 
@@ -126,7 +127,7 @@ def open_image(
     Raises:
         UnreadableImage: The image cannot be read or decoded, is not a regular file, its format is
             not in ``FORMATS``, or it has more bits per channel than the rule allows.
-        TooLarge: Pillow suspects a decompression bomb.
+        TooLarge: A file has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
         DataError: An array has another type or shape, or ``source`` is not an image.
     """
     with _opened(source) as (image, name):
@@ -165,6 +166,7 @@ def _opened(source: ImageLike) -> Iterator[tuple[Image.Image, str]]:
         content = read_image_file(source) if isinstance(source, str | Path) else source
         file = io.BytesIO(content) if isinstance(content, bytes) else content
         with Image.open(file, formats=tuple(FORMATS)) as opened:  # type: ignore[arg-type]
+            _check_pixels(opened, name)
             yield opened, name
     except DataError:
         raise
@@ -182,6 +184,16 @@ def _opened(source: ImageLike) -> Iterator[tuple[Image.Image, str]]:
         # Pillow closes only the files that it opened itself.
         if hasattr(source, "read") and not isinstance(source, Image.Image):
             source.close()  # type: ignore[union-attr]
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    """Refuse an image of which Pillow only warns, as it takes more than 1 GB with its copies."""
+    most, (width, height) = Image.MAX_IMAGE_PIXELS, image.size
+    if most is not None and width * height > most:
+        raise TooLarge(
+            f"{name} has {width} x {height} pixels, expected at most {most:,}: scale it down, or "
+            "set PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        )
 
 
 def read_image_file(path: str | Path) -> bytes:

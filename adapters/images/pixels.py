@@ -77,7 +77,8 @@ def to_pixels(
         image = _put_on_white(image)
     if channels == 1 and image.mode not in ("1", "L"):
         image = image.convert("RGB")  # not every mode converts to grey
-    return image.convert(MODES[channels])
+    # A conversion to the same mode would be a copy.
+    return image if image.mode == MODES[channels] else image.convert(MODES[channels])
 
 
 def _check_scans(image: Image.Image, name: str) -> None:

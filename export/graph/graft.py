@@ -11,6 +11,8 @@ from headkit.adapters.errors import ExportError, OutputError, first_line
 from headkit.adapters.file_kinds import ADAPTER, HEAD, MODEL, check_argument, check_output
 from headkit.adapters.heads.head import Head
 from headkit.export.predict.adapter_files import write_adapter
+from headkit.export.runtimes.exported_model import read_exported
+from headkit.export.runtimes.model_source import ModelSource
 from headkit.registry.resolve import head_name, load_head
 
 from .checksums import check_file
@@ -87,6 +89,7 @@ def graft(
             "the check of the backbone's weights"
         )
     head = load_head(head)
+    read_exported(ModelSource.of(onnx_path))
     with open_model(onnx_path) as source:
         source.info.check_backbone(head, force=force)
         if out.suffix == ADAPTER.suffix:

@@ -29,6 +29,8 @@ from headkit.adapters.heads.schema import (
 from headkit.adapters.heads.tasks import DEFAULT, Task, get_task
 from headkit.adapters.images.pixel_rule import VERSION_1_RULE, PixelRule
 
+from .bounded.check import check_graph
+from .bounded.decode import decode_graph
 from .checksums import CHECKSUMS, checksum_of_head
 
 if TYPE_CHECKING:  # running a model needs no safetensors
@@ -331,7 +333,9 @@ def _read(props: Mapping[str, str], name: str) -> ModelInfo:
     entries = check_object(values, _ENTRIES, _ENTRIES, name)
     shared = check_object(entries["backbone"], _SHARED_ENTRIES, _SHARED_ENTRIES, "backbone")
     check_description({**shared, "num_classes": 1}, "backbone")
-    base64.b64decode(entries["classifier"], validate=True)
+    classifier = base64.b64decode(entries["classifier"], validate=True)
+    if classifier:
+        check_graph(decode_graph(classifier))
     heads = []
     checksums = checksums or [""] * len(entries["heads"])
     for number, (entry, own) in enumerate(zip(entries["heads"], checksums, strict=True)):

@@ -8,6 +8,7 @@ protobuf.dev/programming-guides/encoding).
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -62,13 +63,13 @@ def iterate_fields(data: Buffer, start: int, end: int) -> Iterator[Field]:
     """
     at = start
     while at < end:
-        tag, content = _varint(data, at, end)
+        tag, content = read_varint(data, at, end)
         kind = tag & 7
         if kind == _LENGTH_DELIMITED:
-            length, content = _varint(data, content, end)
+            length, content = read_varint(data, content, end)
             stop = content + length
         elif kind == 0:
-            stop = _varint(data, content, end)[1]
+            stop = read_varint(data, content, end)[1]
         elif kind in (1, 5):
             stop = content + (8 if kind == 1 else 4)
         else:
@@ -120,7 +121,7 @@ def read_tensor(data: Buffer, field: Field) -> Tensor:
             if read_text(data, part, _KEY) == "location":
                 locations.add(read_text(data, part, _VALUE))
         elif part.number == _DATA_LOCATION:
-            place, _ = _varint(data, part.content, part.end)
+            place, _ = read_varint(data, part.content, part.end)
             external = external or place == _EXTERNAL
     return Tensor(name, external, frozenset(locations))
 
@@ -152,7 +153,7 @@ def missing_locations(path: Path) -> list[str]:
         locations = external_locations(path)
     except (OSError, ValueError):
         return []
-    return sorted(name for name in locations if not (path.parent / name).is_file())
+    return sorted(name for name in locations if not os.path.isfile(path.parent / name))  # noqa: PTH113
 
 
 def with_outputs(model: bytes, outputs: Mapping[str, Sequence[int | str]]) -> bytes:
@@ -214,7 +215,7 @@ def _encode(value: int) -> bytes:
     return bytes(out)
 
 
-def _varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
+def read_varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
     """Read a varint; return its value and the position after it."""
     value = shift = 0
     while at < end and shift < 64:

@@ -13,7 +13,6 @@ import numpy as np
 from headkit.adapters.display import format_count, format_line, format_table
 from headkit.adapters.images.open import ImageLike, ImageReader
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
-from headkit.export.graph.metadata import ModelInfo
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.model_source import ModelLike, ModelSource
 from headkit.export.runtimes.providers import (
@@ -88,7 +87,7 @@ class Predictor:
     ) -> None:
         source = ModelSource.of(onnx_path)
         self._session = Session(source, threads, choose_providers(provider, provider_options))
-        self.info = ModelInfo.from_props(self._session.props, source.name)
+        self.info = self._session.info
         overridable = self.session.get_overridable_initializers()
         inputs = {value.name: value.shape for value in overridable}
         self._heads = LoadedHeads(self.info, inputs, heads or {}, force=force)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from headkit.adapters.errors import ExportError, first_line
+from headkit.export.graph.metadata import ModelInfo
+from headkit.export.runtimes.exported_model import open_exported
 from headkit.export.runtimes.model_source import ModelSource
-from headkit.export.runtimes.onnxruntime import open_session
 from headkit.export.runtimes.providers import Providers
 
 Array = np.ndarray[Any, Any]
@@ -24,14 +25,14 @@ class Session:
         source: The model.
         threads: Number of CPU threads. Default: one per core.
         providers: Execution providers.
-        outputs: Values inside the graph that are outputs too, see ``open_session``.
+        outputs: Values inside the graph that are outputs too, see ``open_exported``.
 
     Attributes:
         onnxruntime: ONNX Runtime's session.
-        props: The model's metadata.
+        info: The model's description.
 
     Raises:
-        ExportError: See ``open_session``.
+        ExportError: See ``open_exported``.
     """
 
     def __init__(
@@ -43,11 +44,10 @@ class Session:
     ) -> None:
         self._opened = (source, threads, providers, outputs)
         self.source, self.providers = source, providers
-        self.onnxruntime = open_session(source, threads, providers, outputs=outputs)
-        self.props: dict[str, str] = self.onnxruntime.get_modelmeta().custom_metadata_map
+        self.onnxruntime, self.info = open_exported(source, threads, providers, outputs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _open_again, (self.props, *self._opened)
+        return _open_again, (self.info, *self._opened)
 
     def with_outputs(self, outputs: Outputs) -> Session:
         """Return a second session of the model that also outputs values inside its graph.
@@ -55,7 +55,7 @@ class Session:
         Raises:
             ExportError: The file of the model changed in the meantime, or is no longer there.
         """
-        return _open_again(self.props, *self._opened[:3], outputs)
+        return _open_again(self.info, *self._opened[:3], outputs)
 
     def run(
         self, names: Sequence[str], feed: Mapping[str, Array], options: Any = None
@@ -96,14 +96,14 @@ class Session:
 
 
 def _open_again(
-    props: Mapping[str, str],
+    info: ModelInfo,
     source: ModelSource,
     threads: int | None,
     providers: Providers,
     outputs: Outputs | None = None,
 ) -> Session:
     session = Session(source, threads, providers, outputs)
-    if session.props != props:
+    if session.info != info:
         raise ExportError(
             f"{source.name} is not the model that the predictor opened: create a new predictor"
         )

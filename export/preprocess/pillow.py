@@ -77,7 +77,10 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return an image of any size and mode as float32 ``[channels, height, width]``."""
-        return self.normalize(self.crop(self.resize(image.convert(MODES[self.channels]))))
+        mode = MODES[self.channels]
+        # A conversion to the same mode would be a copy.
+        image = image if image.mode == mode else image.convert(mode)
+        return self.normalize(self.crop(self.resize(image)))
 
     def resize(self, image: Image.Image) -> Image.Image:
         """Scale the image so that the crop fits, as ``crop_mode`` says."""

@@ -73,7 +73,12 @@ def application(service: Service) -> FastAPI:
         yield
         await service.stop()
 
-    app = FastAPI(title="headkit", summary="Many heads on one backbone.", lifespan=lifespan)
+    app = FastAPI(
+        title="headkit",
+        summary="Many heads on one backbone.",
+        lifespan=lifespan,
+        redirect_slashes=False,  # the address would be made of what the client calls this host
+    )
     app.add_middleware(Measured, metrics=metrics)
 
     @app.exception_handler(HeadkitError)

@@ -16,10 +16,10 @@ from headkit.adapters.errors import ExportError, RegistryError, first_line
 from headkit.adapters.images.open import ImageReader, read_size
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.graph.checksums import check_file
-from headkit.export.graph.metadata import ModelInfo
 from headkit.export.predict.scores import Prediction, check_logits, compute_scores, select_top
 from headkit.export.preprocess.pillow import Preprocess
-from headkit.export.runtimes.onnxruntime import open_session
+from headkit.export.runtimes.exported_model import open_exported
+from headkit.export.runtimes.model_source import ModelSource
 from headkit.registry.store.records import Version
 from headkit.registry.store.store import HeadStore
 
@@ -80,9 +80,8 @@ class Service:
         limits: Limits | None = None,
     ) -> None:
         self.store, self.limits = store, limits or Limits()
-        self._session = open_session(onnx_path, threads, provider)
-        props = self._session.get_modelmeta().custom_metadata_map
-        self.info = ModelInfo.from_props(props, str(onnx_path))
+        source = ModelSource.of(onnx_path)
+        self._session, self.info = open_exported(source, threads, provider)
         if self.info.form != "backbone" or self.info.preprocess:
             preprocessing = " with preprocessing" if self.info.preprocess else ""
             raise ExportError(

@@ -12,13 +12,13 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from headkit.adapters.errors import BackboneMismatch, ExportError, HeadkitError, StoreError
 from headkit.adapters.heads.head import Head
 from headkit.export.graph.classifier_graph import is_linear, weight_and_bias
 from headkit.export.graph.heads_in_graph import head_model
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
+from headkit.export.runtimes.onnxruntime import open_session
 from headkit.registry.store.layout import Entry
 from headkit.registry.store.records import Version
 from headkit.registry.store.reference import LATEST, Reference
@@ -300,11 +300,9 @@ class StoreHeads:
             )
         try:
             model = head_model(self.model, head, OPSET).SerializeToString()
+            session = open_session(model, threads=1)
         except ExportError as error:
             raise BackboneMismatch(str(error)) from error
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = 1, 3
-        session = ort.InferenceSession(model, options)
         names = list(self.model.features)
 
         def logits(features: Sequence[Array]) -> Array:

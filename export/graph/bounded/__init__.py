@@ -1,0 +1,1 @@
+"""Check a graph before ONNX Runtime opens it: headkit writes such graphs, and it is bounded."""
