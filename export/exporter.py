@@ -39,7 +39,8 @@ from headkit.export.graph.heads_in_graph import (
     put_preprocessing,
     write_metadata,
 )
-from headkit.export.graph.metadata import FORMS, ModelInfo, hub_config, shared_description
+from headkit.export.graph.hub_config import hub_config
+from headkit.export.graph.metadata import FORMS, ModelInfo, shared_description
 from headkit.export.graph.onnx_file import num_bytes, temporary_model, write
 from headkit.export.precision.calibrate import (
     MAX_COST,

@@ -51,7 +51,8 @@ def read_exported(source: ModelSource) -> ModelInfo:
     try:
         graph = _decode(source)
     except (OSError, ValueError) as error:
-        raise _error(source, error) from error
+        reason = source.explain(str(getattr(error, "strerror", None) or error))
+        raise ExportError(f"cannot read {source.noun}: {reason}") from error
     info = ModelInfo.from_props(graph.metadata, source.name)
     try:
         _check_values(info, check_graph(graph))
@@ -59,13 +60,8 @@ def read_exported(source: ModelSource) -> ModelInfo:
         if source.path is not None:
             check_locations(graph, source.path.parent)
     except ValueError as error:
-        raise _error(source, error) from error
+        raise ExportError(f"cannot read {source.noun}: {error}: export it again") from error
     return info
-
-
-def _error(source: ModelSource, error: Exception) -> ExportError:
-    reason = str(getattr(error, "strerror", None) or error)
-    return ExportError(f"cannot read {source.noun}: {source.explain(reason)}")
 
 
 def _decode(source: ModelSource) -> Graph:

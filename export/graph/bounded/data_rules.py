@@ -308,7 +308,16 @@ _REDUCTIONS: Mapping[str, Callable[..., Any]] = {
 }
 DATA_RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
-        ("ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare", *_REDUCTIONS), _reduce
+        (
+            "ReduceMean",
+            "ReduceL1",
+            "ReduceL2",
+            "ReduceSumSquare",
+            "ReduceLogSum",
+            "ReduceLogSumExp",
+            *_REDUCTIONS,
+        ),
+        _reduce,
     ),
     **dict.fromkeys(("ArgMax", "ArgMin"), _pick),
     **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), _depth_to_space),

@@ -65,7 +65,19 @@ def _minimum(*values: Any) -> Any:
 
 
 _COMPARISONS = frozenset(
-    {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not"}
+    {
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "And",
+        "Or",
+        "Xor",
+        "Not",
+        "IsNaN",
+        "IsInf",
+    }
 )
 _NUMBERS: Mapping[str, Callable[..., Any]] = {
     "Add": np.add,
@@ -95,12 +107,13 @@ _ELEMENTWISE = (
     *("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "Where", *_COMPARISONS),
     *("Abs", "Neg", "Sqrt", "Exp", "Log", "Floor", "Ceil", "Round", "Sign", "Reciprocal", "PRelu"),
     *("Relu", "Sigmoid", "Tanh", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Elu"),
-    *("Selu", "Celu", "Softplus", "Softsign", "Mish", "Sin", "Cos", "Identity"),
+    *("Selu", "Celu", "Softplus", "Softsign", "Mish", "Sin", "Cos", "Tan", "Atan", "Identity"),
+    *("Swish", "ThresholdedRelu", "Mod", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot"),
 )
 _SAME = (
     *("Clip", "Softmax", "LogSoftmax", "LayerNormalization", "InstanceNormalization", "CumSum"),
     *("BatchNormalization", "GroupNormalization", "RMSNormalization", "LpNormalization", "Trilu"),
-    *("Dropout", "ScatterND", "ScatterElements"),
+    *("Dropout", "ScatterND", "ScatterElements", "Hardmax", "LRN", "MeanVarianceNormalization"),
 )
 ELEMENTWISE_RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, elementwise),

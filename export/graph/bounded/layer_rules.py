@@ -191,6 +191,41 @@ def _rotary(_node: Node, inputs: Values) -> list[Value]:
     return [Value(value.dtype, value.shape)]
 
 
+def _columns_to_image(_node: Node, inputs: Values) -> list[Value]:
+    value, sizes, block = need(inputs, 0), integers(inputs, 1), integers(inputs, 2)
+    _positive([*sizes, *block], len(sizes) + len(block), 1)
+    batch, columns, _ = value.shape
+    if columns % math.prod(block):
+        raise ValueError(f"it puts {list(value.shape)} together from blocks of {block}")
+    return [Value(value.dtype, (batch, columns // math.prod(block), *sizes))]
+
+
+def _sample(_node: Node, inputs: Values) -> list[Value]:
+    value, places = need(inputs, 0), need(inputs, 1)
+    if len(value.shape) != len(places.shape) or places.shape[0] != value.shape[0]:
+        raise ValueError(f"it takes {list(places.shape)} of {list(value.shape)}")
+    return [Value(value.dtype, (*value.shape[:2], *places.shape[1:-1]))]
+
+
+def _letters(node: Node, inputs: Values) -> tuple[str, dict[str, int]]:
+    """Return the letters of the result of Einsum, and the size of each letter."""
+    terms, _, result = attribute(node, "equation", b"").decode().replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    names = terms.split(",")
+    if len(names) != len(inputs) or not all(map(str.isalpha, [*names, result or "a"])):
+        raise ValueError(f"its equation is {terms!r:.60}")
+    for at, letters in enumerate(names):
+        for letter, size in zip(letters, need(inputs, at).shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise ValueError(f"its letter {letter} has two sizes")
+    return result, sizes
+
+
+def _einsum(node: Node, inputs: Values) -> list[Value]:
+    result, sizes = _letters(node, inputs)
+    return [Value(need(inputs, 0).dtype, tuple(sizes[letter] for letter in result))]
+
+
 LAYER_RULES: Mapping[str, Rule] = {
     "Conv": _convolution,
     "ConvTranspose": _transposed_convolution,
@@ -202,6 +237,9 @@ LAYER_RULES: Mapping[str, Rule] = {
     "Resize": _resize,
     "GlobalAveragePool": _global_pool,
     "GlobalMaxPool": _global_pool,
+    "Col2Im": _columns_to_image,
+    "GridSample": _sample,
+    "Einsum": _einsum,
 }
 """Rules of the default operator set, by operator."""
 MICROSOFT_RULES: Mapping[str, Rule] = {
@@ -230,6 +268,10 @@ def _work_of_pool(node: Node, _inputs: Values, outputs: Sequence[Value]) -> int:
     return outputs[0].size * math.prod(integer_attributes(node, "kernel_shape", ()))
 
 
+def _work_of_einsum(node: Node, inputs: Values, _outputs: Sequence[Value]) -> int:
+    return math.prod(_letters(node, inputs)[1].values())
+
+
 def _work_of_attention(_node: Node, inputs: Values, outputs: Sequence[Value]) -> int:
     batch, length, width = outputs[0].shape
     own = need(inputs, 0).shape[2]
@@ -247,6 +289,7 @@ WORK: Mapping[str, Cost] = {
     **dict.fromkeys(("MatMul", "FusedMatMul", "Gemm"), _work_of_matmul),
     **dict.fromkeys(("AveragePool", "MaxPool"), _work_of_pool),
     "Attention": _work_of_attention,
+    "Einsum": _work_of_einsum,
 }
 """Multiply-adds of the operators that need more than some per number."""
 SCRATCH: Mapping[str, Cost] = {"Attention": _scores_of_attention}

@@ -109,6 +109,11 @@ ONE_NODE: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "where": ("Where", [np.array([[True], [False]]), (1, 3), (2, 2, 1)], {}),
     "concat": ("Concat", [(2, 3), (2, 1)], {"axis": -1}),
     "shape": ("Shape", [ROWS], {"start": -2}),
+    "columns to image": ("Col2Im", [(1, 12, 20), np.array([5, 6]), np.array([2, 2])], {}),
+    "sample": ("GridSample", [IMAGE, (1, 3, 5, 2)], {}),
+    "einsum": ("Einsum", [(2, 3, 4), (4, 5)], {"equation": "abc,cd->bda"}),
+    "mod": ("Mod", [np.array([7, 8]), np.array([3])], {}),
+    "is nan": ("IsNaN", [ROWS], {}),
 }
 
 
