@@ -22,14 +22,12 @@ from .fingerprint import SOURCE, mark_untrained
 from .freeze import freeze
 from .input_size import ImageSize, check_input_options, check_input_size, input_arguments
 from .labels import set_label_names
+from .model_config import HUB, LOCAL, check_saved_model, is_saved_model
 from .preprocessing import timm_cfg
 from .weights.prepare import prepare
 from .weights.read import Checkpoint, as_labels, read_checkpoint
 
 logger = logging.getLogger("headkit")
-
-LOCAL, HUB = "local-dir:", ("hf-hub:", "hf_hub:")
-"""Prefixes of timm for a folder and for a repository on the Hugging Face Hub."""
 
 
 def load_backbone(
@@ -176,9 +174,11 @@ def create_model(architecture: str, **timm_kwargs: Any) -> nn.Module:
     Raises:
         ContractError: The installed timm lacks a name that the architecture needs. The message has
             the name.
+        WeightsError: The architecture is the place of a model that timm saved, and timm cannot
+            build what its ``config.json`` describes.
     """
     try:
-        model = timm.create_model(architecture, **timm_kwargs)
+        model = _create(architecture, timm_kwargs)
     except (AttributeError, ImportError, NameError) as error:
         if isinstance(error, AttributeError) and not isinstance(error.obj, ModuleType):
             raise
@@ -188,6 +188,21 @@ def create_model(architecture: str, **timm_kwargs: Any) -> nn.Module:
     assert isinstance(model, nn.Module)  # noqa: S101 - for the type checker: timm is untyped
     keep_arguments(model, timm_kwargs)
     return model
+
+
+def _create(architecture: str, timm_kwargs: Mapping[str, Any]) -> object:
+    if not is_saved_model(architecture):
+        return timm.create_model(architecture, **timm_kwargs)
+    check_saved_model(architecture, timm_kwargs.get("cache_dir"))
+    try:
+        return timm.create_model(architecture, **timm_kwargs)
+    except (ImportError, NameError):
+        raise
+    except Exception as error:  # what config.json says may fail anywhere in timm and torch
+        raise WeightsError(
+            f"timm cannot build the model that the config.json of {architecture} describes: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def _creator(architecture: str, kwargs: Mapping[str, Any]) -> Callable[..., nn.Module]:

@@ -16,7 +16,8 @@ import timm.models
 from torch import nn
 
 from headkit.adapters.backbone.input_size import recorded_arguments
-from headkit.adapters.backbone.load import HUB, LOCAL, create_model, load_backbone
+from headkit.adapters.backbone.load import create_model, load_backbone
+from headkit.adapters.backbone.model_config import HUB, LOCAL
 from headkit.adapters.bounds import describe
 from headkit.adapters.errors import HeadFormatError, UnknownArchitecture, WeightsError
 

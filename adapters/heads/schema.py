@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headkit.adapters.backbone.model_args import MAX_EDGE, check_arguments
 from headkit.adapters.bounds import (
     Bound,
     check_object,
@@ -28,8 +29,6 @@ from headkit.adapters.images.pixel_rule import PixelRule
 
 from .tasks import TASKS
 
-MAX_EDGE = 16_384
-"""Maximum height and width of a model's input in pixels."""
 MAX_CLASSES = 2**31 - 1
 KNOWN_PARTS: frozenset[str] = frozenset()
 """Optional parts of a head that change its logits, see ``requires`` in docs/head-file.md."""
@@ -44,20 +43,6 @@ TENSORS_OF_KIND: dict[str, dict[str, str]] = {
 n is the number of classes, d the width of the module's input, h that of a hidden layer.
 """
 _OPTIONAL_TENSORS = ("bias",)
-_SIZES = ("depth", "layer", "block", "stage", "repeat", "num_heads")
-"""Parts of the names of arguments that multiply the modules of an architecture."""
-NOT_ARGUMENTS = frozenset(
-    {
-        *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args"),
-        *("pretrained_strict", "pretrained_filter_fn", "pretrained_custom_load", "cfg"),
-        *("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "pruned"),
-        *("features_only", "feature_cls", "feature_cfg", "model_cfg", "model_cls", "variant"),
-        *("kwargs_filter", "device", "dtype", "self", "args", "kwargs"),
-    }
-)
-"""Arguments that timm does not pass to the class of an architecture: some read or write files."""
-MAX_REPEATS = 512
-MAX_ARGUMENT = 65_536
 
 
 def check_description(description: object, where: str = "head") -> dict[str, Any]:
@@ -76,7 +61,7 @@ def check_description(description: object, where: str = "head") -> dict[str, Any
             values["pretrained_cfg"], _PREPROCESSING, _REQUIRED, f"{where}.pretrained_cfg"
         )
         _check_preprocessing(values["pretrained_cfg"], f"{where}.pretrained_cfg")
-        _check_arguments(values.get("model_args", {}), f"{where}.model_args")
+        check_arguments(values.get("model_args", {}), f"{where}.model_args")
     except (ValueError, RecursionError) as error:
         raise HeadFormatError(str(error)) from error
     if "pixels" in values:
@@ -199,49 +184,6 @@ def _check_preprocessing(cfg: Mapping[str, Any], where: str) -> None:
             )
 
 
-def _check_arguments(arguments: Mapping[str, Any], where: str) -> None:
-    """Check the arguments of an architecture: plain values, none of which makes it huge.
-
-    Only timm knows which names an architecture takes; ``backbone_of_head`` checks them.
-    """
-    for name, value in arguments.items():
-        if name in NOT_ARGUMENTS or not _NAME.accepts(name):
-            raise ValueError(
-                f"{where} has {describe(name)}, expected arguments that build the architecture"
-            )
-        repeats = any(part in name for part in _SIZES)
-        total = [0.0]
-        if not _is_argument(value, MAX_REPEATS if repeats else MAX_ARGUMENT, 4, total):
-            limit = MAX_REPEATS if repeats else MAX_ARGUMENT
-            raise ValueError(
-                f"{where}.{name} is {describe(value)}, expected a word, a truth value, numbers up "
-                f"to {limit:,}, or a list of them"
-            )
-        if repeats and total[0] > MAX_REPEATS:
-            raise ValueError(
-                f"{where}.{name} is {describe(value)}, which adds up to {total[0]:,.0f}, expected "
-                f"at most {MAX_REPEATS}"
-            )
-
-
-def _is_argument(value: object, limit: int, depth: int, total: list[float]) -> bool:
-    if value is None or isinstance(value, bool):
-        return True
-    if isinstance(value, int | float):
-        total[0] += abs(value)
-        return abs(value) <= limit
-    if isinstance(value, str):
-        return _WORD.accepts(value)
-    return (
-        isinstance(value, list | tuple)
-        and depth > 0
-        and len(value) <= 128
-        and all(_is_argument(one, limit, depth - 1, total) for one in value)
-    )
-
-
-_NAME = text(64, r"[A-Za-z][A-Za-z0-9_]*")
-_WORD = text(64, r"[A-Za-z0-9_.+\-]*")
 _HEAD: dict[str, Bound] = {
     "architecture": text(100, r"[A-Za-z0-9_]+", "the name of a timm architecture"),
     "num_classes": integer(1, MAX_CLASSES),
