@@ -1,9 +1,9 @@
-"""A folder or a repository whose ``config.json`` makes timm hang or raise raw errors.
+"""A folder or a repository whose ``config.json`` makes timm hang or fail somewhere inside.
 
 ``--backbone local-dir:FOLDER`` and ``hf-hub:USER/REPO`` load a model that somebody else saved. At
-64f666f, all of ``model_args`` in its ``config.json`` went to timm: 100,000 layers hung, and the
-names of arguments of ``timm.create_model`` were raw ``TypeError``s. Now the file is checked before
-timm is called. What timm cannot build after that is an error that names the file.
+64f666f, all of ``model_args`` in its ``config.json`` went to timm, so 100,000 layers hung. Now the
+file is checked before timm is called. What timm cannot build after that is an error that names the
+file.
 """
 
 import json
