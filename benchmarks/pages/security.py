@@ -18,7 +18,7 @@ DOORS = {
     "serving": "backbone and heads, loaded by a server",
     "adapter_file": "adapter file of ONNX Runtime",
     "cache_shard": "cached features",
-    "store_record": "records, tags and signatures of a store",
+    "store_record": "records and tags of a store",
     "csv": "table of labeled images",
     "image": "image",
     "http_body": "body of a request to the server",
@@ -93,7 +93,7 @@ def serving(result: Mapping[str, Any]) -> str:
             f"{hanging['usual_p99_ms']:.0f} ms ({ratio:.2f} times as long) |",
             f"| `/healthz` and `/heads` in the meantime, slowest answer | "
             f"{hanging['healthz_max_ms']:.0f} ms and {hanging['heads_max_ms']:.0f} ms |",
-            f"| from the store's first answer to the first new head | "
+            f"| from the end of that to an answer with a head that was not in memory | "
             f"{hanging['recovery_seconds']:.2f} s |",
         ]
     hostile = result.get("hostile_clients")

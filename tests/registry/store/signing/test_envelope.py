@@ -2,12 +2,20 @@
 
 import base64
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from headkit.registry.store.signing.envelope import decode_envelope, encode_for_signing, seal
+from headkit.registry.store.signing.envelope import (
+    PAYLOAD_TYPE,
+    decode_envelope,
+    encode_for_signing,
+    seal,
+)
 from headkit.registry.store.signing.keys import read_private_key, read_public_key
 from headkit.registry.store.signing.statement import Statement, decode_statement, encode_statement
 from tests.signing_keys import write_keys
@@ -52,6 +60,18 @@ def test_each_of_several_keys_signs(tmp_path: Path) -> None:
     envelope = decode_envelope(content)
     accepted = [envelope.is_signed_by(read_public_key(pair.public)) for pair in pairs]
     assert accepted == [True, True, False]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["0a" * 32, "aGVsbG8=", "https://in-toto.io/Statement/v1"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=8,
+)
 
 
 def _change(values: Any, where: tuple[Any, ...], value: object) -> Any:
@@ -119,3 +139,33 @@ def test_keys_of_later_versions_are_no_obstacle() -> None:
     values = json.loads(encode_statement(STATEMENT))
     values["predicate"]["more"] = values["more"] = [1]
     assert decode_statement(json.dumps(values).encode()) == STATEMENT
+
+
+@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_content_is_read_or_refused_with_a_reason(content: bytes) -> None:
+    for decode in (decode_envelope, decode_statement):
+        with suppress(ValueError):
+            decode(content)
+
+
+@given(
+    st.sampled_from(
+        [("payload",), ("signatures",), ("signatures", 0), ("signatures", 0, "sig"), ("more",)]
+    ),
+    st.sampled_from(
+        [("subject",), ("subject", 0, "digest"), ("predicate",), ("_type",), ("more",)]
+    ),
+    JSON,
+)
+def test_any_value_in_any_place_is_read_or_refused_with_a_reason(
+    in_envelope: tuple[Any, ...], in_statement: tuple[Any, ...], value: object
+) -> None:
+    envelope = {"payloadType": PAYLOAD_TYPE, "payload": "e30=", "more": 1}
+    envelope["signatures"] = [{"keyid": "SHA256:x", "sig": "aGVsbG8="}]
+    changed = json.dumps(_change(envelope, in_envelope, value)).encode()
+    with suppress(ValueError):
+        assert decode_envelope(changed).signatures
+    statement = {**json.loads(encode_statement(STATEMENT)), "more": 1}
+    changed = json.dumps(_change(statement, in_statement, value)).encode()
+    with suppress(ValueError):
+        assert decode_statement(changed).name == "flowers" or in_statement == ("predicate",)
