@@ -18,7 +18,7 @@ from stat import S_ISREG
 from headkit.adapters.errors import RegistryError, StoreError
 from headkit.adapters.files import move, sync_folder
 
-from .storage import TEMPORARY, ObjectInfo
+from .storage import TEMPORARY, ObjectInfo, size_limit
 
 _ATTEMPTS = 100
 """Number of attempts to write a file while ``gc`` removes all temporary files."""
@@ -49,8 +49,13 @@ class LocalStorage:
         """See ``Storage``."""
         with self._translate_errors(key):
             path = self._path(key)
-            if not S_ISREG(path.stat().st_mode):  # a named pipe would wait for a writer
+            status, limit = path.stat(), size_limit(key)
+            if not S_ISREG(status.st_mode):  # a named pipe would wait for a writer
                 raise StoreError(f"{self.root / key} is not a regular file: remove it")
+            if limit is not None and status.st_size > limit:
+                raise StoreError(
+                    f"{self.root / key} has {status.st_size:,} bytes, expected at most {limit:,}"
+                )
             return path.read_bytes()
 
     def create(self, key: str, content: bytes) -> None:

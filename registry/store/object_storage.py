@@ -15,7 +15,7 @@ from typing import Any
 
 from headkit.adapters.errors import DependencyMissing, RegistryError, StoreError, first_line
 
-from .storage import ObjectInfo
+from .storage import ObjectInfo, size_limit
 
 logger = logging.getLogger("headkit")
 
@@ -44,6 +44,8 @@ class ObjectStorage:
             raise RegistryError(f"{url} cannot hold a store: {first_line(error)}") from error
         self.url = self.place = url.rstrip("/")
         self.root = self.root.rstrip("/")
+        # The other clients are not tested with a part that ends behind the object's end.
+        self._reads_parts = url.partition("://")[0] in ("s3", "s3a", "memory")
         if url.partition("://")[0] not in (*_PACKAGES, "memory"):
             logger.warning(
                 "%s: headkit does not know whether conditional writes work there: let only one "
@@ -53,8 +55,15 @@ class ObjectStorage:
 
     def read(self, key: str) -> bytes:
         """See ``Storage``."""
+        limit = size_limit(key)
         with self._translate_errors(key):
-            return bytes(self._call("cat_file", self._path(key)))
+            if limit is None:
+                return bytes(self._call("cat_file", self._path(key)))
+            part = {"start": 0, "end": limit + 1} if self._reads_parts else {}
+            content = bytes(self._call("cat_file", self._path(key), **part))
+            if len(content) > limit:
+                raise StoreError(f"{self.url}/{key} has more than {limit:,} bytes")
+            return content
 
     def create(self, key: str, content: bytes) -> None:
         """See ``Storage``."""

@@ -13,6 +13,14 @@ from typing import Protocol
 TEMPORARY = "tmp"
 """Folder of a store for files that are not complete yet."""
 
+MAX_BYTES = 2**20
+"""Maximum size in bytes of an object that is no head file: a record, a signature or a tag."""
+
+
+def size_limit(key: str) -> int | None:
+    """Return the maximum size of an object in bytes, or None for a head file."""
+    return None if key.endswith(".safetensors") else MAX_BYTES
+
 
 @dataclass(frozen=True)
 class ObjectInfo:
@@ -44,7 +52,7 @@ class Storage(Protocol):
     """The same for all ways to write the URL: of a directory, its path without links."""
 
     def read(self, key: str) -> bytes:
-        """Return the content of an object."""
+        """Return the content of an object; raise ``StoreError`` if it exceeds ``size_limit``."""
 
     def create(self, key: str, content: bytes) -> None:
         """Write an object that does not exist yet."""

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from headkit import DependencyMissing, RegistryError
+from headkit import DependencyMissing, RegistryError, StoreError
 from headkit.benchmarks.studies.s3_server import BUCKET, s3_server
 from headkit.registry.store.local_storage import LocalStorage
 from headkit.registry.store.object_storage import _is_conflict
 from headkit.registry.store.open_storage import open_storage
-from headkit.registry.store.storage import Storage
+from headkit.registry.store.storage import MAX_BYTES, Storage
 from headkit.registry.store.store import HeadStore
 from tests.heads import scored_head
 
@@ -41,6 +41,15 @@ def test_an_object_is_created_once(storage: Storage) -> None:
     storage.refresh("a/b.json")
     assert storage.read("a/b.json") == b"third"
     assert storage.stat("a/b.json").size == 5
+
+
+def test_object_that_is_too_large_is_refused(storage: Storage) -> None:
+    for size, suffix in ((MAX_BYTES, "json"), (MAX_BYTES + 1, "safetensors")):
+        storage.create(f"a/{size}.{suffix}", b"x" * size)
+        assert len(storage.read(f"a/{size}.{suffix}")) == size
+    storage.create("a/large.sig", b"x" * (MAX_BYTES + 1))
+    with pytest.raises(StoreError, match=r"large\.sig has .* 1,048,576"):
+        storage.read("a/large.sig")
 
 
 def test_missing_objects_raise(storage: Storage) -> None:
