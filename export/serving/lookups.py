@@ -25,6 +25,7 @@ MAX_UNKNOWN = 48
 """Maximum number of reads after which no read starts of what is not known yet."""
 HANG_SECONDS = 1.0
 """The store hangs if it has answered nothing for so many seconds, although it was asked."""
+MAX_PROBES = 16
 PROBE_SECONDS = 1.0
 """While the store hangs, seconds between reads that find out whether it answers again."""
 
@@ -37,16 +38,19 @@ class Lookups:
     """Reads of a store that each have a deadline. One event loop uses them.
 
     Args:
+        probe: A small read that tells whether the store answers.
         seconds: Longest wait for something that is not known yet.
         patience: Longest wait for a new answer where an older one is known.
     """
 
-    def __init__(self, seconds: float = 5.0, patience: float = 0.25) -> None:
-        self.seconds, self.patience = seconds, patience
+    def __init__(
+        self, probe: Callable[[], object], seconds: float = 5.0, patience: float = 0.25
+    ) -> None:
+        self.probe, self.seconds, self.patience = probe, seconds, patience
         self._reads: dict[Hashable, asyncio.Future[Any]] = {}
         self._starts: dict[asyncio.Future[Any], float] = {}
         self._slow: set[Hashable] = set()
-        self._last_start = self._last_answer = 0.0
+        self._last_probe = self._last_answer = 0.0
         self._hangs = False
 
     @property
@@ -87,17 +91,25 @@ class Lookups:
         self, key: Hashable, function: Callable[[], T], *, known: bool
     ) -> asyncio.Future[T] | None:
         """Return the read with this key, which may run already; None if none may start."""
-        running, now, hanging = self._reads.get(key), time.monotonic(), self.hanging
-        may_probe = now - self._last_start >= PROBE_SECONDS
-        # The connection of a read that hangs may be dead, so that another one tries again.
-        if running is not None and not (hanging and may_probe):
+        if self.hanging:
+            # The connections of the reads that hang may be dead, so a new read has to tell.
+            if time.monotonic() - self._last_probe >= PROBE_SECONDS:
+                self._last_probe = time.monotonic()
+                self._run(object(), self.probe)
+            return self._reads.get(key)
+        running = self._reads.get(key)
+        if running is not None or len(self._starts) >= (MAX_READS if known else MAX_UNKNOWN):
             return running
-        too_many = len(self._starts) >= (MAX_READS if known else MAX_UNKNOWN)
-        if too_many or (hanging and not may_probe):
-            return running
+        future = self._reads[key] = self._run(key, function)
+        return future
+
+    def _run(self, key: Hashable, function: Callable[[], T]) -> asyncio.Future[T]:
+        """Start a thread for a read."""
         loop = asyncio.get_running_loop()
-        future = self._reads[key] = loop.create_future()
-        self._last_start = self._starts[future] = now
+        future: asyncio.Future[T] = loop.create_future()
+        if len(self._starts) >= MAX_READS + MAX_PROBES:
+            return future
+        self._starts[future] = time.monotonic()
 
         def run() -> None:
             try:
@@ -125,7 +137,8 @@ class Lookups:
             self._slow.discard(key)
             if self._hangs:
                 logger.warning("the store answers again")
-            self._hangs = False
+                self._hangs = False
+                self._reads.clear()  # those that still hang must not keep new ones waiting
         if future.cancelled():
             return
         if error is None:

@@ -19,7 +19,8 @@ from headkit.export.graph.classifier_graph import is_linear, weight_and_bias
 from headkit.export.graph.heads_in_graph import head_model
 from headkit.export.graph.metadata import HeadInfo, ModelInfo
 from headkit.export.runtimes.onnxruntime import open_session
-from headkit.registry.store.layout import Entry
+from headkit.registry.store.layout import STORE, Entry
+from headkit.registry.store.object_storage import ObjectStorage
 from headkit.registry.store.records import Version
 from headkit.registry.store.reference import LATEST, Reference
 from headkit.registry.store.store import HeadStore
@@ -31,6 +32,8 @@ from .lookups import Lookups, StoreHangs
 Array = np.ndarray[Any, Any]
 OPSET = 20
 """Operator set of the small models that compute heads which are not linear."""
+DEADLINES = (5, 60)
+"""Seconds in which an object store must answer: for a record or a tag, and for all else."""
 READS_AT_ONCE = 16
 """Number of heads that a request for ``*`` reads at the same time."""
 MAX_VERSIONS = MAX_MISMATCHES = 100_000
@@ -99,7 +102,9 @@ class StoreHeads:
         self._latest: dict[str, int | None] = {}
         self._listing_seconds = 0.0
         self.on_head_error: Callable[[], None] = lambda: None
-        self.lookups, self._log = Lookups(), SeldomLog()
+        self.lookups, self._log = Lookups(partial(store.storage.read, STORE)), SeldomLog()
+        if isinstance(store.storage, ObjectStorage):
+            store.storage.deadlines = DEADLINES
 
     @property
     def loaded(self) -> int:

@@ -25,13 +25,17 @@ class ObjectStorage:
 
     https://filesystem-spec.readthedocs.io. ``create`` is a conditional write if fsspec's package
     for the store supports it, as those for S3, Google Cloud Storage and Azure do.
+
+    Attributes:
+        deadlines: Seconds in which the store must answer: for a record or a tag, and for all else.
     """
 
     def __init__(self, url: str) -> None:
         import fsspec
 
         try:
-            self.files, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            options = _OPTIONS.get(url.partition("://")[0], {})
+            self.files, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         except ImportError as error:
             scheme = url.partition("://")[0]
             package = _PACKAGES.get(scheme)
@@ -42,6 +46,7 @@ class ObjectStorage:
             raise DependencyMissing.for_feature(f"a store at {scheme}://", package) from error
         except ValueError as error:
             raise RegistryError(f"{url} cannot hold a store: {first_line(error)}") from error
+        self.deadlines: tuple[int, int] = DEADLINE, SLOW_DEADLINE
         self.url = self.place = url.rstrip("/")
         self.root = self.root.rstrip("/")
         # The other clients are not tested with a part that ends behind the object's end.
@@ -133,7 +138,14 @@ class ObjectStorage:
             return getattr(self.files, name)(path, *arguments, **options)
         # https://filesystem-spec.readthedocs.io/en/latest/async.html
         method = getattr(self.files, f"_{name}")
-        return sync(self.files.loop, method, path, *arguments, timeout=_deadline(path), **options)
+        return sync(
+            self.files.loop, method, path, *arguments, timeout=self._deadline(path), **options
+        )
+
+    def _deadline(self, key: str) -> int:
+        """Return the seconds in which the store must answer."""
+        small, other = self.deadlines
+        return small if key.endswith(_SMALL) else other
 
     @contextmanager
     def _translate_errors(self, key: str) -> Iterator[None]:
@@ -142,16 +154,12 @@ class ObjectStorage:
         except (FileExistsError, FileNotFoundError, RegistryError):
             raise
         except TimeoutError as error:
+            seconds = self._deadline(key)
             raise StoreError(
-                f"{self.url}/{key}: the store did not answer in {_deadline(key)} s: try again later"
+                f"{self.url}/{key}: the store did not answer in {seconds} s: try again later"
             ) from error
         except Exception as error:  # each package for fsspec raises the errors of its own client
             raise StoreError(f"{self.url}/{key}: {first_line(error)}") from error
-
-
-def _deadline(key: str) -> int:
-    """Return the seconds in which the store must answer: more for a head file and a listing."""
-    return DEADLINE if key.endswith(_SMALL) else SLOW_DEADLINE
 
 
 DEADLINE, SLOW_DEADLINE = 60, 600
@@ -159,6 +167,10 @@ DEADLINE, SLOW_DEADLINE = 60, 600
 alone would try again for up to 25 minutes."""
 _SMALL = (".json", ".tag", ".yanked")
 
+_OPTIONS: dict[str, dict[str, Any]] = {
+    scheme: {"config_kwargs": {"max_pool_connections": 100}} for scheme in ("s3", "s3a")
+}
+"""Options of the packages. With 10 connections, as many reads that hang would stop all others."""
 _PACKAGES = {
     "s3": "s3fs",
     "s3a": "s3fs",

@@ -384,6 +384,8 @@ def test_a_store_that_hangs_stops_nothing(served: Served, monkeypatch: pytest.Mo
 
     for name in ("list", "resolve", "load"):
         monkeypatch.setattr(served.service.heads.store, name, hang(getattr(hangs, name)))
+    lookups = served.service.heads.lookups
+    monkeypatch.setattr(lookups, "probe", hang(lookups.probe))
     outlast_refresh()
     try:
         durations = []
@@ -397,7 +399,7 @@ def test_a_store_that_hangs_stops_nothing(served: Served, monkeypatch: pytest.Mo
         statuses = [status for status, _ in served.ask(("GET", "/healthz"), ("GET", "/heads"))]
         assert statuses == [200, 200]
         assert time.monotonic() - start < GENEROUS / 4
-        assert served.service.heads.lookups.hanging
+        assert lookups.hanging
         # Without a deadline, each of these would wait for GENEROUS seconds.
         assert max(durations) < GENEROUS / 4
     finally:
@@ -407,7 +409,7 @@ def test_a_store_that_hangs_stops_nothing(served: Served, monkeypatch: pytest.Mo
     while served.predict(picture(), "nobody-knows-it")[0] != 404:  # until the store was probed
         assert time.monotonic() < deadline
         time.sleep(PROBE_SECONDS / 5)
-    assert not served.service.heads.lookups.hanging
+    assert not lookups.hanging
 
 
 def test_a_head_that_fails_is_left_out_of_a_star(
