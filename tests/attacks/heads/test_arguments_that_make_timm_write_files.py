@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.numpy
 import timm
 
 import headkit
-from tests.heads import random_head
+from tests.attacks.hostile_files import DESCRIPTION, write_head
+
+CODE = b"print('the attacker runs')"
+FILE = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(CODE), CODE)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,9 @@ def listener() -> Iterator[tuple[str, list[Any]]]:
                 except TimeoutError:
                     continue
                 connections.append(connection)
-                connection.close()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(FILE)
 
         thread = threading.Thread(target=accept, daemon=True)
         thread.start()
@@ -109,11 +113,8 @@ HOSTILE_PREPROCESSING: list[dict[str, Any]] = [
 
 
 def write(path: Path, url: str, **changes: Any) -> Path:
-    description = {**random_head().to_json(), **changes}
-    text = json.dumps(description).replace(f'"{URL}"', json.dumps(url))
-    metadata = {"format": "headkit", "version": "1", "head": text}
-    safetensors.numpy.save_file(dict(random_head().tensors), path, metadata)
-    return path
+    text = json.dumps(changes).replace(f'"{URL}"', json.dumps(url))
+    return write_head(path, **json.loads(text))
 
 
 @pytest.fixture
@@ -126,12 +127,28 @@ def no_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def attack(path: Path, folder: Path, listener: tuple[str, list[Any]], **options: Any) -> None:
     before = sorted(folder.rglob("*"))
+    listener[1].clear()
     with pytest.raises(headkit.HeadkitError) as refused:
         headkit.export(path, folder / "out.onnx", **options)
     assert isinstance(refused.value, headkit.HeadFormatError | headkit.WeightsError)
     assert str(refused.value).isprintable()
     assert sorted(folder.rglob("*")) == before
     assert listener[1] == []
+
+
+def test_no_file_of_the_attacker_is_written(
+    tmp_path: Path, listener: tuple[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    arguments = {"pretrained_cfg": {"url": URL}, "cache_dir": str(tmp_path / "site-packages")}
+    backbone = {**DESCRIPTION["backbone"], "source": "hub:x", "tag": ""}
+    changes: dict[str, Any] = {"model_args": arguments, "backbone": backbone}
+    path = write(tmp_path / "x.safetensors", listener[0], **changes)
+    with pytest.raises(headkit.HeadkitError) as refused:
+        headkit.export(path, tmp_path / "out.onnx")
+    assert list(tmp_path.rglob("*")) == [path]
+    assert listener[1] == []
+    assert isinstance(refused.value, headkit.HeadFormatError)
 
 
 @pytest.mark.usefixtures("no_timm")
@@ -151,7 +168,7 @@ def test_hostile_model_args_are_refused_before_timm_is_called(
 def test_hostile_preprocessing_is_refused_before_timm_is_called(
     number: int, tmp_path: Path, listener: tuple[str, list[Any]]
 ) -> None:
-    cfg = {**random_head().to_json()["pretrained_cfg"], **HOSTILE_PREPROCESSING[number]}
+    cfg = {**DESCRIPTION["pretrained_cfg"], **HOSTILE_PREPROCESSING[number]}
     attack(write(tmp_path / "x.safetensors", listener[0], pretrained_cfg=cfg), tmp_path, listener)
 
 
@@ -174,7 +191,7 @@ def test_what_a_file_names_is_neither_opened_nor_fetched(
     architecture: str, source: str, tmp_path: Path, listener: tuple[str, list[Any]]
 ) -> None:
     (tmp_path / "secret.pth").write_bytes(b"secret")
-    backbone = {**random_head().to_json()["backbone"], "source": source, "tag": ""}
+    backbone = {**DESCRIPTION["backbone"], "source": source, "tag": ""}
     path = write(
         tmp_path / "x.safetensors", listener[0], architecture=architecture, backbone=backbone
     )
