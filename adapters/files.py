@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,22 @@ def check_writable(path: str | Path) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}") from error
     return path
+
+
+def explain_no_file(path: str | Path) -> str | None:
+    """Return why there is no file to read at ``path``; None if there is one.
+
+    A named pipe or a device would be read without end.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError:
+        return "no such file"
+    except (OSError, ValueError) as error:  # permissions, or a name that no file can have
+        return getattr(error, "strerror", None) or str(error)
+    if stat.S_ISDIR(mode):
+        return "it is a folder, expected a file"
+    return None if stat.S_ISREG(mode) else "it is not a regular file"
 
 
 def make_parent_folder(path: Path) -> None:

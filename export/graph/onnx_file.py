@@ -17,6 +17,7 @@ from headkit.adapters.errors import ExportError, OutputError, first_line
 from headkit.adapters.files import (
     atomic_path,
     check_writable,
+    explain_no_file,
     make_parent_folder,
     move,
     sync_folder,
@@ -84,8 +85,9 @@ def open_model(path: str | Path) -> OpenModel:
             export it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ExportError(f"cannot read model {path}: no such file")
+    reason = explain_no_file(path)
+    if reason is not None:
+        raise ExportError(f"cannot read model {path}: {reason}")
     infos: list[ModelInfo] = []
 
     def select_decoded(outer: onnx.ModelProto) -> Callable[[str], bool]:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from headkit.adapters.errors import ExportError
 from headkit.adapters.file_kinds import HEAD, MODEL, detect_content_kind, explain_wrong_kind
+from headkit.adapters.files import explain_no_file
 from headkit.export.graph.wire_format import external_locations, missing_locations
 
 ModelLike = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
@@ -43,8 +44,9 @@ class ModelSource:
         """
         if isinstance(model, str | os.PathLike):
             path = Path(model)
-            if not path.is_file():
-                raise ExportError(f"cannot read model {path}: no such file")
+            reason = explain_no_file(path)
+            if reason is not None:
+                raise ExportError(f"cannot read model {path}: {reason}")
             return cls(str(path), path.absolute())
         name = "the model in memory"
         if isinstance(model, bytes | bytearray | memoryview):
@@ -84,8 +86,9 @@ class ModelSource:
         """
         if self.path is None:
             return reason
-        if not self.path.is_file():
-            return "no such file"
+        missing_reason = explain_no_file(self.path)
+        if missing_reason is not None:
+            return missing_reason
         mistake = explain_wrong_kind(self.path, MODEL)
         if mistake is not None:
             return f"{mistake}; `headkit export` makes a model from a head"

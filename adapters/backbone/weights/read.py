@@ -16,6 +16,7 @@ from torch import Tensor
 
 from headkit.adapters.errors import WeightsError, first_line
 from headkit.adapters.file_kinds import TENSORS, detect_file_kind
+from headkit.adapters.files import explain_no_file
 
 NAMES_IN_FOLDER = (
     "model.safetensors",
@@ -91,8 +92,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if path.is_dir():
         return replace(read_checkpoint(weights_in_folder(path)), label_names=labels_of(path))
-    if not path.is_file():
-        raise WeightsError(f"cannot read weights {path}: no such file")
+    reason = explain_no_file(path)
+    if reason is not None:
+        raise WeightsError(f"cannot read weights {path}: {reason}")
     kind = detect_file_kind(path)
     if kind is not None and kind is not TENSORS:
         raise WeightsError(

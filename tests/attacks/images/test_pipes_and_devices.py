@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 import headkit
 from tests.attacks.hostile_files import run_headkit
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither of them")
-SECONDS = 100
+SECONDS = 60
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,17 @@ def test_fit_names_a_file_that_is_none(tmp_path: Path, kind: str) -> None:
             pixels = np.full((32, 32, 3), 60 * number, np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / label / f"{number}.png")
     make(tmp_path / "data" / "cat" / "hostile.png", kind)
-    command = ("fit", "--backbone", "test_resnet", "--data", tmp_path / "data", "--no-cache")
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), weights)
+    command: tuple[object, ...] = (
+        "fit",
+        "--backbone",
+        "test_resnet",
+        "--weights",
+        weights,
+        "--no-cache",
+    )
+    command += ("--data", tmp_path / "data")
     try:
         done = run_headkit(*command, "--out", tmp_path / "x.safetensors", seconds=SECONDS)
     except subprocess.TimeoutExpired:
