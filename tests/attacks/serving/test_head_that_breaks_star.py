@@ -12,6 +12,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+import headkit
+
 from .conftest import Server, photo
 
 
@@ -26,7 +28,7 @@ def test_hostile_head_is_left_out(server: Server) -> None:
     safetensors.numpy.save_file(tensors, path, metadata)
     try:
         server.store.publish(path, "hostile")
-    except ValueError:
+    except headkit.HeadkitError:
         _write_by_hand(server, path.read_bytes())
     status, answers = server.predict(photo(), "*")
     assert (status, {"cat", "dog"} <= set(answers), "hostile" in answers) == (200, True, False)

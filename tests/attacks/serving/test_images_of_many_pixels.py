@@ -8,12 +8,13 @@ smallest ones go first.
 
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from .conftest import SECONDS, Server, solid
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "PNG": {"kind": "PNG"},
     "progressive JPEG": {"kind": "JPEG", "progressive": True},
     "GIF": {"kind": "GIF", "mode": "P"},
@@ -24,8 +25,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_49_megapixels_are_refused_before_they_are_decoded(server: Server, kind: str) -> None:
-    options = dict(KINDS[kind])
-    image = solid(7000, **options)  # type: ignore[arg-type]
+    image = solid(7000, **KINDS[kind])
     status, answer = server.predict(image, "cat")
     assert status == 413
     assert "49000000" in answer["detail"] or "7000 x 7000" in answer["detail"]
