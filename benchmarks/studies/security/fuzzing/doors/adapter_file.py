@@ -65,7 +65,9 @@ def _edit_arrays(arrays: dict[str, np.ndarray[Any, Any]], random: Random) -> Non
     elif action == 1:
         arrays[name] = array.astype(random.choice(_DTYPES))
     elif action == 2:
-        arrays[name] = np.zeros([random.choice(_EDGES) for _ in range(array.ndim)][:2], np.float32)
+        shape = [random.choice(_EDGES) for _ in range(array.ndim)]
+        shape[1:] = [min(size, 16) for size in shape[1:]]
+        arrays[name] = np.zeros(shape, np.float32)
     elif action == 3:
         number = random.choice((float("nan"), float("inf"), 3e38))
         arrays[name] = np.full(array.shape, number, np.float32)

@@ -102,7 +102,8 @@ def _edit_cells(rows: list[list[str]], random: Random) -> None:
         rows.insert(at, list(random.choice(rows)))
     elif action == 2:
         size = sum(len(cell) for row in rows for cell in row)
-        rows *= random.choice((2, 3, 500)) if size < 10_000 else 1
+        times = random.choice((2, 3, 500)) if size < 10_000 else 1
+        rows[:] = [list(row) for _ in range(times) for row in rows]
     elif action == 3:
         random.shuffle(rows)
     elif action == 4:
