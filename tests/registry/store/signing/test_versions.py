@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,23 @@ def test_publisher_killed_before_it_signs_leaves_a_version_that_is_refused(
     assert store.verify() == []
     store.publish(scored_head(1), "flowers", tags=["prod"], sign=keys.private)
     assert reader.resolve("flowers@prod").version == 2
+
+
+def test_simultaneous_publishers_each_sign_their_own_version(
+    store: HeadStore, reader: HeadStore, keys: KeyPair
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [
+            pool.submit(
+                HeadStore(store.url).publish, scored_head(seed), "flowers", sign=keys.private
+            )
+            for seed in range(8)
+        ]
+        published = [job.result() for job in jobs]
+    assert sorted(version.version for version in published) == list(range(1, 9))
+    for seed, version in enumerate(published):
+        assert reader.load(str(version)) == scored_head(seed)
+    assert reader.verify() == []
 
 
 def test_signature_without_version_is_reported(store: HeadStore, keys: KeyPair) -> None:
