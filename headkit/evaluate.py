@@ -14,6 +14,7 @@ from headkit.adapters.data.evaluation import HeadOutputs, open_evaluation
 from headkit.adapters.data.options import ClassFrom, ReadOptions
 from headkit.adapters.data.samples import iterate_samples
 from headkit.adapters.errors import DataError, HeadFormatError
+from headkit.adapters.files import is_file, is_folder
 from headkit.adapters.fitting.metrics import measure, measure_more, measure_outputs, most_confused
 from headkit.adapters.heads.summary import remarks, store_skipped
 from headkit.adapters.heads.tasks import DEFAULT, TaskName, get_task
@@ -205,10 +206,11 @@ def _open_predictor(head_or_onnx: Any, threads: int | None) -> Predictor | None:
     if not isinstance(head_or_onnx, str | Path):
         return None
     path = Path(head_or_onnx)
-    if path.is_dir() or (path.is_file() and is_image(path)):
+    if is_folder(path) or (is_file(path) and is_image(path)):
+        kind = "a folder" if is_folder(path) else "an image"
         raise HeadFormatError(
-            f"{path} is {'a folder' if path.is_dir() else 'an image'}, expected a head file or an "
-            "exported model: pass the images as data (--data)"
+            f"{path} is {kind}, expected a head file or an exported model: pass the images as data "
+            "(--data)"
         )
     if path.suffix.lower() != MODEL.suffix and detect_file_kind(path) is not MODEL:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from headkit.adapters.features.extract import ExtractedFeatures, Progress, count
 from headkit.adapters.features.given import take_features
 from headkit.adapters.features.runtime import Runtime
 from headkit.adapters.features.transform import View
-from headkit.adapters.files import cache_folder
+from headkit.adapters.files import cache_folder, scratch_folder
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.export.runtimes.choose import choose_runtime
 
@@ -219,5 +218,5 @@ def _open_cache(cache: bool | str | Path) -> Iterator[Path]:
     if cache is not False:
         yield cache_folder(cache)
         return
-    with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
-        yield Path(folder)
+    with scratch_folder() as folder:
+        yield folder

@@ -13,6 +13,7 @@ from headkit.adapters.errors import (
     StoreError,
     UnknownArchitecture,
 )
+from headkit.adapters.files import is_file
 
 from .catalogue import architecture
 from .store.reference import DIGEST, looks_like_reference
@@ -37,7 +38,7 @@ def head_file(word: str | Path, store: str | Path | None = None) -> Path:
         DependencyMissing: the store's URL needs a package that is not installed.
     """
     path = Path(word)
-    if path.is_file() or not looks_like_reference(str(word)):
+    if is_file(path) or not looks_like_reference(str(word)):
         return path
     from .store.store import HeadStore
 
@@ -104,7 +105,7 @@ def head_file_or_architecture(word: str | Path) -> Path | None:
             raise
         except HeadkitError:
             path = Path(word)
-        if not path.is_file():
+        if not is_file(path):
             raise
         return path
     return None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headkit.adapters.compat import keep_arguments
 from headkit.adapters.errors import ContractError, UnknownArchitecture, WeightsError, first_line
 from headkit.adapters.file_kinds import detect_file_kind
+from headkit.adapters.files import is_file, is_folder
 
 from .classifier import classifier_tensors, replace_classifier
 from .fingerprint import SOURCE, mark_untrained
@@ -108,7 +109,7 @@ def load_with_rest(
     checkpoint, source = None, ""
     if weights is not None:
         checkpoint, source = read_checkpoint(Path(weights)), f"file:{Path(weights).resolve().name}"
-        if Path(weights).is_dir():
+        if is_folder(weights):
             source = f"folder:{Path(weights).resolve().name}"
             _warn_of_config(architecture, Path(weights))
     elif overlay.get("state_dict"):
@@ -141,7 +142,7 @@ def check_architecture(architecture: str) -> None:
         return
     if architecture.startswith(LOCAL):
         folder = Path(architecture.removeprefix(LOCAL))
-        if not (folder / "config.json").is_file():
+        if not is_file(folder / "config.json"):
             raise UnknownArchitecture(
                 f"{folder} has no config.json, expected a folder that timm saved: pass the name of "
                 "an architecture, and the folder or its file as weights (--weights)"
@@ -154,7 +155,7 @@ def check_architecture(architecture: str) -> None:
             "resnet50"
         )
     if "/" in architecture or "\\" in architecture:
-        where = LOCAL if Path(architecture).is_dir() else HUB[0]
+        where = LOCAL if is_folder(architecture) else HUB[0]
         raise UnknownArchitecture(
             f"{architecture} is not the name of a timm architecture, such as resnet50: for a model "
             f"that timm saved there, write {where}{architecture}"
@@ -309,7 +310,7 @@ def _explain_failures(architecture: str, function: Callable[[], Any]) -> Any:
 
 
 def _warn_of_config(architecture: str, weights: Path) -> None:
-    if weights.is_dir() and (weights / "config.json").is_file() and LOCAL not in architecture:
+    if is_folder(weights) and is_file(weights / "config.json") and LOCAL not in architecture:
         logger.warning(
             "%s: only its tensors and labels are used; to use its preprocessing as well, load the "
             "architecture %s%s",

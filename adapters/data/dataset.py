@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headkit.adapters.errors import DataError
+from headkit.adapters.files import NO_SUCH_FILE, why_missing
 from headkit.adapters.heads.tasks import TaskName
 
 from .splits import SplitName
@@ -123,7 +123,8 @@ def count(dataset: ImageDataset) -> int | None:
 
 def no_data_error(path: str | os.PathLike[str], expected: str) -> DataError:
     """Build the error for a path that holds no data; the message says what was ``expected``."""
-    reason = "it is a file" if Path(path).exists() else "no such folder or file"
+    reason = why_missing(path) or "it is a file"
+    reason = "no such folder or file" if reason == NO_SUCH_FILE else reason
     return DataError(f"no data in {path}: {reason}; expected {expected}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from headkit.adapters.errors import DataError
+from headkit.adapters.files import is_file, is_folder
 from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .dataset import ImageDataset, UnknownClasses, no_data_error, shorten_list
@@ -82,10 +83,10 @@ def _open(data: Any, outputs: HeadOutputs, split: str | None, options: ReadOptio
         _check_multiclass(data, outputs)
         return open_reader(str(data), split or ORDER[0], names)
     root = Path(data)
-    if not (is_table_file(root) or root.is_dir()):
+    if not (is_table_file(root) or is_folder(root)):
         raise no_data_error(root, "a folder with one folder per class, or a .csv file")
-    options.check_used(folder=root.is_dir(), table=root.is_file(), where=str(data))
-    if not root.is_dir():
+    options.check_used(folder=is_folder(root), table=is_file(root), where=str(data))
+    if not is_folder(root):
         table = read_table(root, options.path_column)
         chosen = _choose_split(root, _splits_of(table, outputs, options), split)
         return open_rows(table, chosen, names, outputs.task, options)

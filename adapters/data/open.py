@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headkit.adapters.errors import DataError
+from headkit.adapters.files import is_file, is_folder
 from headkit.adapters.heads.tasks import TaskName, get_task
 from headkit.adapters.images.formats import UNREAD_SUFFIXES
 
@@ -105,7 +106,7 @@ def find_warnings(splits: Splits) -> list[str]:
         tests = [one for one in splits.unused if one.split == "test"]
         if tests:
             of = splits.train.name
-            if Path(tests[0].name).is_dir():
+            if is_folder(tests[0].name):
                 of += f", {tests[0].name},"
                 advice = "; pass the test split as val (--val) to validate on it"
             else:
@@ -152,8 +153,8 @@ def _check_options(data: Any, val: Any, options: ReadOptions) -> None:
     if in_memory:  # labels in memory may be text with a separator, too
         options = replace(options, label_separator=None)
     options.check_used(
-        folder=any(one.is_dir() for one in plain),
-        table=any(one.is_file() for one in plain)
+        folder=any(is_folder(one) for one in plain),
+        table=any(is_file(one) for one in plain)
         or any(as_frame(one) is not None for one in in_memory),
         where=" and ".join(map(_show, both)),
     )
@@ -186,7 +187,7 @@ def _open_train(data: Any, val: Any, task: TaskName | None, options: ReadOptions
                 "or remove those lines"
             )
         return splits
-    if not root.is_dir():
+    if not is_folder(root):
         raise no_data_error(root, _EXPECTED)
     _check_multiclass(data, task)
     folders = find_split_folders(root)
@@ -213,7 +214,7 @@ def _open_val(val: Any, train: ImageDataset, options: ReadOptions) -> ImageDatas
         if is_table_file(root):
             table = read_table(root, options.path_column)
             return open_validation_table(table, train, options)
-        if not root.is_dir():
+        if not is_folder(root):
             raise no_data_error(root, _EXPECTED)
     _check_multiclass(val, train.task)
     if reader_prefix(val):
@@ -230,7 +231,7 @@ def _open_val(val: Any, train: ImageDataset, options: ReadOptions) -> ImageDatas
 
 
 def _is_same(folder: Path, other: Path) -> bool:
-    return other.is_dir() and folder.samefile(other)
+    return is_folder(other) and folder.samefile(other)
 
 
 def _check_multiclass(data: str | Path, task: TaskName | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from headkit.adapters.files import exists
+
 READERS = {
     "hfds": "datasets",
     "hfids": "datasets",
@@ -16,4 +18,4 @@ READERS = {
 def reader_prefix(data: str | Path) -> str:
     """Return the prefix of ``data`` that names a reader, or an empty string for a path."""
     prefix, slash, _ = str(data).partition("/")
-    return prefix if slash and prefix in READERS and not Path(data).exists() else ""
+    return prefix if slash and prefix in READERS and not exists(data) else ""

@@ -15,6 +15,7 @@ from timm.data.readers import create_reader
 
 from headkit.adapters.compat import create_stream_of_unknown_length
 from headkit.adapters.errors import DataError, DependencyMissing, HeadkitError, first_line
+from headkit.adapters.files import exists, is_file
 from headkit.adapters.images.formats import SUFFIXES
 
 from .dataset import ImageDataset, check_known_classes, check_two_classes, shorten_list
@@ -57,7 +58,7 @@ def open_reader(
     """
     prefix, _, rest = data.partition("/")
     # The name of a folder may contain an @.
-    if not Path(rest).exists() and "@" in rest:
+    if not exists(rest) and "@" in rest:
         rest, _, split = rest.rpartition("@")
     name = f"{prefix}/{rest}"
     if find_spec(READERS[prefix]) is None:
@@ -218,9 +219,7 @@ def _open_shards(root: str, split: str, where: str) -> tuple[tuple[str, ...], di
         ) from error
     reader = stream.reader
     if "://" not in root and not root.startswith("pipe:"):
-        missing = [
-            shard for shard in reader.split_info.filenames if not Path(root, shard).is_file()
-        ]
+        missing = [shard for shard in reader.split_info.filenames if not is_file(Path(root, shard))]
         if missing:
             raise DataError(f"{where}: shards are missing in {root}: {shorten_list(missing, 3)}")
     names = reader.info.get("label_names") or _read_names(Path(root, CLASSES_FILE))

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from headkit.adapters.errors import OutputError
-from headkit.adapters.files import write_atomically
+from headkit.adapters.files import is_file, make_folder, reason_of, write_atomically
 
 from .file_hashes import DIGEST, Digests
 from .lock import KEY_FILE, InUse, touch
@@ -116,6 +116,7 @@ class FeatureCache:
 
     def _read(self, path: Path) -> None:
         try:
+            path.open("rb").close()  # safetensors would call every reason "no such file"
             with safe_open(path, framework="numpy") as shard:
                 shapes = _check_tensors(shard)
                 digest, pixels, valid = map(shard.get_tensor, ("digest", "pixels", "valid"))
@@ -125,10 +126,12 @@ class FeatureCache:
                 raise ValueError(f"its features have the shapes {shapes}, expected {self._shapes}")
         except FileNotFoundError:
             return  # another process has just removed it
-        except (SafetensorError, OSError, ValueError) as error:
-            # A full disk or a power cut can damage a shard. Its features can be computed again.
-            logger.warning("removed the damaged shard %s (%s)", path, error)
-            path.unlink(missing_ok=True)
+        except OSError as error:  # it may be intact, and another user's
+            logger.warning("cannot read the shard %s: %s", path, reason_of(error))
+            return
+        except (SafetensorError, ValueError) as error:
+            # A power cut can damage a shard. Its features can be computed again.
+            _remove(path, str(error))
             return
         self._shapes = shapes
         self._shards.append(path)
@@ -172,10 +175,9 @@ class FeatureCache:
         try:
             if _checksum(path.read_bytes()) == expected:
                 return True
-            logger.warning("removed the damaged shard %s: its checksum does not match", path)
-            path.unlink(missing_ok=True)
+            _remove(path, "its checksum does not match")
         except OSError as error:  # another process has removed it, or the disk is damaged
-            logger.warning("cannot read the shard %s: %s", path, error.strerror)
+            logger.warning("cannot read the shard %s: %s", path, reason_of(error))
         self._shards[number] = Path()  # the same shard may be written again
         self._digests[number] = np.zeros(0, DIGEST)
         self._pixels[number] = np.zeros(0, PIXEL_DIGEST)
@@ -283,8 +285,8 @@ def _use(folder: Path, key: bytes) -> InUse:
     """
     for attempt in range(_ATTEMPTS):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (folder / KEY_FILE).is_file():
+            make_folder(folder)
+            if not is_file(folder / KEY_FILE):
                 write_atomically(folder / KEY_FILE, key)
             return InUse(folder)
         except (FileNotFoundError, OutputError):
@@ -335,6 +337,17 @@ def _gather(arrays: Sequence[Any], locations: Locations, dtype: Any) -> Any:
         mask = locations.shard == number
         values[mask] = arrays[number][locations.row[mask]]
     return values
+
+
+def _remove(shard: Path, reason: str) -> None:
+    """Remove a damaged shard; its features can be computed again."""
+    try:
+        shard.unlink(missing_ok=True)
+        logger.warning("removed the damaged shard %s: %s", shard, reason)
+    except OSError as error:
+        logger.warning(
+            "cannot remove the damaged shard %s (%s): %s", shard, reason, reason_of(error)
+        )
 
 
 def _checksum(content: bytes) -> str:

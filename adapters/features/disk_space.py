@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from headkit.adapters.errors import OutputError
-from headkit.adapters.files import cache_folder, write_atomically
+from headkit.adapters.files import (
+    cache_folder,
+    is_file,
+    is_folder,
+    reason_of,
+    write_atomically,
+    writing,
+)
+from headkit.adapters.temporary import remove_abandoned
 
 from .file_hashes import INDEX_NAME, clear_index
 from .lock import KEY_FILE, alone
@@ -27,7 +35,7 @@ from .lock import KEY_FILE, alone
 logger = logging.getLogger("headkit")
 
 LIMIT_FILE = "limit.json"
-FEATURES, BACKBONES = "features", "backbones"
+FEATURES, BACKBONES, HEADS = "features", "backbones", "heads"
 SETTLED = 600
 """Seconds after its last use in which a converted backbone stays: a process may be opening it."""
 
@@ -122,6 +130,7 @@ def clear_cache(cache: bool | str | Path = True, backbone: str | None = None) ->
     """
     root = cache_folder(cache)
     wanted = None if backbone is None else backbone.partition(".")[0]
+    _remove_temporary_files(root)
     removed, in_use = _Removed(), []
     for folder in _feature_folders(root):
         if wanted is not None and _backbone_of(folder) != wanted:
@@ -156,7 +165,8 @@ def limit_cache(max_bytes: int | None, cache: bool | str | Path = True) -> Freed
         raise ValueError(f"max_bytes is {max_bytes}, expected 0 or more")
     root = cache_folder(cache)
     if max_bytes is None:
-        (root / LIMIT_FILE).unlink(missing_ok=True)
+        with writing(root / LIMIT_FILE):
+            (root / LIMIT_FILE).unlink(missing_ok=True)
         return Freed(0, 0)
     write_atomically(root / LIMIT_FILE, json.dumps({"max_bytes": max_bytes}).encode())
     return enforce_limit(root)
@@ -173,7 +183,9 @@ def read_limit(root: Path) -> int | None:
         limit = json.loads(path.read_text(encoding="utf-8"))["max_bytes"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {reason_of(error)}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise OutputError(
             f"{path} does not hold the limit of a cache: set it again with `headkit cache limit`"
         ) from error
@@ -186,6 +198,7 @@ def enforce_limit(root: Path) -> Freed:
     Args:
         root: Folder of the cache.
     """
+    _remove_temporary_files(root)
     limit = read_limit(root)
     if limit is None:
         return Freed(0, 0)
@@ -215,6 +228,12 @@ def enforce_limit(root: Path) -> Freed:
     return Freed(removed.num_bytes, removed.files, tuple(in_use))
 
 
+def _remove_temporary_files(root: Path) -> None:
+    """Remove what killed processes left in a cache."""
+    for folder in (root, root / BACKBONES, root / HEADS, *_feature_folders(root)):
+        remove_abandoned(folder)
+
+
 class _Removed:
     """Counts the files that are removed."""
 
@@ -231,11 +250,11 @@ class _Removed:
 
 
 def _feature_folders(root: Path) -> list[Path]:
-    return sorted(path for path in (root / FEATURES).glob("*") if path.is_dir())
+    return sorted(path for path in (root / FEATURES).glob("*") if is_folder(path))
 
 
 def _backbone_files(root: Path) -> list[Path]:
-    return sorted(path for path in (root / BACKBONES).glob("[!.]*") if path.is_file())
+    return sorted(path for path in (root / BACKBONES).glob("[!.]*") if is_file(path))
 
 
 @dataclass(frozen=True, order=True)

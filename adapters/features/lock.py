@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from headkit.adapters.files import is_folder
+
 KEY_FILE = "key.json"
 _RECENT = 3600
 """Seconds in which a folder counts as in use if it has no key or its file system no locks."""
@@ -69,7 +71,7 @@ def alone(folder: Path) -> Iterator[bool]:
         file = path.open("rb")
     except FileNotFoundError:
         # The folder is being made now, or it is what a killed process left.
-        yield _is_old(folder.stat().st_mtime if folder.is_dir() else 0.0)
+        yield _is_old(folder.stat().st_mtime if is_folder(folder) else 0.0)
         return
     except OSError:
         yield False

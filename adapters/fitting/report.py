@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from headkit.adapters.errors import DependencyMissing, OutputError
-from headkit.adapters.files import atomic_path, write_atomically
+from headkit.adapters.errors import DependencyMissing
+from headkit.adapters.files import atomic_path, make_folder, write_atomically
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.tasks import get_task
 from headkit.adapters.heads.tasks.statistics import BINS, assign_bins
@@ -48,12 +48,7 @@ def check_report(folder: str | Path) -> Path:
         OutputError: The folder cannot be made.
     """
     DependencyMissing.check("matplotlib", "a report", "headkit[plot]")
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot create the folder {folder}: {error.strerror}") from error
-    return folder
+    return make_folder(folder)
 
 
 def write_report(folder: str | Path, head: Head, logits: Tensor, y: Tensor) -> list[Path]:

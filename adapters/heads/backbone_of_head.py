@@ -20,6 +20,7 @@ from headkit.adapters.backbone.load import create_model, load_backbone
 from headkit.adapters.backbone.model_config import HUB, LOCAL
 from headkit.adapters.bounds import describe
 from headkit.adapters.errors import HeadFormatError, UnknownArchitecture, WeightsError
+from headkit.adapters.files import is_file
 
 from .head import Head
 
@@ -120,7 +121,7 @@ def _ask(head: Head, folder: Path | None) -> str:
     by_file = "with weights=FILE (--weights FILE)"
     if kind == "file":
         beside = Path() if folder is None else folder
-        found = shown == Path(place).name and (beside / place).is_file()
+        found = shown == Path(place).name and is_file(beside / place)
         where = f"; {beside / place} may be that file" if found else ""
         return (
             f"this head's backbone came from the file {shown}, which headkit reads only if you "

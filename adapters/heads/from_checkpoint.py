@@ -18,6 +18,7 @@ from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.weights.match import shorten
 from headkit.adapters.backbone.weights.read import as_labels
 from headkit.adapters.errors import ContractError, DataError, WeightsError
+from headkit.adapters.files import NO_SUCH_FILE, is_file, why_missing
 
 from .attach import head_of
 from .head import Head
@@ -61,7 +62,7 @@ def extract_head(
     """
     place = str(checkpoint)
     own = place if place.startswith((LOCAL, *HUB)) else ""
-    if not own and backbone is None and (Path(place) / "config.json").is_file():
+    if not own and backbone is None and is_file(Path(place) / "config.json"):
         own = f"{LOCAL}{place}"
     if own and backbone is None:
         model, left_out = load_with_rest(own, remap=remap, **timm_kwargs)
@@ -86,7 +87,7 @@ def read_label_names(text: str) -> tuple[str, ...]:
         DataError: The file cannot be read, or has no names.
     """
     path = Path(text)
-    if not path.is_file():
+    if not is_file(path) and why_missing(path) in ("", NO_SUCH_FILE):
         return tuple(name.strip() for name in text.split(","))
     try:
         content = path.read_text(encoding="utf-8-sig")

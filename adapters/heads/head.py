@@ -24,7 +24,7 @@ from headkit.adapters.bounds import describe
 from headkit.adapters.display import format_count, format_line, format_table
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
-from headkit.adapters.files import explain_no_file, write_atomically
+from headkit.adapters.files import check_readable, write_atomically
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 
 from .checksum import CHECKSUM, check_checksum, compute_checksum
@@ -266,9 +266,7 @@ class Head:
             HeadFormatError: The file is missing, truncated or damaged, was changed after it was
                 written, or is not a head file of version 1 or 2.
         """
-        reason = explain_no_file(path)
-        if reason is not None:
-            raise HeadFormatError(f"cannot read head {path}: {reason}")
+        check_readable(path, "head", HeadFormatError)
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}

@@ -6,7 +6,6 @@ import csv
 import gc
 import io
 import json
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from headkit.adapters.errors import ExportError, OutputError, first_line
-from headkit.adapters.files import write_atomically
+from headkit.adapters.errors import ExportError, first_line
+from headkit.adapters.files import make_folder, scratch_folder, write_atomically
 from headkit.export.runtimes.inference import Array, LoadedModel, RunConfig
 from headkit.export.runtimes.table import DEVICES, PRECISIONS, RUNTIMES
 
@@ -142,7 +141,7 @@ def bench(
             raise ValueError(f"{name} is {number}, expected at least {least}")
     if out is not None:
         check_plots()
-        _make_folder(Path(out))
+        make_folder(Path(out))
     configs = run_configs(runtimes, all_precisions, all_devices, threads or cores())
     if not configs:
         raise ValueError(
@@ -152,7 +151,7 @@ def bench(
     unsupported = missing_configs(runtimes, precisions, devices, threads or cores())
     report = progress or (lambda *_: None)
     rows, missing = list[dict[str, Any]](), list[dict[str, Any]]()
-    with tempfile.TemporaryDirectory(prefix="headkit-") as folder:
+    with scratch_folder() as folder:
         source = BackboneSource(backbone, weights, remap)
         models = models_under_test(targets, Path(folder), source, images)
         num_images = len(models[0].samples()) if models else 0
@@ -330,13 +329,6 @@ def _check_names(what: str, names: Sequence[str] | None, known: Iterable[str]) -
         if name not in known:
             raise ValueError(f"{what} is {name!r}, expected one of {', '.join(known)}")
     return tuple(names or known)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot create the folder {folder}: {error.strerror}") from error
 
 
 def _write(result: dict[str, Any], folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headkit.adapters.errors import DataError, ExportError
+from headkit.adapters.files import is_file, make_folder, write_atomically
 from headkit.export.runtimes.inference import Array
 from headkit.registry.resolve import head_file_or_architecture
 
@@ -132,7 +133,7 @@ class TorchModelUnderTest(ModelUnderTest):
     ) -> None:
         self.name, self._model, self._backbone, self._folder = name, model, backbone, folder
         self._calibration, self._label_names = images, label_names
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     @cached_property
     def input_size(self) -> tuple[int, ...]:  # noqa: D102
@@ -155,7 +156,7 @@ class TorchModelUnderTest(ModelUnderTest):
         from headkit.export.exporter import export
 
         path = self._folder / f"{precision}{'' if optimized else '-plain'}.onnx"
-        if not path.is_file():
+        if not is_file(path):
             images = None
             if precision != "fp32":
                 images = self._calibration or self._random_images(32)
@@ -175,11 +176,11 @@ class TorchModelUnderTest(ModelUnderTest):
         from headkit.adapters.heads.attach import head_of
 
         head, weights = self._folder / "head.safetensors", self._folder / "weights.safetensors"
-        if not weights.is_file():
+        if not is_file(weights):
             head_of(self._model).save(head)
             loaded = self._backbone().state_dict()
             state = {name: t.contiguous() for name, t in loaded.items()}
-            safetensors.torch.save_file(_unshared(state), weights)
+            write_atomically(weights, safetensors.torch.save(_unshared(state)))
         return Parts(str(head), str(weights))
 
     def images(self, batch: int) -> Array:  # noqa: D102

@@ -19,7 +19,7 @@ from headkit.adapters.data.memory.digest import digest_data
 from headkit.adapters.data.memory.open import is_in_memory
 from headkit.adapters.data.open import open_data
 from headkit.adapters.errors import ContractError, DataError, HeadkitError, OutputError, first_line
-from headkit.adapters.files import write_atomically
+from headkit.adapters.files import exists, is_file, make_folder, reason_of, write_atomically
 from headkit.adapters.heads.head import PER_CLASS, Head
 from headkit.adapters.heads.summary import describe
 from headkit.adapters.heads.tasks import DEFAULT, get_task
@@ -98,11 +98,8 @@ def compare(
     check_plots()
     weights_by_name = _expand_names(backbones)
     out = Path(out)
-    try:
-        for folder in ("heads", "onnx"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot create the folder {out}: {error.strerror}") from error
+    for folder in ("heads", "onnx"):
+        make_folder(out / folder)
     report = progress or (lambda *_: None)
     data, fit_options = _open_once(data, fit_options)
     options = {"rows": ROW_FORMAT, "data": _identify(data), **fit_options}
@@ -154,7 +151,7 @@ def _identify(data: Any) -> str:
     """Return text that is the same for the same data."""
     if isinstance(data, ImageDataset):
         return digest_data(data)
-    return str(Path(data).absolute() if Path(data).exists() else data)
+    return str(Path(data).absolute() if exists(data) else data)
 
 
 def _expand_names(
@@ -244,7 +241,7 @@ def _is_done(out: Path, row: Mapping[str, Any]) -> bool:
         Head.load(out / "heads" / f"{row['name']}.safetensors")
     except HeadkitError:
         return False
-    return (out / "onnx" / f"{row['name']}.onnx").is_file()
+    return is_file(out / "onnx" / f"{row['name']}.onnx")
 
 
 def _read(record: Path) -> list[dict[str, Any]]:
@@ -252,7 +249,9 @@ def _read(record: Path) -> list[dict[str, Any]]:
         return list(json.loads(record.read_text(encoding="utf-8"))["rows"])
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except OSError as error:
+        raise OutputError(f"cannot read {record}: {reason_of(error)}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise ContractError(
             f"{record} does not hold the results of a comparison ({first_line(error)}): remove it "
             "or choose another folder"

@@ -24,7 +24,7 @@ import torch
 
 from headkit.adapters.compat import family_of
 from headkit.adapters.errors import UnknownArchitecture, first_line
-from headkit.adapters.files import make_parent_folder, write_atomically
+from headkit.adapters.files import exists, make_parent_folder, write_atomically, writing
 from headkit.benchmarks.bench.process import peak_bytes
 
 from .contract import CHECKS, Row
@@ -94,7 +94,7 @@ def coverage(
             and _is_small(rows, name, check, max_params)
         ]
         todo.sort(key=lambda name: rows.get((name, "structure"), {}).get("parameters", 0))
-        with path.open("a", encoding="utf-8") as log:
+        with writing(path), path.open("a", encoding="utf-8") as log:
             for done, (row, worker_peak) in enumerate(_run(check, todo, workers, timeout), 1):
                 rows[row["name"], check] = row
                 log.write(json.dumps(row) + "\n")
@@ -110,7 +110,7 @@ def coverage(
 def load(path: Path) -> dict[Key, Row]:
     """Return the rows of the installed timm version; skip a line that a kill left incomplete."""
     rows: dict[Key, Row] = {}
-    if path.exists():
+    if exists(path):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)

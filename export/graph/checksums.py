@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headkit.adapters.errors import ExportError, first_line
+from headkit.adapters.files import is_file
 
 from .wire_format import (
     GRAPH,
@@ -250,7 +251,7 @@ def _read_outside(external: External, folder: Path | None) -> Iterator[bytes]:
     if folder is None:
         raise ValueError("its weights are in another file: pass the path of the model")
     path = Path(os.path.normpath(folder / external.location))
-    if not path.is_relative_to(os.path.normpath(folder)) or not path.is_file():
+    if not path.is_relative_to(os.path.normpath(folder)) or not is_file(path):
         raise ValueError(f"its external data {external.location!r:.200} is missing")
     with path.open("rb") as file:
         file.seek(external.offset)

@@ -9,6 +9,7 @@ import numpy as np
 
 from headkit.adapters.errors import ExportError, OutputError, first_line
 from headkit.adapters.file_kinds import ADAPTER, HEAD, MODEL, check_argument, check_output
+from headkit.adapters.files import exists
 from headkit.adapters.heads.head import Head
 from headkit.export.predict.adapter_files import write_adapter
 from headkit.export.runtimes.exported_model import read_exported
@@ -111,7 +112,7 @@ def graft(
 
 
 def _same_file(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
+    return exists(one) and exists(other) and one.samefile(other)
 
 
 def _write_adapter(source: OpenModel, head: Head, out: Path) -> ModelInfo:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import onnx
 
-from headkit.adapters.errors import ExportError, OutputError, first_line
+from headkit.adapters.errors import ExportError, first_line
 from headkit.adapters.files import (
     atomic_path,
+    check_readable,
     check_writable,
-    explain_no_file,
+    is_file,
     make_parent_folder,
     move,
     sync_folder,
+    writing,
 )
+from headkit.adapters.temporary import hold, remove_if_abandoned, temporary_folder
 
 from .metadata import ModelInfo
 from .protobuf_edit import OnnxEdit
 from .wire_format import external_locations
 
+_DATA = re.compile(r"\.[0-9a-f]{8}\.data")
+"""The end of the name of external data."""
 MAX_BYTES = onnx.checker.MAXIMUM_PROTOBUF - 2**24
 """Larger weights go to a separate file: protobuf allows 2 GiB, of which the graph needs some."""
 
@@ -84,10 +90,7 @@ def open_model(path: str | Path) -> OpenModel:
         ExportError: The file is missing, is damaged, lacks its external data, or headkit did not
             export it.
     """
-    path = Path(path)
-    reason = explain_no_file(path)
-    if reason is not None:
-        raise ExportError(f"cannot read model {path}: {reason}")
+    path = check_readable(path, "model", ExportError)
     infos: list[ModelInfo] = []
 
     def select_decoded(outer: onnx.ModelProto) -> Callable[[str], bool]:
@@ -123,15 +126,10 @@ def temporary_model(model: onnx.ModelProto, near: Path) -> Iterator[Path]:
     Raises:
         OutputError: The model cannot be written there.
     """
-    folder = near.with_name(f".{near.name}.{secrets.token_hex(6)}")
-    try:
-        make_parent_folder(near)
-        with _translate_errors(near):
-            folder.mkdir()
-            _write(model, folder / near.name)
+    make_parent_folder(near)
+    with writing(near), temporary_folder(near) as folder:
+        _write(model, folder / near.name)
         yield folder / near.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write(model: onnx.ModelProto, path: str | Path) -> None:
@@ -176,15 +174,18 @@ def _write(model: onnx.ModelProto, path: Path) -> None:
 def _move(model: Path, path: Path) -> None:
     """Move a model and its data; data first, because a model must never be there without them."""
     data = [file for file in model.parent.iterdir() if file != model]
-    try:
+    with ExitStack() as stack:
         for file in data:
-            move(file, path.with_name(file.name))
-        sync_folder(path.parent)
-        move(model, path)
-    except OSError:
-        for file in data:
-            path.with_name(file.name).unlink(missing_ok=True)
-        raise
+            stack.enter_context(hold(file))  # see ``_replacing``
+        try:
+            for file in data:
+                move(file, path.with_name(file.name))
+            sync_folder(path.parent)
+            move(model, path)
+        except OSError:
+            for file in data:
+                path.with_name(file.name).unlink(missing_ok=True)
+            raise
     sync_folder(path.parent)
 
 
@@ -192,33 +193,22 @@ def _move(model: Path, path: Path) -> None:
 def _replacing(path: Path) -> Iterator[None]:
     """Delete external data that the model at ``path`` no longer has when the block ends.
 
-    Only files that carry the model's name are deleted: others may belong to several models.
+    These are the data of the model before, and those that a killed process moved there without its
+    model. Only files that carry the model's name are deleted: others may belong to several models.
 
     Raises:
         OutputError: The block raised an OSError.
     """
     before = _data_of(path)
-    with _translate_errors(path):
+    with writing(path):
         yield
-    for file in before - _data_of(path):
-        if file.name.startswith(f"{path.name}.") and file.name.endswith(".data"):
-            try:
+    after = _data_of(path)
+    for file in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
+        if file in before - after:
+            with suppress(OSError):  # such as on Windows if a session has the file open
                 file.unlink()
-            except OSError:  # such as on Windows if a session has the file open
-                continue
-
-
-@contextmanager
-def _translate_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into headkit's error.
-
-    Raises:
-        OutputError: The block raised an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        elif file not in after and _DATA.fullmatch(file.name.removeprefix(path.name)):
+            remove_if_abandoned(file)
 
 
 def _data_of(path: Path) -> set[Path]:
@@ -239,9 +229,9 @@ def _inside(folder: Path, locations: Iterable[str]) -> set[Path]:
     """Return the files that exist in ``folder``; locations outside it are ignored."""
     files = {Path(os.path.normpath(folder / name)) for name in locations}
     here = Path(os.path.normpath(folder))
-    return {file for file in files if file.is_relative_to(here) and file.is_file()}
+    return {file for file in files if file.is_relative_to(here) and is_file(file)}
 
 
 def _missing(locations: Iterable[str], folder: Path) -> list[str]:
     """Return the missing locations; onnx itself refuses those outside the folder."""
-    return sorted(name for name in locations if not (folder / name).is_file())
+    return sorted(name for name in locations if not is_file(folder / name))

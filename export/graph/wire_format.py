@@ -8,10 +8,11 @@ protobuf.dev/programming-guides/encoding).
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from headkit.adapters.files import is_file
 
 Buffer = bytes | mmap.mmap
 
@@ -153,7 +154,7 @@ def missing_locations(path: Path) -> list[str]:
         locations = external_locations(path)
     except (OSError, ValueError):
         return []
-    return sorted(name for name in locations if not os.path.isfile(path.parent / name))  # noqa: PTH113
+    return sorted(name for name in locations if not is_file(path.parent / name))
 
 
 def with_outputs(model: bytes, outputs: Mapping[str, Sequence[int | str]]) -> bytes:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from headkit.adapters.errors import (
     ParityError,
     first_line,
 )
+from headkit.adapters.files import scratch_folder
 from headkit.export.runtimes.onnxruntime import open_session
 
 try:
@@ -117,7 +117,7 @@ def to_int8(backbone: onnx.ModelProto, batches: Iterable[Array]) -> onnx.ModelPr
     """
     images = _check_batches(batches, backbone.graph.input[0])
     give_quantization_a_logger()
-    with TemporaryDirectory(prefix="headkit-") as folder:
+    with scratch_folder() as folder:
         source, prepared, target = (Path(folder) / f"{n}.onnx" for n in ("in", "prepared", "out"))
         onnx.save(backbone, source)
         try:

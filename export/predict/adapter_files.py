@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from headkit.adapters.errors import BackboneMismatch, ExportError, OutputError, first_line
-from headkit.adapters.files import atomic_path, explain_no_file
+from headkit.adapters.files import atomic_path, check_readable
 from headkit.adapters.heads.tasks import TASKS, get_task
 from headkit.adapters.images.pixel_rule import VERSION_1_RULE, PixelRule
 from headkit.export.graph.metadata import TEMPERATURE, HeadInfo, ModelInfo
@@ -129,9 +129,7 @@ def read_adapter(
         ExportError: The file is missing, damaged, or not for this model.
         BackboneMismatch: The adapter was made from a head of another backbone.
     """
-    reason = explain_no_file(path)
-    if reason is not None:
-        raise ExportError(f"cannot read adapter {path}: {reason}")
+    check_readable(path, "adapter", ExportError)
     try:
         adapter, options = _load(path)
         content = ort.AdapterFormat.read_adapter(str(path))

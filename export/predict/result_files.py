@@ -76,13 +76,12 @@ def result_row(result: Result, *, named_heads: bool) -> dict[str, Any]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
-    with atomic_path(path) as beside:
-        try:
-            # File names that are not Unicode have characters that UTF-8 cannot hold.
-            with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-                yield file
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    with (
+        atomic_path(path) as beside,
+        # File names that are not Unicode have characters that UTF-8 cannot hold.
+        beside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
 
 
 def _columns(num_predictions: int, *, named_heads: bool) -> list[str]:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from headkit.adapters.errors import ExportError
 from headkit.adapters.file_kinds import HEAD, MODEL, detect_content_kind, explain_wrong_kind
-from headkit.adapters.files import explain_no_file
+from headkit.adapters.files import check_readable, reason_of, why_missing
 from headkit.export.graph.wire_format import external_locations, missing_locations
 
 ModelLike = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
@@ -43,10 +43,7 @@ class ModelSource:
                 keeps weights in another file.
         """
         if isinstance(model, str | os.PathLike):
-            path = Path(model)
-            reason = explain_no_file(path)
-            if reason is not None:
-                raise ExportError(f"cannot read model {path}: {reason}")
+            path = check_readable(os.fspath(model), "model", ExportError)
             return cls(str(path), path.absolute())
         name = "the model in memory"
         if isinstance(model, bytes | bytearray | memoryview):
@@ -77,7 +74,7 @@ class ModelSource:
         try:
             return self.path.read_bytes()
         except OSError as error:
-            raise ExportError(f"cannot read {self.noun}: {error.strerror or error}") from error
+            raise ExportError(f"cannot read {self.noun}: {reason_of(error)}") from error
 
     def explain(self, reason: str) -> str:
         """Return why a model cannot be opened: ``reason`` unless a better one is found.
@@ -86,9 +83,8 @@ class ModelSource:
         """
         if self.path is None:
             return reason
-        missing_reason = explain_no_file(self.path)
-        if missing_reason is not None:
-            return missing_reason
+        if why_missing(self.path):
+            return why_missing(self.path)
         mistake = explain_wrong_kind(self.path, MODEL)
         if mistake is not None:
             return f"{mistake}; `headkit export` makes a model from a head"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,8 @@ from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.compat import model_arguments
 from headkit.adapters.errors import ExportError
 from headkit.adapters.features.lock import touch
+from headkit.adapters.files import is_file, make_folder, writing
+from headkit.adapters.temporary import temporary_folder
 from headkit.export.exporter import export
 from headkit.export.graph.checksums import checksum_of_backbone, is_intact
 from headkit.export.graph.heads_in_graph import opset_of, put_preprocessing, write_metadata
@@ -55,12 +56,12 @@ def onnx_backbone(model: nn.Module, folder: Path, *, optimize: bool = True) -> P
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     path = folder / f"{timm_cfg(model)['architecture']}-{digest}.onnx"
-    if path.is_file() and is_intact(path):
+    if is_file(path) and is_intact(path):
         touch(path)
         return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
-        plain = export(model, Path(temporary) / "backbone.onnx", "backbone", optimize=optimize)
+    make_folder(folder)
+    with writing(path), temporary_folder(path) as temporary:
+        plain = export(model, temporary / "backbone.onnx", "backbone", optimize=optimize)
         graph = onnx.load(plain.path)
     try:
         preprocess = Preprocess.from_cfg(cfg)

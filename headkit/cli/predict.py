@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headkit.adapters.files import is_file, is_folder
+
 from .terminal import Json, progress_bar
 
 if TYPE_CHECKING:
@@ -169,7 +171,7 @@ def _count_skipped(arguments: Iterable[str]) -> dict[str, int]:
     from headkit.adapters.errors import DataError
 
     listings = []
-    for folder in dict.fromkeys(argument for argument in arguments if Path(argument).is_dir()):
+    for folder in dict.fromkeys(argument for argument in arguments if is_folder(argument)):
         with suppress(DataError):  # a folder that cannot be read has a row of its own
             listings.append(list_folder(folder).skipped)
     return {one.reason: one.count for one in merge_skipped(*listings)}
@@ -246,11 +248,11 @@ def _check_order(model: Path, images: list[str]) -> None:
 
     usage = "the model first and then images: predict MODEL.onnx IMAGE --head HEAD.safetensors"
     check_argument("the model", model, MODEL, usage)
-    if is_image(model) and model.is_file():
+    if is_image(model) and is_file(model):
         raise ExportError(f"{model} is an image, expected an ONNX model; pass {usage}")
     for image in images:
         kind = detect_file_kind(image)
         if kind is not None:
             raise DataError(f"{image} is {kind.noun}, expected an image; pass {usage}")
-        if Path(image).is_dir():
+        if is_folder(image):
             next(iterate_images(image))  # raises now if the folder has no images

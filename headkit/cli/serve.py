@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from headkit.adapters.files import is_file
+
 from .terminal import Remap, Weights
 
 
@@ -133,15 +135,14 @@ def _export_backbone(architecture: str, weights: Path | None, remap: bool) -> Pa
     from headkit.adapters.backbone.fingerprint import backbone_info
     from headkit.adapters.backbone.load import load_backbone
     from headkit.adapters.backbone.preprocessing import timm_cfg
-    from headkit.adapters.files import cache_folder
+    from headkit.adapters.files import cache_folder, make_folder
     from headkit.export.exporter import export
     from headkit.export.graph.checksums import is_intact
 
     model = load_backbone(architecture, weights, remap=remap)
-    folder = cache_folder() / "backbones"
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(cache_folder() / "backbones")
     name = timm_cfg(model)["architecture"]  # the argument may be a folder or a repository
     path = folder / f"{name}-{backbone_info(model).fingerprint[:16]}.onnx"
-    if not (path.is_file() and is_intact(path)):
+    if not (is_file(path) and is_intact(path)):
         export(model, path, "backbone")
     return path

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.file_kinds import HEAD, explain_wrong_kind
+from headkit.adapters.files import check_readable, reason_of, scratch_folder
 from headkit.adapters.heads.head import Head
 
 
@@ -16,13 +16,14 @@ def read_head_file(path: str | Path) -> bytes:
     Raises:
         HeadFormatError: The file cannot be read, or is of another kind.
     """
+    check_readable(path, "head", HeadFormatError)
     mistake = explain_wrong_kind(path, HEAD)
     if mistake is not None:
         raise HeadFormatError(f"cannot read head {path}: {mistake}")
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise HeadFormatError(f"cannot read head {path}: {error.strerror or error}") from error
+        raise HeadFormatError(f"cannot read head {path}: {reason_of(error)}") from error
 
 
 def parse_head(content: bytes, what: str | Path) -> Head:
@@ -30,9 +31,10 @@ def parse_head(content: bytes, what: str | Path) -> Head:
 
     Raises:
         HeadFormatError: See ``Head.load``.
+        OutputError: There is no space for a temporary file.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "head.safetensors"
+    with scratch_folder() as folder:
+        path = folder / "head.safetensors"
         path.write_bytes(content)
         try:
             return Head.load(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from headkit.adapters.errors import RegistryError, StoreError
-from headkit.adapters.files import move, sync_folder
+from headkit.adapters.files import exists, move, sync_folder
 
 from .storage import TEMPORARY, ObjectInfo, size_limit
 
@@ -103,7 +103,7 @@ class LocalStorage:
                     try:
                         place(temporary, path)
                     except FileNotFoundError as error:
-                        if temporary.exists():
+                        if exists(temporary):
                             raise StoreError(f"{self.root / key}: {error.strerror}") from error
                     else:
                         return

@@ -15,7 +15,7 @@ from pathlib import Path
 from headkit.adapters.display import format_line, format_table
 from headkit.adapters.errors import RegistryError, SignatureError
 from headkit.adapters.file_kinds import HEAD, check_output
-from headkit.adapters.files import cache_folder, write_atomically
+from headkit.adapters.files import cache_folder, is_file, make_folder, write_atomically
 from headkit.adapters.heads.head import Head
 
 from . import maintenance
@@ -257,10 +257,9 @@ class HeadStore:
         content = self._objects.read_blob(version)
         if out is not None:
             return write_atomically(out, content)
-        folder = cache_folder() / "heads"
-        folder.mkdir(exist_ok=True)
+        folder = make_folder(cache_folder() / "heads")
         path = folder / f"{version.digest}{SUFFIX}"
-        if not path.is_file() or path.read_bytes() != content:
+        if not is_file(path) or path.read_bytes() != content:
             write_atomically(path, content)
         return path
 

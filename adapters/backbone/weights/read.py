@@ -16,7 +16,7 @@ from torch import Tensor
 
 from headkit.adapters.errors import WeightsError, first_line
 from headkit.adapters.file_kinds import TENSORS, detect_file_kind
-from headkit.adapters.files import explain_no_file
+from headkit.adapters.files import check_readable, is_file, is_folder
 
 NAMES_IN_FOLDER = (
     "model.safetensors",
@@ -90,11 +90,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         WeightsError: There is no such file, it is of another kind, or it has no tensors.
     """
-    if path.is_dir():
+    if is_folder(path):
         return replace(read_checkpoint(weights_in_folder(path)), label_names=labels_of(path))
-    reason = explain_no_file(path)
-    if reason is not None:
-        raise WeightsError(f"cannot read weights {path}: {reason}")
+    check_readable(path, "weights", WeightsError)
     kind = detect_file_kind(path)
     if kind is not None and kind is not TENSORS:
         raise WeightsError(
@@ -117,9 +115,9 @@ def weights_in_folder(folder: Path) -> Path:
         WeightsError: The folder has no weights file, or several.
     """
     for name in NAMES_IN_FOLDER:
-        if (folder / name).is_file():
+        if is_file(folder / name):
             return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and is_file(path))
     if len(found) != 1:
         names = ", ".join(path.name for path in found[:5])
         raise WeightsError(
@@ -148,7 +146,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         WeightsError: The file is not a JSON object, or larger than 16 MiB.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not is_file(path):
         return {}
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from headkit.adapters.errors import DataError
+from headkit.adapters.files import is_file
 
 from .columns import is_path_name
 from .rows import Row, Table
@@ -22,7 +23,7 @@ _EXCEL_HINT = "sep="
 
 def is_table_file(path: Path) -> bool:
     """Return True if ``path`` is a file whose suffix is one of ``SUFFIXES``, in any case."""
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES and is_file(path)
 
 
 def read_table(file: Path, path_column: str | None = None) -> Table:
