@@ -90,6 +90,8 @@ def write_adapter(info: ModelInfo, inputs: Inputs, head: Head, path: str | Path)
         try:
             adapter.export_adapter(str(beside))
         except Exception as error:  # onnxruntime's own classes share no root below Exception
+            # ONNX Runtime does not say why. The system does when it refuses the same bytes again.
+            beside.write_bytes(bytes(sum(array.nbytes for array in arrays.values())))
             raise OutputError(f"cannot write {path}: {first_line(error)}") from error
 
 

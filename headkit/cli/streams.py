@@ -68,7 +68,7 @@ def close_output() -> None:
 
 
 def _wrap(stream: object, kind: type[io.TextIOWrapper]) -> io.TextIOWrapper:
-    if not isinstance(stream, io.TextIOWrapper):  # there is none, or a test has replaced it
+    if type(stream) is not io.TextIOWrapper:  # there is none, or a test has replaced it
         return cast("io.TextIOWrapper", stream)
     encoding, buffered = stream.encoding, stream.line_buffering
     # Pipes on Windows may lack a character.

@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,6 +26,7 @@ DIRECT = "HEADKIT_STUDY_SERVER"
 DELAY = 0.15
 """Seconds by which an answer is late."""
 FAILURES = ("500", "503", "reset_before", "reset_after")
+BY_TURNS = tuple(mode for failure in FAILURES for mode in ("pass", "late", failure))
 _OWN_HEADERS = ("connection", "transfer-encoding", "content-length")
 HANGS = "hangs"
 """Mode in which the proxy answers nothing."""
@@ -43,8 +44,8 @@ class Proxy:
 
     Args:
         server: URL of the server behind it.
-        mode: ``by_turns``; or what to do with every request: ``pass``, ``late``, ``hangs`` or one
-            of ``FAILURES``. It may be changed at any time.
+        modes: What to do with one request after another, from the start again after the last one:
+            ``pass``, ``late``, ``hangs`` or one of ``FAILURES``.
 
     Attributes:
         url: URL of the proxy.
@@ -52,10 +53,10 @@ class Proxy:
         methods: If not empty, requests with other methods pass.
     """
 
-    def __init__(self, server: str, mode: str = "by_turns") -> None:
-        self.mode, self.counts, self.methods = mode, Counter[str](), set[str]()
-        self._lock, self._number = threading.Lock(), 0
-        self._server = urlsplit(server)
+    def __init__(self, server: str, modes: Sequence[str] = BY_TURNS) -> None:
+        self.counts, self.methods = Counter[str](), set[str]()
+        self._lock, self._server = threading.Lock(), urlsplit(server)
+        self.set_modes(*modes)
         self._listening = _Server(("127.0.0.1", 0), self._make_handler())
         self.url = f"http://127.0.0.1:{self._listening.server_port}"
         self._thread = threading.Thread(target=self._listening.serve_forever, daemon=True)
@@ -67,18 +68,19 @@ class Proxy:
         self._thread.join()
         self._listening.server_close()
 
+    def set_modes(self, *modes: str, methods: Collection[str] = ()) -> None:
+        """Change what is done with requests, or only with those of these methods."""
+        with self._lock:
+            self._modes, self._number, self.methods = modes, 0, set(methods)
+
     def _choose(self, method: str) -> str:
         """Return what to do with the next request."""
         with self._lock:
-            mode = self.mode
             if self.methods and method not in self.methods:
-                mode = "pass"
-            elif mode == "by_turns":
-                self._number += 1
-                turn, kind = self._number % 3, self._number // 3 % len(FAILURES)
-                mode = ("pass", "late", FAILURES[kind])[turn]
-            name = {"late": "delayed", "pass": "passed"}.get(mode, "failed")
-            self.counts[name] += 1
+                return "pass"
+            mode = self._modes[self._number % len(self._modes)]
+            self._number += 1
+            self.counts[{"late": "delayed", "pass": "passed"}.get(mode, "failed")] += 1
             return mode
 
     def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, Any, bytes]:
@@ -110,7 +112,7 @@ class Proxy:
                 body = self._read_body()
                 mode = proxy._choose(self.command)
                 if mode == HANGS:
-                    while proxy.mode == HANGS:
+                    while HANGS in proxy._modes:
                         time.sleep(0.05)
                     self._reset()
                 elif mode == "reset_before":

@@ -76,6 +76,7 @@ def _run(section: str, group: str, seed: int) -> dict[str, Any]:
 
 @contextmanager
 def _on_s3() -> Iterator[Any]:
+    store_writers.load_client()
     with s3_behind_a_proxy() as (environment, bucket, counts):
         before = dict(os.environ)
         os.environ.update({**environment, store_writers.URL: f"s3://{bucket}/store"})

@@ -42,16 +42,29 @@ SHARED = 6
 
 
 def open_store(folder: Path) -> HeadStore:
-    """Open the store of a slice.
-
-    On S3 the client pauses 20 ms between its attempts. Its own pauses of seconds would make the
-    study take hours.
-    """
-    if URL in os.environ:
-        import botocore.retryhandler
-
-        setattr(botocore.retryhandler, "delay_exponential", lambda *_, **__: 0.02)  # noqa: B010
+    """Open the store of a slice."""
     return HeadStore(os.environ.get(URL) or folder / "store")
+
+
+def load_client() -> None:
+    """Load the client of S3 once, before processes fork.
+
+    It pauses 20 ms between its attempts: its own pauses of seconds would make the study take hours.
+    """
+    import botocore.loaders
+    import botocore.retryhandler
+    import s3fs  # noqa: F401
+
+    loader = botocore.loaders.create_loader()
+    for name in ("service-2", "paginators-1", "waiters-2", "endpoint-rule-set-1"):
+        loader.load_service_model("s3", name)
+    for name in ("endpoints", "partitions", "sdk-default-configuration", "_retry"):
+        loader.load_data(name)
+    for module, name, value in (
+        (botocore.loaders, "create_loader", lambda *_: loader),
+        (botocore.retryhandler, "delay_exponential", lambda *_, **__: 0.02),
+    ):
+        setattr(module, name, value)
 
 
 def open_directly(folder: Path) -> HeadStore:
