@@ -8,7 +8,7 @@ import warnings
 from headkit.adapters.display import escape_lines
 from headkit.adapters.errors import DependencyMissing, HeadkitError, OutputError
 from headkit.adapters.files import reason_of
-from headkit.cli.streams import close_output, open_streams
+from headkit.streams import close_output, open_streams
 
 
 def main() -> None:

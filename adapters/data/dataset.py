@@ -128,6 +128,12 @@ def no_data_error(path: str | os.PathLike[str], expected: str) -> DataError:
     return DataError(f"no data in {path}: {reason}; expected {expected}")
 
 
+def say_missing(path: str) -> str:
+    """Return what is wrong with images of which this is the first that is no file."""
+    reason = why_missing(path)
+    return "do not exist" if reason in ("", NO_SUCH_FILE) else f"cannot be read ({reason})"
+
+
 def shorten_list(names: Iterable[str], limit: int = 5) -> str:
     """Return the first ``limit`` names, separated by commas, and how many more there are."""
     names = list(names)

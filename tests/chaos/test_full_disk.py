@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -55,15 +55,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        unmount = ["umount", "--lazy", str(folder)]
+        subprocess.run(unmount, check=True)
 
 
 def _fill(folder: Path, free: int) -> None:
     """Leave about ``free`` bytes of a disk free; a disk in memory has pages of 4 KiB."""
     with (folder / "filler").open("wb", buffering=0) as file:
-        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
-            while True:
-                file.write(b"x" * 4096)
+        with suppress(OSError):
+            while file.write(b"x" * 4096):
+                pass
         file.truncate(max(file.tell() - free, 0))
 
 

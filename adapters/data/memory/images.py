@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from headkit.adapters.data.dataset import Targets, shorten_list
+from headkit.adapters.data.dataset import Targets, say_missing, shorten_list
 from headkit.adapters.errors import DataError
 
 EXPECTED = (
@@ -257,7 +257,7 @@ def _check_paths(paths: list[str], where: str) -> tuple[str, ...]:
     missing = [path for path in paths if not os.path.isfile(path)]  # noqa: PTH113
     if missing:
         raise DataError(
-            f"{len(missing)} of the {len(paths)} images of {where} do not exist: "
+            f"{len(missing)} of the {len(paths)} images of {where} {say_missing(missing[0])}: "
             f"{shorten_list(missing, 3)}; paths are relative to the current folder, {Path.cwd()}"
         )
     return tuple(paths)

@@ -13,6 +13,7 @@ from headkit.adapters.data.dataset import (
     UnusedSplit,
     check_known_classes,
     check_two_classes,
+    say_missing,
     shorten_list,
 )
 from headkit.adapters.data.listing import natural_key
@@ -208,9 +209,9 @@ def _check_images_exist(table: Table, columns: Columns, rows: Sequence[Row]) -> 
     if missing:
         listed = [f"{row.cells[columns.path]} ({table.unit} {row.number})" for row in missing]
         raise DataError(
-            f"{len(missing)} of the {len(rows)} images in {table.name} do not exist: "
-            f"{shorten_list(listed, 3)}; paths are relative to "
-            f"{table.folder or 'the current folder'}"
+            f"{len(missing)} of the {len(rows)} images in {table.name} "
+            f"{say_missing(missing[0].cells[columns.path])}: {shorten_list(listed, 3)}; paths are "
+            f"relative to {table.folder or 'the current folder'}"
         )
 
 
