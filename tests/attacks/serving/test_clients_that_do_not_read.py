@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 from headkit.benchmarks.studies.http_client import encode_form
 
-from .conftest import SECONDS, Server, photo, solid
+from .server import SECONDS, Server, photo, solid
 
 
 def test_answers_are_not_computed_for_clients_that_left(server: Server) -> None:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from .conftest import SECONDS, Server, form, photo
+from .server import SECONDS, Server, form, photo
 
 NAME = 'Content-Disposition: form-data; name="%s"'
 IMAGE = 'Content-Disposition: form-data; name="image"; filename="x"'

@@ -7,7 +7,7 @@ connections are open, the oldest one whose request has not arrived gives way.
 
 from contextlib import ExitStack, suppress
 
-from .conftest import Server
+from .server import Server
 
 
 def test_half_open_connections_are_closed(server: Server) -> None:

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 import headkit
 
-from .conftest import Server, photo
+from .server import Server, photo
 
 
 def test_hostile_head_is_left_out(server: Server) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import SECONDS, Server, solid
+from .server import SECONDS, Server, solid
 
 KINDS: dict[str, dict[str, Any]] = {
     "PNG": {"kind": "PNG"},

@@ -9,7 +9,7 @@ import io
 
 from PIL import Image
 
-from .conftest import Server
+from .server import Server
 
 
 def make(edge: int, repeats: int) -> bytes:

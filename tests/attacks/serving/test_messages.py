@@ -6,7 +6,7 @@ memory. Now a client learns what is wrong with its request and no more; the log 
 
 import pytest
 
-from .conftest import Server, photo
+from .server import Server, photo
 
 REQUESTS = {
     "unknown head": (photo(), "no-such-head"),

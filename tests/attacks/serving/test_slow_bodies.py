@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from .conftest import SECONDS, Server, photo
+from .server import SECONDS, Server, photo
 
 HEADERS = (
     b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"

@@ -6,7 +6,7 @@ a complete one. Now the unknown head is an error, as it is alone.
 
 import pytest
 
-from .conftest import Server, photo
+from .server import Server, photo
 
 
 @pytest.mark.parametrize("heads", [("*", "no-such-head"), ("no-such-head", "*"), ("*", "cat@9")])
