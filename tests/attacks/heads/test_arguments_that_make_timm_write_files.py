@@ -1,11 +1,9 @@
-"""A head file whose description makes timm fetch, write or open what its author chooses.
+"""A head file whose description makes timm fetch and write what its author chooses.
 
 ``headkit export`` loads the backbone that a head file names. At 64f666f, all of ``model_args`` went
 to ``timm.create_model``: a ``pretrained_cfg`` with a URL and a ``cache_dir`` wrote the attacker's
-file wherever he liked, for example where Python runs it at its next start; an overlay fetched other
-weights even with ``--weights``; ``architecture: "local-dir:…"`` and ``source: "file:../…"`` opened
-other files. Now the head refuses its description before timm is called, and nothing is opened or
-fetched because a file says so.
+file wherever he liked, for example where Python runs it at its next start. Now the head refuses its
+description before timm is called, no connection is made and no file is written.
 """
 
 import json

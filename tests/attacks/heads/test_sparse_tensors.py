@@ -1,7 +1,7 @@
 """A head file of 400 MB that takes 4 kB on the disk, as the file is sparse.
 
-At 64f666f, ``headkit info`` loaded its int8 tensor and turned it into larger numbers, which took
-several gigabytes. Now the type of each tensor is checked before any of them is read.
+At 64f666f, ``headkit info`` accepted and loaded its int8 tensor. Now the type of each tensor is
+checked before any of them is read.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Head files whose tensors are not those that their description promises.
 
-At 64f666f, such a head was published without a word; where its class count or its width was wrong,
-it made a request for ``*`` fail for every client of a server. Now a head compares its tensors with
-its description, so that it cannot even be read.
+At 64f666f, such a head was published without a word. Now a head compares its tensors with its
+description, so that it cannot even be read.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """A head file of a few kilobytes that says it has 20 million classes.
 
-At 64f666f, the file was published, and each request for its head made a list of 20 million names,
-which took 1.4 GB. Now the number of classes has a bound, and has to be that of the tensors.
+At 64f666f, a file without label names was published. Now the number of classes has a bound, and has
+to be that of the tensors.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Head files with tensors of each type that safetensors knows.
 
-At 64f666f, a bfloat16 head could be saved and was then a TypeError for ``info`` and ``publish``,
-float8 was an AttributeError, and a complex tensor lost its imaginary part. Now a head is read, or
-refused by the name of the type, and bfloat16 goes the whole way.
+At 64f666f, a bfloat16 head was a TypeError for ``headkit info``, float8 was an AttributeError, and
+integers, truth values and complex numbers were accepted. Now a head is read, or refused by the name
+of the type, and bfloat16 goes the whole way.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Named pipes and devices with the name of an image, a table or a model.
 
-At 64f666f, ``headkit predict`` and ``headkit fit`` opened them and waited for a writer without end;
-a link to ``/dev/zero`` was read until the memory was full. Now only a regular file is opened.
+At 64f666f, ``headkit predict`` and ``headkit fit`` opened a named pipe and waited for a writer
+without end. Now only a regular file is opened.
 """
 
 import os

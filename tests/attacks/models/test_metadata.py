@@ -1,9 +1,9 @@
 """An exported model whose metadata lie about the preprocessing, the labels and the head.
 
-At 64f666f, ``Predictor`` used them as they were: a crop of 0, a width of 0 and missing labels were
-raw errors or, with a temperature of NaN, scores of NaN; metadata of 4e8 classes took all memory,
-and JSON that is nested deeply was a RecursionError. Now the metadata are read through a schema
-with bounds, before the model itself.
+At 64f666f, ``Predictor`` used them as they were: a crop of 0, a size of 0 and a mean of two
+channels were raw errors, a temperature of NaN was accepted, 4e8 classes were a MemoryError, and
+JSON that is nested deeply was a RecursionError. Now the metadata are read through a schema with
+bounds, before the model itself.
 """
 
 import json

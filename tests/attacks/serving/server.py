@@ -3,11 +3,9 @@
 import asyncio
 import io
 import re
-import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,10 +77,3 @@ def solid(edge: int, kind: str = "PNG", mode: str = "RGB", **options: Any) -> by
     buffer = io.BytesIO()
     Image.new(mode, (edge, edge)).save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def form(parts: Sequence[tuple[str, bytes]]) -> tuple[bytes, str]:
-    """Return the body of a form with the headers and the content of each part, and its boundary."""
-    edge = secrets.token_hex(8)
-    chunks = [f"--{edge}\r\n{head}\r\n\r\n".encode() + body + b"\r\n" for head, body in parts]
-    return b"".join(chunks) + f"--{edge}--\r\n".encode(), edge

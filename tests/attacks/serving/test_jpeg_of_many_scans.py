@@ -1,8 +1,7 @@
 """A progressive JPEG file of 143 KB in which a scan of 39 bytes is repeated thousands of times.
 
-At 64f666f, as nothing counted the scans, the decoder passed over all 25 megapixels once for each of
-them: such a file kept a thread busy for minutes after its client had left. Now a file with more
-than 100 scans is refused.
+At 64f666f, nothing counted the scans, and the decoder passed over all 24 megapixels once for each
+of them. Now a file with more than 100 scans is refused.
 """
 
 import io

@@ -1,7 +1,7 @@
 """Requests whose errors tell a client about the machine.
 
-At 64f666f, messages held the address of the store, paths of its files and addresses of objects in
-memory. Now a client learns what is wrong with its request and no more; the log has the rest.
+At 64f666f, messages held the path of the store and the address of an object in memory. Now a client
+learns what is wrong with its request and no more; the log has the rest.
 """
 
 import pytest

@@ -1,7 +1,7 @@
 """A request for all heads and for one that does not exist.
 
-At 64f666f, ``*`` beside an unknown head ignored the unknown one, and the client took the answer for
-a complete one. Now the unknown head is an error, as it is alone.
+At 64f666f, ``*`` beside an unknown head ignored the unknown one and answered with the status 200.
+Now the unknown head is an error, as it is alone.
 """
 
 import pytest

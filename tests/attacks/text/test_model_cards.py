@@ -1,4 +1,9 @@
-"""Labels, notes and sources of somebody who means harm stay text in a model card."""
+"""Labels, notes and sources that change the model card of a head.
+
+At 64f666f, a newline in ``source`` added keys to the YAML of the card, and HTML and Markdown in
+labels and notes stayed what they were. Now each text is escaped for its place, and a source or an
+architecture of several lines is refused.
+"""
 
 import re
 

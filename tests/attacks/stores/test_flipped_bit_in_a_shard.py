@@ -1,4 +1,8 @@
-"""A damaged shard never changes a head: it is found, removed and computed again."""
+"""One bit of the cached features that a disk or somebody flips.
+
+At 64f666f, ``fit`` took the changed features as they were and gave another head without a word. Now
+each shard carries a checksum; a damaged one is found, removed and computed again.
+"""
 
 import logging
 from pathlib import Path
