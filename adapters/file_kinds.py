@@ -107,7 +107,7 @@ def _detect_safetensors(file: BinaryIO, size: int) -> FileKind | None:
         if len(start) < 9 or start[8:] != b"{":
             return None
         (length,) = struct.unpack("<Q", start[:8])
-        if length > min(MAX_HEADER_BYTES, size - 8):
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             return None
         header = json.loads(start[8:] + file.read(length - 1))
     except (OSError, ValueError, RecursionError):
