@@ -19,6 +19,8 @@ SECONDS = 5.0
 BYTES = 10**9
 """Largest growth of the memory for one input."""
 START_SECONDS = 300.0
+MAKING_BYTES = 2 * 10**9
+"""Largest growth of the memory while the fuzzer makes an input."""
 _POLL_SECONDS = 0.02
 
 
@@ -108,7 +110,8 @@ class WatchedWorker:
         self._start()
         assert self._process is not None  # noqa: S101  (for mypy)
         self._send(command)
-        if self._wait(START_SECONDS, None)[0] is None:
+        if self._wait(START_SECONDS, _resident(self._process.pid) + MAKING_BYTES)[0] is None:
+            self.close()
             raise RuntimeError(f"the worker cannot make the input of {command!r}")
         before, start = _resident(self._process.pid), time.perf_counter()
         waited = _waited(self._process.pid)

@@ -11,7 +11,6 @@ import gc
 import json
 import logging
 import os
-import resource
 import sys
 import time
 import warnings
@@ -29,6 +28,8 @@ MB = 1e6
 
 def main(name: str, seeds: Path, folder: Path, seed: int) -> None:
     """Answer commands until the standard input ends."""
+    import resource  # not on Windows
+
     answers = _take_standard_output()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable()

@@ -143,7 +143,9 @@ def test_external_data_elsewhere_are_refused(
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     onnx.save(model, tmp_path / "model.onnx")
-    if hasattr(os, "mkfifo"):
+    if location == "pipe":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("this system has no named pipes")
         os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ExportError, match="external data"):
         Predictor(tmp_path / "model.onnx")

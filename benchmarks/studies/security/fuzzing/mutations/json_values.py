@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ def strange_value(random: Random) -> Any:
     if kind == 4:
         return random.choice((None, True, False, [], {}, [None], {"": None}, [[]], [{}]))
     item = random.choice((0, 1.5, "a", None, [0], {"a": 1}))
-    return [item] * random.choice((1, 2, 3, 5, 100, 20_000))
+    # Copies: a change of one must not be a change of all.
+    return [copy.copy(item) for _ in range(random.choice((1, 2, 3, 5, 100, 20_000)))]
 
 
 def edit_json(text: str, random: Random, names: Sequence[str] = ()) -> str:
@@ -155,7 +157,8 @@ def _edit_list(value: list[Any], at: int, random: Random) -> None:
     elif action == 1:
         value.insert(at, strange_value(random))
     elif action == 2:
-        value *= random.choice((2, 3, 50)) if len(value) < 1000 else 1
+        times = random.choice((2, 3, 50)) if len(value) < 1000 else 1
+        value[:] = [copy.deepcopy(one) for _ in range(times) for one in value]
     elif action == 3:
         random.shuffle(value)
     else:
@@ -185,7 +188,7 @@ def _change_text(value: str, random: Random) -> str:
             value[:at] + added + value[at:],
             value[:at],
             value.upper(),
-            value * random.choice((2, 100)),
+            value * (random.choice((2, 100)) if len(value) < 10_000 else 1),
             value[::-1],
             value.replace("-", "_").replace(".", "/"),
         )
