@@ -99,8 +99,9 @@ def _sum(slices: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "lost": sum(len(one["lost"]) for one in slices.values()),
         "torn": sum(len(one["torn"]) for one in slices.values()),
         "gaps": gaps,
-        # A publisher that is killed never takes a number without a record.
-        "gaps_of_killed_publishers": 0,
+        "gaps_of_killed_publishers": sum(
+            len(one.get("gaps_of_killed_publishers", ())) for one in slices.values()
+        ),
         "problems": [p for one in slices.values() for p in (*one["problems"], *one["errors"])],
         "most_temporary_files": max(one["temporary"]["most"] for one in slices.values()),
         "temporary_files_after_the_next_write": sum(

@@ -110,12 +110,15 @@ def run_slice(
     check_all()
     stay = call(group.clean, folder)
     check_all()
+    versions = {f"{name}@{number}" for _, name, number, _ in acknowledged}
     return {
         "kills": {name: min(killed[name], number) for name, number in kills.items()},
         "ended_by_themselves": dict(ran),
         "acknowledged": len(acknowledged),
         "lost": sorted(set(lost)) + _find_repeated(acknowledged),
         **{kind: sorted(items) for kind, items in found.items()},
+        "gaps": sorted(found["gaps"] & versions),
+        "gaps_of_killed_publishers": sorted(found["gaps"] - versions),
         "errors": errors,
         "temporary": {"most": most_temporary, "after_the_next_write": stay},
         "seconds": round(time.monotonic() - started, 1),
