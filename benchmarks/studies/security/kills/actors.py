@@ -32,6 +32,9 @@ Say = Callable[..., None]
 Writer = Callable[[Path, random.Random, Say], None]
 """What a process does: it gets the slice's folder, a generator, and a function to acknowledge."""
 
+PAUSED, LONGEST_PAUSE = 0.05, 0.1
+"""Share of the operations on files before which a process pauses, and for how many seconds at most.
+So two processes meet between any two of their steps, as on a busy machine."""
 TIMEOUT = 300
 """Seconds after which a process counts as hanging."""
 _EVENTS = ("open", "sqlite3.connect", "shutil.rmtree")
@@ -169,7 +172,7 @@ def call(function: Callable[..., Any], *arguments: Any) -> Any:
 def _run(writer: Writer, folder: Path, seed: int, writing: int, target: int) -> None:
     """Run a writer in this process, and end the process."""
     count = 0
-    prefix = str(folder)
+    prefix, pauses = str(folder), random.Random(seed)  # noqa: S311 - no secret
 
     def on_event(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
@@ -182,6 +185,8 @@ def _run(writer: Writer, folder: Path, seed: int, writing: int, target: int) -> 
         count += 1
         if count == target:
             os.kill(os.getpid(), signal.SIGKILL)
+        if pauses.random() < PAUSED:
+            time.sleep(pauses.random() * LONGEST_PAUSE)
 
     def say(*values: Any) -> None:
         os.write(writing, json.dumps(values).encode() + b"\n")
