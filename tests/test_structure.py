@@ -99,3 +99,31 @@ def test_no_test_file_imports_from_another() -> None:
                 if any(name == "conftest" or name.startswith("test_") for name in modules):
                     found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert found == []
+
+
+def test_one_module_makes_folders_and_asks_what_paths_are() -> None:
+    """Only ``adapters.files`` turns what the system refuses into errors with path and reason."""
+    door = {"adapters/files.py", "adapters/temporary.py", "registry/store/local_storage.py"}
+    outside = (
+        "benchmarks/studies/",
+        "benchmarks/pages/",
+        "benchmarks/bench/",
+        "benchmarks/coverage/",
+    )
+    methods = {"is_file", "is_dir", "exists", "mkdir", "write_text"}
+    functions = {"TemporaryDirectory", "mkdtemp", "NamedTemporaryFile", "save_file", "mkstemp"}
+    forbidden = functions | methods
+    found = []
+    for name in ("adapters", "registry", "export", "headkit", "benchmarks"):
+        for path in sorted((ROOT / name).rglob("*.py")):
+            place = path.relative_to(ROOT).as_posix()
+            if place in door or place.startswith(outside):
+                continue
+            text = path.read_text(encoding="utf-8")
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    owner, _, name_called = called.rpartition(".")
+                    if name_called in (forbidden if owner else functions) and owner != "entry":
+                        found.append(f"{place}:{node.lineno} {called}")
+    assert found == []

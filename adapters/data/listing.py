@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headkit.adapters.errors import DataError
+from headkit.adapters.files import exists
 from headkit.adapters.images.formats import UNREAD_SUFFIXES, is_image
 from headkit.adapters.system_files import count_files, is_system_name
 
@@ -205,7 +206,7 @@ def _reason(entry: os.DirEntry[str]) -> str:
         return SYSTEM_FILE
     if is_image(entry.name):
         return NOT_REGULAR
-    if entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
+    if entry.is_symlink() and not exists(entry.path):
         return BROKEN_LINK
     suffix = suffix_of(entry.name)
     if not suffix:
@@ -217,7 +218,7 @@ def _reason(entry: os.DirEntry[str]) -> str:
 
 def _is_regular(entry: os.DirEntry[str]) -> bool:
     # A link that leads nowhere is listed: reading it fails and is counted, as for a damaged image.
-    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
+    return entry.is_file() or (entry.is_symlink() and not exists(entry.path))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

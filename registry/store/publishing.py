@@ -27,6 +27,10 @@ def write_version(
 ) -> Version:
     """Write the head file, then the record of the next version of a name, and return the version.
 
+    Killed before the record, it leaves a head file that no version names, which ``gc`` removes.
+    Killed after the record, it leaves a version; if ``gc`` has taken its head file in between, the
+    next reader or ``gc`` puts that back from the trash.
+
     Args:
         objects: Objects of the store, which is created if there is none.
         content: Bytes of the head file.

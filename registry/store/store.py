@@ -1,9 +1,4 @@
-"""The store of published heads: immutable versions, movable tags, head files named by their hash.
-
-A publisher first writes the head file, then the record of the version, which is one object that is
-created only if its number is free. So a publisher that dies leaves no incomplete version, and no
-two publishers get the same number. ``layout`` describes the objects of a store.
-"""
+"""The store: immutable versions, movable tags, and head files that are named by their hash."""
 
 from __future__ import annotations
 

@@ -111,12 +111,8 @@ def test_a_folder_that_may_not_be_written(name: str, folder: Path, tmp_path: Pat
 
 
 def test_a_cache_that_may_only_be_read_is_used(folder: Path) -> None:
-    options: dict[str, Any] = {
-        "cache": folder / "cache",
-        "workers": 0,
-        "runtime": "torch",
-        "l2": 1e-3,
-    }
+    options: dict[str, Any] = {"workers": 0, "runtime": "torch", "l2": 1e-3}
+    options["cache"] = folder / "cache"
     expected = headkit.fit(random_backbone(), IMAGES, **options)
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)
