@@ -1,7 +1,7 @@
-"""An exported model whose graph has a loop without end, or an intermediate result of 64 GB.
+"""An exported model whose graph has a loop without end, or an intermediate result of 4 GB.
 
-At 64f666f, ``headkit predict`` ran the graph until the process was ended, or until the memory was
-full. Now the graph is checked before ONNX Runtime opens it.
+At 64f666f, ``headkit predict`` ran the loop until the process was ended, and took the memory for
+the result. Now the graph is checked before ONNX Runtime opens it.
 """
 
 from pathlib import Path
@@ -37,8 +37,8 @@ def loop() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
 
 
 def large() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Return nodes that compute ``zero`` by way of 16 billion zeros."""
-    shape = numpy_helper.from_array(np.array([2**34], np.int64), "shape")
+    """Return nodes that compute ``zero`` by way of a billion zeros."""
+    shape = numpy_helper.from_array(np.array([2**30], np.int64), "shape")
     return (
         [
             helper.make_node("ConstantOfShape", ["shape"], ["many"]),
