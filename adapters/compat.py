@@ -332,8 +332,8 @@ def http_protocol() -> type[Any]:
     """Return uvicorn's class for HTTP connections, to which ``serve`` adds limits.
 
     uvicorn takes a class as ``http``, but documents only its own names. Used here: the methods of
-    ``asyncio.Protocol``, and the attributes ``client``, ``connections``, ``cycle``, ``loop`` and
-    ``transport``.
+    ``asyncio.Protocol``, the attributes ``client``, ``connections``, ``cycle``, ``headers``,
+    ``loop`` and ``transport``, and of the cycle ``more_body`` and ``response_complete``.
     """
     from uvicorn.protocols.http.h11_impl import H11Protocol
 

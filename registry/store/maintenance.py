@@ -101,14 +101,17 @@ def list_unchained(objects: Objects) -> list[str]:
 def gc(objects: Objects, *, grace_seconds: float, dry_run: bool, force: bool) -> Sequence[str]:
     """Delete objects that are no longer needed. See ``HeadStore.gc``.
 
-    Nothing that a version names is ever lost, whatever the grace, wherever this process is killed,
-    and however many run at once:
+    Nothing that a version names is lost, whatever the grace and wherever this process is killed:
 
     - A head file leaves ``blobs`` only after ``trash`` has a copy. ``read_blob`` takes it back.
     - A copy leaves ``trash`` only after an hour there, whatever the grace, and only if ``blobs``
       does not have the head file and no version named it in a listing that began after that was
       seen. A publisher checks that the head file is there after it has written the record. So the
       listing has the record, or the publisher writes the head file again.
+
+    Two that run at once leave one gap: one is about to delete an old copy from ``trash`` while the
+    other replaces it with a new one and a publisher writes a record that names it. Without a forced
+    grace this takes a publisher that needs longer than the grace.
     """
     if grace_seconds < MIN_GRACE_SECONDS and not force and not dry_run:
         raise RegistryError(

@@ -1,7 +1,7 @@
 """Hundreds of connections that send the first bytes of a request and then nothing.
 
-At 64f666f, the server waited for the rest without end, so that each of them kept a connection for
-as long as the attacker liked. Now the headers of a request have a deadline, and where too many
+At 64f666f, the server waited for the rest for longer than the minute that the script gave it, and
+each of them kept a connection. Now the headers of a request have a deadline, and where too many
 connections are open, the oldest one whose request has not arrived gives way.
 """
 

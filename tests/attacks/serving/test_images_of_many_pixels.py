@@ -1,8 +1,8 @@
 """Small files with very many pixels, forty at a time.
 
 At 64f666f, 49 megapixels of one colour in 143 KB were below the limit of 50 megapixels and were
-decoded; fifteen images of half that size took 1.9 GB. Now the limit is 25 megapixels, images share
-a budget of pixels that are decoded at the same time, and the smallest ones go first.
+decoded, and the memory of the server grew to 1.9 GB. Now the limit is 25 megapixels, images share a
+budget of pixels that are decoded at the same time, and the smallest ones go first.
 """
 
 import threading
