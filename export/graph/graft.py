@@ -137,7 +137,11 @@ def _replace(
     if info.form == "backbone":
         info = replace(info, form="merged")
     heads = remove_heads(model, info)
-    _check_new_names(head, source.value_names())
+    names = source.value_names()
+    missing = sorted(set(info.features) - names)
+    if missing:
+        raise ExportError(f"the model does not compute {missing[0]!r:.60}, which heads take")
+    _check_new_names(head, names)
     info = replace(info, cost={key: cost for key, cost in info.cost.items() if key != name})
     return add_heads(model, info, _with_head(info, heads, name, head, add=add), known)
 

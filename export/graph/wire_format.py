@@ -100,11 +100,15 @@ def read_external(data: Buffer, field: Field, known: External | None) -> Externa
     Raises:
         ValueError: The bytes are damaged.
     """
-    values = (known or External())._asdict()
+    location, offset, length = known or External()
     key, value = read_text(data, field, _KEY), read_text(data, field, _VALUE)
-    if key in values:
-        values[key] = value if key == "location" else int(value)
-    return External(**values)
+    if key == "location":
+        location = value
+    elif key == "offset":
+        offset = int(value)
+    elif key == "length":
+        length = int(value)
+    return External(location, offset, length)
 
 
 def read_tensor(data: Buffer, field: Field) -> Tensor:

@@ -87,7 +87,12 @@ def _check_values(info: ModelInfo, shapes: Shapes) -> None:
     Raises:
         ValueError: It does not.
     """
-    expected = {name: [1, *dims[1:]] for name, dims in info.features.items()}
+    # Only ``graft`` and ``Predictor.features`` need the features of a model with heads.
+    expected = {
+        name: [1, *dims[1:]]
+        for name, dims in info.features.items()
+        if info.form == "backbone" or name in shapes
+    }
     expected |= {head.output: [1, head.num_classes] for head in info.heads}
     for name, dims in expected.items():
         found = shapes.get(name)

@@ -61,7 +61,7 @@ def test_a_model_gives_the_same_logits_wherever_it_comes_from(
         (io.StringIO("no model"), "returns text, expected bytes: .* mode 'rb'"),
         (MODEL.read_bytes()[:1000], "cannot read the model in memory: "),
         ((HEADS / "resnet_own.safetensors").read_bytes(), "it is a head file, expected an ONNX"),
-        (MODELS, "no such file"),
+        (MODELS, "it is a folder, expected a file"),
     ],
 )
 def test_what_is_no_model_is_refused(model: Any, message: str) -> None:
