@@ -136,6 +136,21 @@ def _gemm(node: Node, inputs: Values) -> list[Value]:
     return [result]
 
 
+def _lstm(node: Node, inputs: Values) -> list[Value]:
+    """The results of all steps, and the last ones; one direction or both."""
+    value, weight, recurrence = need(inputs, 0), need(inputs, 1), need(inputs, 2)
+    hidden = attribute(node, "hidden_size", 0)
+    directions = 2 if attribute(node, "direction", b"forward") == b"bidirectional" else 1
+    if attribute(node, "layout", 0) or len(value.shape) != 3 or hidden < 1:
+        raise ValueError(f"it takes {list(value.shape)} and has the size {hidden}")
+    steps, batch, width = value.shape
+    expected = (directions, 4 * hidden, width), (directions, 4 * hidden, hidden)
+    if (weight.shape, recurrence.shape) != expected:
+        raise ValueError(f"its weights are {list(weight.shape)} and {list(recurrence.shape)}")
+    last = Value(value.dtype, (directions, batch, hidden))
+    return [Value(value.dtype, (steps, directions, batch, hidden)), last, last]
+
+
 def _pad(_node: Node, inputs: Values) -> list[Value]:
     value, pads = need(inputs, 0), integers(inputs, 1)
     rank = len(value.shape)
@@ -233,6 +248,7 @@ LAYER_RULES: Mapping[str, Rule] = {
     "AveragePool": _pool,
     "MaxPool": _pool,
     "Gemm": _gemm,
+    "LSTM": _lstm,
     "Pad": _pad,
     "Resize": _resize,
     "GlobalAveragePool": _global_pool,
@@ -264,6 +280,11 @@ def _work_of_matmul(node: Node, inputs: Values, outputs: Sequence[Value]) -> int
     return outputs[0].size * left[-1]
 
 
+def _work_of_lstm(_node: Node, inputs: Values, _outputs: Sequence[Value]) -> int:
+    steps, batch, _ = need(inputs, 0).shape
+    return steps * batch * (need(inputs, 1).size + need(inputs, 2).size)
+
+
 def _work_of_pool(node: Node, _inputs: Values, outputs: Sequence[Value]) -> int:
     return outputs[0].size * math.prod(integer_attributes(node, "kernel_shape", ()))
 
@@ -290,6 +311,7 @@ WORK: Mapping[str, Cost] = {
     **dict.fromkeys(("AveragePool", "MaxPool"), _work_of_pool),
     "Attention": _work_of_attention,
     "Einsum": _work_of_einsum,
+    "LSTM": _work_of_lstm,
 }
 """Multiply-adds of the operators that need more than some per number."""
 SCRATCH: Mapping[str, Cost] = {"Attention": _scores_of_attention}

@@ -112,6 +112,11 @@ ONE_NODE: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
     "columns to image": ("Col2Im", [(1, 12, 20), np.array([5, 6]), np.array([2, 2])], {}),
     "sample": ("GridSample", [IMAGE, (1, 3, 5, 2)], {}),
     "einsum": ("Einsum", [(2, 3, 4), (4, 5)], {"equation": "abc,cd->bda"}),
+    "lstm": (
+        "LSTM",
+        [(7, 2, 5), (2, 12, 5), (2, 12, 3)],
+        {"hidden_size": 3, "direction": "bidirectional"},
+    ),
     "mod": ("Mod", [np.array([7, 8]), np.array([3])], {}),
     "is nan": ("IsNaN", [ROWS], {}),
 }
