@@ -6,6 +6,7 @@ format has one schema: of heads (``heads.schema``), of a store (``registry.store
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -99,6 +100,27 @@ def json_value(depth: int) -> Bound:
 def optional(bound: Bound) -> Bound:
     """Accept null, too."""
     return Bound(f"{bound.expected}, or null", lambda value: value is None or bound.accepts(value))
+
+
+def decode_json(content: bytes, max_bytes: int, what: str = "it") -> Any:
+    """Return the value that JSON from outside stands for.
+
+    Args:
+        content: The JSON, in UTF-8.
+        max_bytes: Its maximum size.
+        what: What messages call it.
+
+    Raises:
+        ValueError: It is too large, is nested too deeply, or is not JSON.
+    """
+    if len(content) > max_bytes:
+        raise ValueError(f"{what} has {len(content):,} bytes, expected at most {max_bytes:,}")
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{what} is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{what} is not JSON: {error}") from error
 
 
 def check_object(

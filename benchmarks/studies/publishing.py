@@ -19,13 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.heads.head import Head
 from headkit.benchmarks.bench.timing import Timing
 from headkit.registry.store.store import HeadStore
 
+from .heads import make_head
 from .s3_server import BUCKET, s3_server
 from .sections import run_sections
 
@@ -64,7 +62,7 @@ def crowd(
         numbers; ``problems`` that ``verify`` reports; and how often at the same time a tag was
         ``resolved``, or was not (``unresolved``).
     """
-    path = _create_head().save(folder / "head.safetensors")
+    path = make_head(0, 512).save(folder / "head.safetensors")
     store = HeadStore(url)
     total = {"acknowledged": 0, "found": 0, "lost": 0, "gaps": 0, "resolved": 0, "unresolved": 0}
     killed = []
@@ -132,7 +130,7 @@ def _publish(url: str, name: str, path: str, versions: int, number: int) -> None
 def listing(folder: Path) -> dict[str, Any]:
     """Time listing a store of very many heads, within a process and with the command line."""
     store = HeadStore(folder / "store")
-    path = _create_head().save(folder / "head.safetensors")
+    path = make_head(0, 512).save(folder / "head.safetensors")
     for number in range(HEADS):
         store.publish(path, f"head-{number:05}", tags=["prod"])
     command = [sys.executable, "-m", "headkit", "heads", "list", "--store", store.url]
@@ -168,28 +166,6 @@ def _milliseconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1000
-
-
-def _create_head() -> Head:
-    generator = np.random.default_rng(0)
-    return Head(
-        tensors={
-            "fc.weight": generator.normal(size=(10, 512)).astype(np.float32),
-            "fc.bias": np.zeros(10, np.float32),
-        },
-        architecture="resnet18",
-        num_classes=10,
-        num_features=512,
-        backbone=BackboneInfo("a1_in1k", "hub:timm/resnet18.a1_in1k", 11_176_512, "0" * 64),
-        pretrained_cfg={
-            "input_size": [3, 224, 224],
-            "mean": [0.485, 0.456, 0.406],
-            "std": [0.229, 0.224, 0.225],
-            "interpolation": "bicubic",
-            "crop_pct": 0.95,
-            "crop_mode": "center",
-        },
-    )
 
 
 SECTIONS: dict[str, Callable[[Path], dict[str, Any]]] = {

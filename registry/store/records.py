@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from headkit.adapters.bounds import Bound, check_object, integer, number, text
+from headkit.adapters.bounds import Bound, check_object, decode_json, integer, number, text
 
 from .layout import encode_json
 from .reference import MAX_VERSION, is_version
@@ -148,14 +148,7 @@ def _checksum(values: Mapping[str, Any]) -> str:
 def _decode(
     content: bytes, checks: Mapping[str, Bound], required: set[str], where: str
 ) -> dict[str, Any]:
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it has {len(content):,} bytes, expected at most {MAX_BYTES:,}")
-    try:
-        values = json.loads(content)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"it is not JSON: {error}") from error
+    values = decode_json(content, MAX_BYTES)
     if not isinstance(values, dict):
         raise ValueError(f"it is a JSON {type(values).__name__}, expected an object")
     checksum = values.pop(CHECKSUM, None)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from headkit.adapters.bounds import Bound, check_object, list_of, one_of, text
+from headkit.adapters.bounds import Bound, check_object, decode_json, list_of, one_of, text
 
 from .keys import PrivateKey, PublicKey
 
@@ -66,14 +66,7 @@ def decode_envelope(content: bytes) -> Envelope:
     Raises:
         ValueError: The content is not an envelope.
     """
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it has {len(content):,} bytes, expected at most {MAX_BYTES:,}")
-    try:
-        values = json.loads(content)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"it is not JSON: {error}") from error
+    values = decode_json(content, MAX_BYTES)
     values = check_object(values, _ENVELOPE, set(_ENVELOPE), "envelope")
     signatures = {}
     for one in values["signatures"]:

@@ -10,7 +10,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from headkit.adapters.bounds import Bound, check_object, describe, integer, list_of, one_of, text
+from headkit.adapters.bounds import (
+    Bound,
+    check_object,
+    decode_json,
+    describe,
+    integer,
+    list_of,
+    one_of,
+    text,
+)
 from headkit.registry.store.reference import MAX_VERSION
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -63,12 +72,7 @@ def decode_statement(payload: bytes) -> Statement:
     Raises:
         ValueError: The payload is not a statement about a version.
     """
-    try:
-        values = json.loads(payload)
-    except RecursionError as error:
-        raise ValueError("its statement is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"its statement is not JSON: {error}") from error
+    values = decode_json(payload, len(payload), "its statement")
     values = check_object(values, _STATEMENT, set(_STATEMENT), "statement")
     (subject,) = values["subject"]
     subject = check_object(subject, _SUBJECT, set(_SUBJECT), "subject")

@@ -16,11 +16,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.errors import RegistryError
 from headkit.adapters.heads.head import Head
+from headkit.benchmarks.studies.heads import make_head
 from headkit.registry.store import objects
 from headkit.registry.store import store as store_module
 from headkit.registry.store.records import decode_record, decode_tag
@@ -79,31 +77,12 @@ def prepare(folder: Path) -> None:
     store = open_directly(folder)
     for name in NAMES:
         for number in (0, 1):
-            store.publish(make_head(number), name, tags=TAGS[:1])
+            store.publish(make_small_head(number), name, tags=TAGS[:1])
 
 
-def make_head(number: int) -> Head:
-    """Make a head; another number gives other bytes."""
-    generator = np.random.default_rng(number)
-    return Head(
-        tensors={
-            "fc.weight": generator.normal(size=(10, 64)).astype(np.float32),
-            "fc.bias": np.zeros(10, np.float32),
-        },
-        architecture="resnet18",
-        num_classes=10,
-        num_features=64,
-        backbone=BackboneInfo("a1_in1k", "hub:timm/resnet18.a1_in1k", 11_176_512, "0" * 64),
-        pretrained_cfg={
-            "input_size": [3, 224, 224],
-            "mean": [0.485, 0.456, 0.406],
-            "std": [0.229, 0.224, 0.225],
-            "interpolation": "bicubic",
-            "crop_pct": 0.95,
-            "crop_mode": "center",
-        },
-        created="2026-01-01T00:00:00+00:00",
-    )
+def make_small_head(number: int) -> Head:
+    """Make a head; another number gives other bytes, the same number the same bytes."""
+    return make_head(number, 64, created="2026-01-01T00:00:00+00:00")
 
 
 def publish(folder: Path, generator: random.Random, say: Say) -> None:
@@ -112,7 +91,9 @@ def publish(folder: Path, generator: random.Random, say: Say) -> None:
     store = open_store(folder)
     for _ in range(2 if URL in os.environ else VERSIONS):
         shared = generator.random() < 0.5
-        head = make_head(generator.randrange(SHARED) if shared else generator.randrange(10**9))
+        head = make_small_head(
+            generator.randrange(SHARED) if shared else generator.randrange(10**9)
+        )
         if generator.random() < 0.2:
             head = replace(head, notes="n" * 2000)
         tags = TAGS[:1] if generator.random() < 0.3 else ()
