@@ -60,13 +60,17 @@ class Level:
         return {name: value for name, (value, default) in values.items() if value != default}
 
     @classmethod
-    def from_json(cls, value: object) -> Level:
+    def from_json(cls, value: object, where: str = "level") -> Level:
         """Read a level from a file. Unknown keys are ignored.
+
+        Args:
+            value: The level as it stands in the file.
+            where: What messages call it.
 
         Raises:
             ValueError: A key is missing, or a value is out of bounds.
         """
-        return cls(**check_object(value, _LEVEL, _REQUIRED, "level"))
+        return cls(**check_object(value, _LEVEL, _REQUIRED, where))
 
 
 _LEVEL: Mapping[str, Bound] = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -16,29 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from headkit.adapters.backbone.info import BackboneInfo
-from headkit.adapters.bounds import describe
-from headkit.adapters.display import format_count, format_line, format_table
+from headkit.adapters.backbone.level import Level
+from headkit.adapters.display import cut_name, format_count, format_line, format_table
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
 from headkit.adapters.files import check_readable, write_atomically
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 
-from .checksum import CHECKSUM, check_checksum, compute_checksum
+from .checksum import check_checksum
 from .dtypes import check_dtype, dtype_name
-from .schema import check_description, check_pixels, check_shapes
+from .encoding import decode_description, encode
+from .schema import LEVELS, check_description, check_levels, check_pixels, check_shapes
 from .summary import find_weak_classes, format_interval
 from .tasks import DEFAULT, TaskName
 
-FORMAT = "headkit"
-VERSIONS = ("1", "2")
-"""Versions that are read. Version 1 is written for a head that has nothing that it cannot say."""
 MAX_OVERHEAD = 4096
 """Maximum bytes of a head file in addition to its tensors and its values per class."""
-_ADDED_IN_2 = ("pixels", "requires")
 PER_CLASS = "recall"
 """The metric that has a value per class."""
 
@@ -74,6 +69,11 @@ class Head:
         versions: Versions of the libraries that made the head.
         notes: Free text.
         pixels: The rule by which images become the pixels that the head was trained on.
+        levels: Levels whose vectors, one after the other, are the row that the head reads, see
+            docs/head-file.md. Empty for a head that reads the last features alone.
+        thresholds: Least score of each label for which the label counts as found, 0 to 1, for a
+            multilabel head; None for 0.5 everywhere. A score is the sigmoid of the logit that was
+            divided by the temperature.
     """
 
     tensors: Mapping[str, np.ndarray[Any, Any]]
@@ -93,6 +93,8 @@ class Head:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: str = ""
     pixels: PixelRule = CURRENT_RULE
+    levels: tuple[Level, ...] = ()
+    thresholds: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check that the values of the head agree with each other.
@@ -146,6 +148,8 @@ class Head:
             "classes": format_count(self.num_classes, self.label_names),
             "bytes": f"{self.num_bytes:,}",
         }
+        if self.levels:
+            facts["levels"] = ", ".join(cut_name(level.name) for level in self.levels)
         accuracy = self.metrics.get("accuracy")
         if accuracy is not None:
             interval = format_interval(self.metrics.get("accuracy_interval"))
@@ -163,7 +167,8 @@ class Head:
     @property
     def format_version(self) -> str:
         """Version of the head file: the lowest that can hold the head."""
-        return "1" if self.pixels == VERSION_1_RULE else "2"
+        has_new_part = self.pixels != VERSION_1_RULE or self.levels or self.thresholds is not None
+        return "2" if has_new_part else "1"
 
     @property
     def digest(self) -> str:
@@ -178,13 +183,15 @@ class Head:
         """Return everything but the tensors as JSON values: the ``head`` entry of a head file."""
         description = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
         description["backbone"] = asdict(self.backbone)
-        if self.pixels == VERSION_1_RULE:
-            del description["pixels"]
-        else:
-            description["pixels"] = self.pixels.to_json()
-        if self.label_names is None:
-            del description["label_names"]
-        return description
+        description["pixels"] = self.pixels.to_json()
+        description["levels"] = [level.to_json() for level in self.levels]
+        description["requires"] = [LEVELS]
+        absent = [name for name in ("label_names", "thresholds") if getattr(self, name) is None]
+        if self.format_version == "1":
+            absent.append("pixels")
+        if not self.levels:
+            absent += ["levels", "requires"]
+        return {name: value for name, value in description.items() if name not in absent}
 
     @classmethod
     def from_json(cls, tensors: Mapping[str, np.ndarray[Any, Any]], description: object) -> Head:
@@ -202,46 +209,33 @@ class Head:
         values["pixels"] = VERSION_1_RULE if rule is None else check_pixels(rule)
         backbone = {key: value for key, value in values["backbone"].items() if key != "checksums"}
         values["backbone"] = BackboneInfo(**backbone)
-        if values.get("label_names") is not None:
-            values["label_names"] = tuple(values["label_names"])
+        values["levels"] = check_levels(values.get("levels", ()))
+        for name in ("label_names", "thresholds"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
         return cls(tensors=tensors, **values)
 
     def serialize(self) -> bytes:
         """Return the content of the head file; equal heads give equal bytes.
 
         Raises:
-            HeadFormatError: Values other than tensors, label names and recall take more than 4 KiB.
+            HeadFormatError: Values other than tensors, label names, recall and thresholds take more
+                than 4 KiB.
         """
-        content = self._encode()
-        without_recall = {k: v for k, v in self.metrics.items() if k != PER_CLASS}
-        overhead = (
-            len(replace(self, label_names=None, metrics=without_recall)._encode()) - self.num_bytes
-        )
+        description = self.to_json()
+        without_classes = {
+            **{k: v for k, v in description.items() if k not in ("label_names", "thresholds")},
+            "metrics": {k: v for k, v in self.metrics.items() if k != PER_CLASS},
+        }
+        version = self.format_version
+        overhead = len(encode(without_classes, self.tensors, version)) - self.num_bytes
         if overhead > MAX_OVERHEAD:
             raise HeadFormatError(
-                f"the head's description takes {overhead} bytes without tensors, label names and "
-                f"recall, but at most {MAX_OVERHEAD} are allowed: shorten its notes or metrics"
+                f"the head's description takes {overhead} bytes without tensors, label names, "
+                f"recall and thresholds, but at most {MAX_OVERHEAD} are allowed: shorten its notes "
+                "or metrics"
             )
-        return content
-
-    def _encode(self) -> bytes:
-        try:
-            description = json.dumps(
-                self.to_json(), sort_keys=True, ensure_ascii=False, separators=(",", ":")
-            )
-        except TypeError as error:
-            raise HeadFormatError(
-                f"a value of the head cannot be written as JSON: {error}"
-            ) from error
-        metadata = {"format": FORMAT, "version": self.format_version, "head": description}
-        try:
-            if self.format_version != "1":
-                metadata[CHECKSUM] = compute_checksum(description, self.tensors)
-            return _sort_header(safetensors.numpy.save(dict(self.tensors), metadata))
-        except UnicodeEncodeError as error:
-            raise HeadFormatError(
-                f"a string in the head's description is not valid Unicode: {error}"
-            ) from error
+        return encode(description, self.tensors, version)
 
     def save(self, path: str | Path) -> Path:
         """Write the complete head file or nothing. Return the path.
@@ -270,7 +264,7 @@ class Head:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                description = _read_description(metadata)
+                description = decode_description(metadata)
                 names = sorted(file.keys())
                 slices = {name: file.get_slice(name) for name in names}
                 shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
@@ -286,36 +280,3 @@ class Head:
             if isinstance(error, SafetensorError):
                 reason = explain_wrong_kind(path, HEAD) or reason
             raise HeadFormatError(f"cannot read head {path}: {reason}") from error
-
-
-def _read_description(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the entry ``head`` of a head file's metadata, as its version understands it."""
-    if metadata.get("format") != FORMAT:
-        raise HeadFormatError(
-            f"its format is {metadata.get('format')!r:.50}, expected {FORMAT!r}: "
-            "it has tensors, but is not a head that headkit wrote"
-        )
-    version = metadata.get("version")
-    if version not in VERSIONS:
-        raise HeadFormatError(
-            f"its version is {version!r:.50}, but this headkit reads {' and '.join(VERSIONS)}: "
-            "install a newer headkit"
-        )
-    description = json.loads(metadata.get("head", ""))
-    if not isinstance(description, dict):
-        raise HeadFormatError(f"head is {describe(description)}, expected an object")
-    # Version 1 ignores keys that it does not know; version 2 always has its rule.
-    if version == "1":
-        return {k: v for k, v in description.items() if k not in _ADDED_IN_2}
-    if "pixels" not in description:
-        raise HeadFormatError("head.pixels is missing")
-    return description
-
-
-def _sort_header(content: bytes) -> bytes:
-    """Sort the header: safetensors writes ``__metadata__`` in an order that changes."""
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + content[8 + length :]

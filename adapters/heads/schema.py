@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headkit.adapters.backbone.level import Level
 from headkit.adapters.backbone.model_args import MAX_EDGE, check_arguments
 from headkit.adapters.bounds import (
     Bound,
@@ -27,10 +28,12 @@ from headkit.adapters.bounds import (
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.images.pixel_rule import PixelRule
 
-from .tasks import TASKS
+from .tasks import DEFAULT, TASKS
 
 MAX_CLASSES = 2**31 - 1
-KNOWN_PARTS: frozenset[str] = frozenset()
+LEVELS = "levels"
+"""Name of the part of a head that reads several levels."""
+KNOWN_PARTS: frozenset[str] = frozenset({LEVELS})
 """Optional parts of a head that change its logits, see ``requires`` in docs/head-file.md."""
 KINDS = ("own", "linear", "mlp", "cosine")
 TENSORS_OF_KIND: dict[str, dict[str, str]] = {
@@ -43,6 +46,9 @@ TENSORS_OF_KIND: dict[str, dict[str, str]] = {
 n is the number of classes, d the width of the module's input, h that of a hidden layer.
 """
 _OPTIONAL_TENSORS = ("bias",)
+LEVEL_HEAD = "level_head"
+"""Name of the module of a head over levels."""
+MAX_LEVELS = 64
 
 
 def check_description(description: object, where: str = "head") -> dict[str, Any]:
@@ -67,7 +73,31 @@ def check_description(description: object, where: str = "head") -> dict[str, Any
     if "pixels" in values:
         check_pixels(values["pixels"], where)
     check_requires(values.get("requires", []), where)
+    _check_parts(values, where)
     return values
+
+
+def check_levels(value: Sequence[object], where: str = "head") -> tuple[Level, ...]:
+    """Return the levels that the entry ``levels`` describes.
+
+    Raises:
+        HeadFormatError: A level is not complete, one of its values is out of bounds, or two levels
+            have the same name.
+    """
+    try:
+        levels = tuple(
+            Level.from_json(one, f"{where}.levels[{number}]") for number, one in enumerate(value)
+        )
+    except ValueError as error:
+        raise HeadFormatError(str(error)) from error
+    names = [level.name for level in levels]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise HeadFormatError(
+            f"{where}.levels has {names.count(repeated)} levels called {describe(repeated)}, "
+            "expected distinct names"
+        )
+    return levels
 
 
 def check_pixels(value: object, where: str = "head") -> PixelRule:
@@ -95,6 +125,33 @@ def check_requires(parts: object, where: str = "head") -> None:
         )
 
 
+def _check_parts(values: Mapping[str, Any], where: str) -> None:
+    """Raise ``HeadFormatError`` if the optional parts of a head contradict its other values."""
+    has_levels, kind = "levels" in values, values.get("kind", "own")
+    if has_levels:
+        check_levels(values["levels"], where)
+    if has_levels != (LEVELS in values.get("requires", [])):
+        raise HeadFormatError(
+            f"{where} has {'levels' if has_levels else 'no levels'}, but its requires "
+            f"{'lacks' if has_levels else 'has'} {LEVELS!r}: the file is damaged, or another "
+            "program wrote it"
+        )
+    if has_levels and kind != "linear":
+        raise HeadFormatError(
+            f"{where} has levels and the kind {kind!r}, expected the kind 'linear'"
+        )
+    thresholds = values.get("thresholds")
+    if thresholds is None:
+        return
+    task, classes = values.get("task", DEFAULT), values["num_classes"]
+    if task != "multilabel":
+        raise HeadFormatError(f"{where} has thresholds and the task {task!r}, expected multilabel")
+    if len(thresholds) != classes:
+        raise HeadFormatError(
+            f"{where} has {len(thresholds)} thresholds, expected {classes}, one per class"
+        )
+
+
 def check_shapes(
     description: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], where: str = "the head"
 ) -> None:
@@ -114,6 +171,9 @@ def check_shapes(
     """
     classes, features = description["num_classes"], description["num_features"]
     kind = description.get("kind", "own")
+    if "levels" in description:
+        _check_level_shapes(check_levels(description["levels"]), classes, shapes, where)
+        return
     widths: list[int] = []
     if kind in TENSORS_OF_KIND:
         for module, tensors in _group(shapes, TENSORS_OF_KIND[kind], kind, where).items():
@@ -150,6 +210,20 @@ def check_shapes(
     if widths and features not in (sum(widths), *(widths if len(set(widths)) == 1 else ())):
         raise HeadFormatError(
             f"{where} takes {features} features, but its tensors take {describe(widths)}"
+        )
+
+
+def _check_level_shapes(
+    levels: Sequence[Level], classes: int, shapes: Mapping[str, Sequence[int]], where: str
+) -> None:
+    width = sum(level.width for level in levels)
+    expected = {f"{LEVEL_HEAD}.weight": [classes, width], f"{LEVEL_HEAD}.bias": [classes]}
+    found = {name: list(shape) for name, shape in shapes.items()}
+    if found != expected:
+        raise HeadFormatError(
+            f"{where} has tensors of the shapes {describe(found)}, expected {expected} for "
+            f"{classes} classes and levels of the widths "
+            f"{describe([level.width for level in levels])}"
         )
 
 
@@ -202,6 +276,11 @@ _HEAD: dict[str, Bound] = {
     "notes": text(1_000_000),
     "pixels": Bound("an object", lambda value: isinstance(value, Mapping)),
     "requires": Bound("a list of names", lambda value: isinstance(value, list)),
+    "levels": Bound(
+        f"a list of 1 to {MAX_LEVELS} objects",
+        lambda value: isinstance(value, list | tuple) and 1 <= len(value) <= MAX_LEVELS,
+    ),
+    "thresholds": optional(list_of(number(0, 1), 1, MAX_CLASSES)),
 }
 _BACKBONE: dict[str, Bound] = {
     "tag": text(100, r"[A-Za-z0-9_.\-]*", "a tag of letters, digits, '_', '.' and '-'"),

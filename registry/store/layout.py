@@ -123,9 +123,10 @@ def encode_json(values: Mapping[str, Any]) -> bytes:
 
 
 def describe_head(head: Head) -> dict[str, Any]:
-    """Return the metadata of a head, without label names and recall per class."""
+    """Return the metadata of a head, without label names, recall and thresholds per class."""
     metadata = head.to_json()
-    metadata.pop("label_names", None)
+    for name in ("label_names", "thresholds"):
+        metadata.pop(name, None)
     metadata["metrics"] = {k: v for k, v in head.metrics.items() if k != PER_CLASS}
     return metadata
 
