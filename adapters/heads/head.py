@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from headkit.adapters.file_kinds import HEAD, check_output, explain_wrong_kind
 from headkit.adapters.files import check_readable, write_atomically
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
 
+from . import classes
 from .checksum import check_checksum
 from .dtypes import check_dtype, dtype_name
 from .encoding import decode_description, encode
@@ -178,6 +179,43 @@ class Head:
     def with_changes(self, **changes: Any) -> Head:
         """Return a copy with other values, for example of ``label_names`` or ``notes``."""
         return replace(self, **changes)
+
+    def select(self, labels: Sequence[str]) -> Head:
+        """Return a head with only these classes, in this order. Nothing is trained again.
+
+        The logits of the classes stay as they were, and so do the temperature and the thresholds.
+        The metrics go, because they were measured with the other classes; the recall of each label
+        of a multilabel head stays. If only the order changes, all metrics stay.
+
+        Args:
+            labels: Names of classes of the head. For a regression head, names of its targets.
+
+        Raises:
+            ValueError: The head has no label names, a label is unknown or named twice, or a single
+                class of a multiclass head would be left.
+            HeadFormatError: The head is an architecture's own classifier with hidden layers.
+        """
+        return classes.select(self, labels)
+
+    def drop(self, labels: Sequence[str]) -> Head:
+        """Return a head without these classes. The others are as ``select`` leaves them.
+
+        Raises:
+            ValueError, HeadFormatError: See ``select``.
+        """
+        return classes.drop(self, labels)
+
+    def rename(self, names: Mapping[str, str]) -> Head:
+        """Return a head whose classes have other names. Nothing else changes.
+
+        Args:
+            names: New names by old name. Classes that are not mentioned keep theirs.
+
+        Raises:
+            ValueError: The head has no label names or no such label, or two classes would have the
+                same name.
+        """
+        return classes.rename(self, names)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the tensors as JSON values: the ``head`` entry of a head file."""
