@@ -11,8 +11,8 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -156,6 +156,31 @@ def num_writes(tensor: Tensor) -> int | None:
     to a tensor would replace this function.
     """
     return None if tensor.is_inference() else tensor._version
+
+
+def watch_operators(
+    seen: Callable[[Any, tuple[Any, ...], Any], None],
+) -> AbstractContextManager[Any]:
+    """Return a context in which ``seen`` gets each operator that torch runs.
+
+    Args:
+        seen: Function of the operator, such as ``torch.ops.aten.clone.default``, its positional
+            arguments and its result.
+
+    torch documents the dispatch mode but keeps it in a private module. A public module with it
+    would replace this function.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(  # type: ignore[no-untyped-def]
+            self, func, types, args=(), kwargs=None
+        ):
+            result = func(*args, **(kwargs or {}))
+            seen(func, args, result)
+            return result
+
+    return Watch()  # type: ignore[no-untyped-call]
 
 
 def has_forward_pre_hook(module: nn.Module, function: Any) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from headkit.adapters.backbone.fingerprint import fingerprint
     from headkit.adapters.backbone.forward import classify, features
     from headkit.adapters.backbone.freeze import freeze
+    from headkit.adapters.backbone.levels import levels
     from headkit.adapters.backbone.load import load_backbone
     from headkit.adapters.data.summary import describe_data
     from headkit.adapters.errors import (
@@ -61,6 +62,7 @@ _NAMES_BY_MODULE = {
     "adapters.backbone.freeze": ("freeze",),
     "adapters.backbone.load": ("load_backbone",),
     "adapters.backbone.forward": ("classify", "features"),
+    "adapters.backbone.levels": ("levels",),
     "adapters.data.summary": ("describe_data",),
     "adapters.errors": (
         "BackboneMismatch",
@@ -131,6 +133,7 @@ __all__ = [
     "graft",
     "head_of",
     "info",
+    "levels",
     "load_backbone",
     "load_backbone_of",
     "models",

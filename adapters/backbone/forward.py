@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from headkit.adapters.compat import uncompiled, unwrap
+from headkit.adapters.compat import unwrap
 from headkit.adapters.errors import ContractError
 
 from .classifier import Classifier, find_classifier, name_of, replace_classifier
+from .forward_record import Features, ForwardRecord, drop_repeated, record_forward
+from .levels import LAST, Level, LevelRecorder, choose_levels, last_row
 from .module_copy import copy_structure
-from .timm_exceptions import COMBINE_LOGITS, POOLED_PART, find_row
-
-Features = Tensor | tuple[Tensor, ...]
-"""The input of the classifier: one tensor, or one per branch if the branches' inputs differ."""
+from .timm_exceptions import COMBINE_LOGITS, find_row
 
 TOLERANCE = 1e-5
 """Largest difference between ``classify(features(x))`` and ``model(x)``, divided by the largest
 absolute logit."""
 
 
-def features(model: nn.Module, x: Any) -> Features:
+@overload
+def features(model: nn.Module, x: Any, levels: None = None) -> Features: ...
+
+
+@overload
+def features(model: nn.Module, x: Any, levels: str | Sequence[str]) -> dict[str, Tensor]: ...
+
+
+def features(
+    model: nn.Module, x: Any, levels: str | Sequence[str] | None = None
+) -> Features | dict[str, Tensor]:
     """Return the exact input of the classifier: pre-logits, after pooling and norm.
 
     Each call compares the classifier's output with the model's own logits. An architecture that
@@ -35,25 +43,41 @@ def features(model: nn.Module, x: Any) -> Features:
             that it returns in eval mode.
         x: Normalized images ``[batch, channels, height, width]``, or another input that the
             architecture takes.
+        levels: Names of levels to return from the same forward pass, or ``all`` for all of them;
+            ``headkit.levels(model)`` lists them.
 
     Returns:
         ``[batch, num_features]`` for most architectures, ``[batch, num_features, 1, 1]`` if the
         classifier is a convolution, ``[batch, tokens, num_features]`` if its input is tokens, and a
         tuple of such tensors if the inputs of its branches differ.
 
+        With ``levels``, a dict: ``last`` is the classifier's input as one row ``[batch, width]``,
+        and each level's name stands for its vector ``[batch, width]``.
+
     Raises:
-        ContractError: The features are not pooled, or the classifier's outputs are not the logits.
+        ContractError: The features are not pooled, the classifier's outputs are not the logits, or
+            the model has no such level.
     """
     model = unwrap(model)
+    chosen = () if levels is None else choose_levels(model, levels)
+    entered, vectors = _features(model, x, chosen)
+    return entered if levels is None else {LAST: last_row(entered), **vectors}
+
+
+def _features(
+    model: nn.Module, x: Any, levels: Sequence[Level]
+) -> tuple[Features, dict[str, Tensor]]:
+    """Return the classifier's input and the vectors of levels, both of one forward pass."""
     classifier = find_classifier(model)
-    record = _record_forward(model, classifier, x)
+    with LevelRecorder(model, levels) as recorder:
+        record = record_forward(model, classifier, x)
     problem = _find_problem(model, classifier, record)
     if problem and not classifier.num_classes:
         # Some models skip the classifier if they have no classes: use a copy with one class.
-        return _features_without_classes(model, x)
+        return _features(_with_one_class(model), x, levels)
     if problem:
         raise ContractError(f"{name_of(model)}: {problem}")
-    return _drop_repeated(classifier, record)
+    return drop_repeated(classifier, record), recorder.vectors()
 
 
 def classify(model: nn.Module, features: Features) -> Tensor:
@@ -96,19 +120,26 @@ class Backbone(nn.Module):
     """The first step of ``model(x)`` as a module for ``torch.export``.
 
     It returns what ``features`` returns, always as a tuple, but without the comparison with the
-    logits: call ``features`` once before. A model without classes needs a classifier first.
+    logits: call ``features`` once before. The vectors of levels follow in the given order. A model
+    without classes needs a classifier first.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, levels: Sequence[Level] = ()) -> None:
         super().__init__()
         self.model = model
         self._classifier = find_classifier(model)
+        self._levels = tuple(levels)
 
     def forward(self, x: Any) -> tuple[Tensor, ...]:
-        """Return the classifier's inputs for images ``[batch, channels, height, width]``."""
-        record = _record_forward(self.model, self._classifier, x)
-        inputs = _drop_repeated(self._classifier, record)
-        return (inputs,) if isinstance(inputs, Tensor) else inputs
+        """Return the classifier's inputs for images ``[batch, channels, height, width]``.
+
+        The vectors ``[batch, width]`` of the levels follow.
+        """
+        with LevelRecorder(self.model, self._levels) as recorder:
+            record = record_forward(self.model, self._classifier, x)
+        inputs = drop_repeated(self._classifier, record)
+        branches = (inputs,) if isinstance(inputs, Tensor) else inputs
+        return (*branches, *recorder.vectors().values())
 
 
 class ClassifierModule(nn.Module):
@@ -124,62 +155,7 @@ class ClassifierModule(nn.Module):
         return _classify(self.model, self._classifier, features)
 
 
-@dataclass
-class _ForwardRecord:
-    """Record of one forward pass.
-
-    Attributes:
-        arguments: Argument of each of the classifier's modules, by path.
-        inputs: Copy of each argument; if the model pools after the module, of the part it keeps.
-        outputs: Copy of each module's output, or of the same part of it.
-        result: What the model returned.
-    """
-
-    arguments: dict[str, Tensor] = field(default_factory=dict)
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    result: Any = None
-
-
-def _record_forward(model: nn.Module, classifier: Classifier, x: Any) -> _ForwardRecord:
-    record = _ForwardRecord()
-    modules = dict(model.named_modules(remove_duplicate=False))
-
-    def add_hooks(path: str, stack: ExitStack) -> None:
-        parent = modules[path.rpartition(".")[0]]
-        kept = find_row(POOLED_PART, parent) or (...,)
-
-        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            repeated = path in record.arguments
-            if repeated or len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-                raise ContractError(
-                    f"{name_of(model)} must call its classifier {path} exactly once per forward "
-                    "pass, with a single tensor"
-                )
-            record.arguments[path] = args[0]
-            record.inputs[path] = args[0][kept].clone()  # a classifier may work in place
-
-        def after(_module: nn.Module, _args: Any, out: Any) -> None:
-            if not isinstance(out, Tensor):
-                raise ContractError(
-                    f"{name_of(model)}: the classifier {path} returns a {type(out).__name__}, "
-                    "expected a tensor; call the model in eval mode"
-                )
-            record.outputs[path] = out[kept].clone()
-
-        module = modules[path]
-        stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-        stack.callback(module.register_forward_hook(after).remove)
-
-    with ExitStack() as stack:
-        for path in classifier.paths:
-            if path in modules:  # a model without classes may lack the module
-                add_hooks(path, stack)
-        record.result = uncompiled(model)(x)
-    return record
-
-
-def _find_problem(model: nn.Module, classifier: Classifier, record: _ForwardRecord) -> str | None:
+def _find_problem(model: nn.Module, classifier: Classifier, record: ForwardRecord) -> str | None:
     """Return how the model breaks the contract, or None if the classifier returns its result."""
     if not isinstance(record.result, Tensor):
         return (
@@ -231,24 +207,9 @@ def _combine_outputs(
     return torch.stack([outputs[path] for path in classifier.paths]).mean(0)
 
 
-def _drop_repeated(classifier: Classifier, record: _ForwardRecord) -> Features:
-    """Return one input per branch: drop repetitions if the modules cycle through their inputs."""
-    arguments = record.arguments
-    distinct: list[str] = []
-    for path in classifier.paths:
-        if all(arguments[path] is not arguments[other] for other in distinct):
-            distinct.append(path)
-    cyclic = all(
-        arguments[path] is arguments[distinct[number % len(distinct)]]
-        for number, path in enumerate(classifier.paths)
-    )
-    kept = tuple(record.inputs[path] for path in (distinct if cyclic else classifier.paths))
-    return kept[0] if len(kept) == 1 else kept
-
-
-def _features_without_classes(model: nn.Module, x: Any) -> Features:
+def _with_one_class(model: nn.Module) -> nn.Module:
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     with torch.random.fork_rng(devices=[cast(Any, device) for device in devices]):
         with_one_class = copy_structure(model, share_tensors=True)
         replace_classifier(with_one_class, 1)
-    return features(with_one_class, x)
+    return with_one_class

@@ -10,8 +10,9 @@ from headkit.adapters.bounds import Bound, check_object, integer, one_of, option
 
 LAST = "last"
 """Name of the last features, those that enter the architecture's own classifier."""
-LAYOUTS = ("", "NCHW", "NHWC", "NLC")
-"""Layouts of a level's map: "" for the last features, which are a vector; NLC for tokens."""
+LAYOUTS = ("", "NCHW", "NHWC", "NLC", "reroll")
+"""Layouts of a level's map: "" for the last features, which are a vector; NLC for tokens; reroll
+for tokens that the model's method ``reroll`` lays out."""
 MAX_NAME = 200
 MAX_WIDTH = 2**24
 
@@ -23,7 +24,8 @@ class Level:
     docs/head-file.md says how the vector is computed.
 
     Attributes:
-        name: Path of the module whose output it is; ``last`` for the last features.
+        name: Path of the module whose output it is; ``last`` for the last features. If several
+            items of one module's output are levels, ``:`` and the item follow the path.
         width: Length of the vector.
         layout: ``NCHW``, ``NHWC`` or ``NLC`` (tokens); empty for the last features.
         prefix: Number of tokens before the patch tokens.
@@ -54,6 +56,11 @@ class Level:
                 "a prefix"
             )
 
+    @property
+    def path(self) -> str:
+        """Path of the module."""
+        return self.name.partition(":")[0]
+
     def to_json(self) -> dict[str, Any]:
         """Return the level as it stands in a head file, without values that are the default."""
         values = {one.name: (getattr(self, one.name), one.default) for one in fields(self)}
@@ -76,8 +83,8 @@ class Level:
 _LEVEL: Mapping[str, Bound] = {
     "name": text(
         MAX_NAME,
-        r"[A-Za-z0-9_.]+",
-        f"the path of a module: at most {MAX_NAME} letters, digits, '_' and '.'",
+        r"[A-Za-z0-9_.]+(:[0-9]+)?",
+        f"the path of a module, or path:item: at most {MAX_NAME} letters, digits, '_' and '.'",
     ),
     "width": integer(1, MAX_WIDTH),
     "layout": one_of(*LAYOUTS),

@@ -11,6 +11,7 @@ To add an exception for a new timm family:
    classifier's modules return. ``POOLED_PART``: the module around the classifier pools after it.
    ``RESET_ARGUMENTS``: ``reset_classifier`` needs arguments to keep the kind of classifier.
    ``ENCODERS``: the class has neither ``get_classifier`` nor ``reset_classifier``.
+   ``DROPPED_RELU`` and ``SCALED_SIZE`` are about levels.
 2. Add one row, with a comment that says what the class does.
 3. Test the row in ``tests/adapters/backbone``. In ``test_missing_timm_classes.py``, list the
    architectures of the class in ``OF_CLASS``, and add the row to the test that expects a
@@ -85,6 +86,17 @@ ENCODERS: dict[str, str | None] = {
 }
 """Encoder class without a classifier -> path of the module whose second output is the mask of valid
 tokens, or None if the encoder has no such module. A subclass needs a row of its own."""
+
+
+DROPPED_RELU = frozenset({"Xception", "NASNetALarge", "PNASNet5Large"})
+"""Classes whose ``forward_intermediates`` applies a functional ReLU to the output of a module. The
+level is the module's output, without the ReLU, which a forward hook can read."""
+
+SCALED_SIZE: dict[str, Callable[[Any], tuple[int, int]]] = {
+    # CrossViT scales its images itself.
+    "CrossVit": lambda model: tuple(model.img_size),
+}
+"""Model class -> function that returns the height and width to which the model scales any image."""
 
 
 def find_row(table: Mapping[str, Row], module: nn.Module) -> Row | None:

@@ -1,0 +1,25 @@
+"""Levels: intermediate outputs of the backbone, pooled to vectors, which a head may read."""
+
+from __future__ import annotations
+
+from headkit.adapters.backbone.level import LAST, Level
+
+from .find import ALL, choose_levels, examine_levels, find_levels, last_level, last_row
+from .layout import level_vector, to_map
+from .listing import levels
+from .recorder import LevelRecorder
+
+__all__ = [
+    "ALL",
+    "LAST",
+    "Level",
+    "LevelRecorder",
+    "choose_levels",
+    "examine_levels",
+    "find_levels",
+    "last_level",
+    "last_row",
+    "level_vector",
+    "levels",
+    "to_map",
+]
