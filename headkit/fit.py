@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from headkit.adapters.backbone.input_size import ImageSize
+from headkit.adapters.backbone.config.input_size import ImageSize
 from headkit.adapters.data.open import open_data
 from headkit.adapters.data.options import ClassFrom
 from headkit.adapters.errors import ContractError

@@ -19,11 +19,11 @@ from headkit.adapters.file_kinds import detect_file_kind
 from headkit.adapters.files import is_file, is_folder
 
 from .classifier import classifier_tensors, replace_classifier
+from .config.input_size import ImageSize, check_input_options, check_input_size, input_arguments
+from .config.saved_model import HUB, LOCAL, check_saved_model, is_saved_model
 from .fingerprint import SOURCE, mark_untrained
 from .freeze import freeze
-from .input_size import ImageSize, check_input_options, check_input_size, input_arguments
 from .labels import set_label_names
-from .model_config import HUB, LOCAL, check_saved_model, is_saved_model
 from .preprocessing import timm_cfg
 from .weights.prepare import prepare
 from .weights.read import Checkpoint, as_labels, read_checkpoint

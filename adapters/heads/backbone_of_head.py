@@ -15,9 +15,9 @@ import timm
 import timm.models
 from torch import nn
 
-from headkit.adapters.backbone.input_size import recorded_arguments
+from headkit.adapters.backbone.config.input_size import recorded_arguments
+from headkit.adapters.backbone.config.saved_model import HUB, LOCAL
 from headkit.adapters.backbone.load import create_model, load_backbone
-from headkit.adapters.backbone.model_config import HUB, LOCAL
 from headkit.adapters.bounds import describe
 from headkit.adapters.errors import HeadFormatError, UnknownArchitecture, WeightsError
 from headkit.adapters.files import is_file

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from headkit.adapters.backbone.classifier import classifier_tensors
+from headkit.adapters.backbone.config.saved_model import HUB, LOCAL
 from headkit.adapters.backbone.fingerprint import forget_untrained
 from headkit.adapters.backbone.freeze import freeze
 from headkit.adapters.backbone.load import load_with_rest
-from headkit.adapters.backbone.model_config import HUB, LOCAL
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.weights.match import shorten
 from headkit.adapters.backbone.weights.read import as_labels

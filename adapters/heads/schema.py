@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from headkit.adapters.backbone.config.arguments import MAX_EDGE, check_arguments
 from headkit.adapters.backbone.level import Level
-from headkit.adapters.backbone.model_args import MAX_EDGE, check_arguments
 from headkit.adapters.bounds import (
     Bound,
     check_object,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from headkit.adapters.compat import num_writes, watch_operators
 
-_COPIES = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)
+_COPY = torch.ops.aten.clone.default
 RELU = torch.ops.aten.relu.default
 
 
@@ -94,7 +94,7 @@ def trace(model: nn.Module, call: Callable[[], Any], ignored: Collection[Any] = 
         ignored: Elementwise operators of torch that count as copies.
     """
     found = Trace()
-    copies = (*_COPIES, *ignored)
+    copies = (_COPY, *ignored)
 
     def seen(operator: Any, args: tuple[Any, ...], result: Any) -> None:
         if operator in copies:

@@ -12,6 +12,7 @@ from typing import Any
 
 import timm.models
 
+from headkit.adapters.backbone.weights.read import read_config
 from headkit.adapters.bounds import (
     Bound,
     check_object,
@@ -24,8 +25,7 @@ from headkit.adapters.bounds import (
 )
 from headkit.adapters.errors import WeightsError
 
-from .model_args import MAX_EDGE, check_arguments
-from .weights.read import read_config
+from .arguments import MAX_EDGE, check_arguments
 
 LOCAL, HUB = "local-dir:", ("hf-hub:", "hf_hub:")
 """Prefixes of timm for a folder and for a repository on the Hugging Face Hub."""

@@ -10,9 +10,8 @@ import timm
 import torch
 from torch import nn
 
+from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.errors import ContractError, first_line
-
-from .preprocessing import preprocessing, timm_cfg
 
 logger = logging.getLogger("headkit")
 
