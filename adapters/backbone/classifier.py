@@ -18,6 +18,7 @@ from headkit.adapters.compat import num_writes, pooling_to_keep
 from headkit.adapters.errors import ContractError, first_line
 
 from .encoders import add_classifier_methods
+from .level_head import LEVEL_HEAD, level_head_of, remove_level_head
 from .module_copy import all_tensors, copy_structure
 from .timm_exceptions import RESET_ARGUMENTS, find_row
 
@@ -35,16 +36,40 @@ class Classifier:
         tensors: ``state_dict`` names of its tensors, buffers included; empty if the model has no
             classes.
         num_classes: Length of the logits; 0 if the model has no classifier now.
+        unused: ``state_dict`` names of the tensors of the architecture's own classifier, if the
+            model has a head over levels: they belong neither to the head nor to the backbone.
     """
 
     paths: tuple[str, ...]
     widths: tuple[int, ...]
     tensors: tuple[str, ...]
     num_classes: int
+    unused: tuple[str, ...] = ()
 
 
 def find_classifier(model: nn.Module) -> Classifier:
-    """Find the classifier of ``model`` without changing the model.
+    """Find the classifier of ``model`` without changing the model: the modules of its head.
+
+    It is ``level_head`` if the model has a head over levels, or else the architecture's own
+    classifier.
+
+    Raises:
+        ContractError: See ``find_own_classifier``.
+    """
+    own, head = find_own_classifier(model), level_head_of(model)
+    if head is None:
+        return own
+    return Classifier(
+        paths=(LEVEL_HEAD,),
+        widths=(head.in_features,),
+        tensors=tuple(f"{LEVEL_HEAD}.{name}" for name in head.state_dict()),
+        num_classes=head.out_features,
+        unused=own.tensors,
+    )
+
+
+def find_own_classifier(model: nn.Module) -> Classifier:
+    """Find the architecture's own classifier, also in a model with a head over levels.
 
     For a model without classes, return the place where its classifier would be. A timm encoder
     that has no classifier methods gets them in place: mean pooling and ``head``.
@@ -68,12 +93,13 @@ def find_classifier(model: nn.Module) -> Classifier:
 def replace_classifier(model: nn.Module, num_classes: int) -> Classifier:
     """Replace the classifier of ``model`` in place by a new one of the same kind.
 
-    With 0 classes, remove the classifier.
+    With 0 classes, remove the classifier. A head over levels and its hooks go, too.
 
     Raises:
         ContractError: ``reset_classifier`` changed something else, or did not change the
             classifier as it should.
     """
+    remove_level_head(model)
     old_names = set(find_classifier(model).tensors)
     before = {
         name: (tensor, tensor.requires_grad, num_writes(tensor))
@@ -113,12 +139,12 @@ def classifier_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def num_features(model: nn.Module) -> int:
-    """Return the width of the classifier's input.
+    """Return the width of the input of the architecture's own classifier.
 
     If its modules have inputs of different widths, return the sum of the widths. timm's attribute
     ``num_features`` sometimes differs.
     """
-    widths = find_classifier(model).widths
+    widths = find_own_classifier(model).widths
     return widths[0] if len(set(widths)) == 1 else sum(widths)
 
 
@@ -134,6 +160,7 @@ def _observe_reset(model: nn.Module) -> Classifier:
     """Call ``reset_classifier`` on a copy of ``model``, and find what it replaces."""
     name = name_of(model)
     probe = copy_structure(model, share_tensors=False)
+    remove_level_head(probe)
     tensors, modules = all_tensors(probe), dict(probe.named_modules(remove_duplicate=False))
     _reset_classifier(probe, _PROBE_CLASSES)
     new_tensors, new_modules = all_tensors(probe), dict(probe.named_modules(remove_duplicate=False))

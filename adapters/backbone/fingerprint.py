@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headkit.adapters.errors import ContractError
 
-from .classifier import classifier_tensors, name_of
+from .classifier import classifier_tensors, find_classifier, name_of
 from .info import BackboneInfo
 from .preprocessing import timm_cfg
 
@@ -48,7 +48,8 @@ def check_trained(model: nn.Module) -> None:
 
 def backbone_info(model: nn.Module) -> BackboneInfo:
     """Return which backbone ``model`` has; its classifier makes no difference."""
-    classifier = set(classifier_tensors(model))
+    found = find_classifier(model)
+    classifier = {*found.tensors, *found.unused}
     return BackboneInfo(
         tag=timm_cfg(model).get("tag") or "",
         source=getattr(model, SOURCE, "unknown"),

@@ -13,6 +13,7 @@ from headkit.adapters.errors import ContractError
 
 from .classifier import Classifier, find_classifier, name_of, replace_classifier
 from .forward_record import Features, ForwardRecord, drop_repeated, record_forward
+from .level_head import without_level_head
 from .levels import LAST, Level, LevelRecorder, choose_levels, last_row
 from .module_copy import copy_structure
 from .timm_exceptions import COMBINE_LOGITS, find_row
@@ -60,7 +61,8 @@ def features(
     """
     model = unwrap(model)
     chosen = () if levels is None else choose_levels(model, levels)
-    entered, vectors = _features(model, x, chosen)
+    plain = model if levels is None else without_level_head(model)
+    entered, vectors = _features(plain, x, chosen)
     return entered if levels is None else {LAST: last_row(entered), **vectors}
 
 

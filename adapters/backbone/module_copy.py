@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from headkit.adapters.compat import is_compiled_code, is_hook_registry, is_member_registry
 
+_Hook = TypeVar("_Hook", bound=Callable[..., Any])
+_PART_OF_MODEL = "_headkit_part_of_model"
 _PLAIN = (bool, int, float, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size)
 
 
@@ -23,8 +26,16 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def part_of_model(function: _Hook) -> _Hook:
+    """Mark a function: ``copy_structure`` keeps hooks that are a ``functools.partial`` of it."""
+    setattr(function, _PART_OF_MODEL, True)
+    return function
+
+
 def copy_structure(model: nn.Module, *, share_tensors: bool) -> nn.Module:
     """Copy the modules of ``model`` without its hooks, compiled code and memory for tensors.
+
+    Hooks of functions that ``part_of_model`` marked stay.
 
     The result is that of ``copy.deepcopy`` in a fifth of the time: nearly all of a module's twenty
     attributes are plain values or empty, and ``copy.deepcopy`` copies only the others.
@@ -61,8 +72,14 @@ def _copy_attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
     if is_member_registry(name):
         return type(value)((key, memo.get(id(member))) for key, member in value.items())
     if isinstance(value, dict) and is_hook_registry(name):
-        return type(value)()
+        memo[id(value)] = kept = type(value)()  # a handle of a hook refers to the registry
+        kept.update((key, copy.deepcopy(hook, memo)) for key, hook in value.items() if _stays(hook))
+        return kept
     return copy.deepcopy(value, memo)
+
+
+def _stays(hook: Any) -> bool:
+    return hasattr(getattr(hook, "func", None), _PART_OF_MODEL)
 
 
 def _empty_on_meta(tensor: Tensor) -> Tensor:

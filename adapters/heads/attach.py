@@ -27,6 +27,10 @@ from headkit.adapters.backbone.fingerprint import backbone_info, check_trained
 from headkit.adapters.backbone.freeze import freeze
 from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.backbone.labels import label_names_of, set_label_names
+from headkit.adapters.backbone.level import LAST
+from headkit.adapters.backbone.level_head import level_head_of
+from headkit.adapters.backbone.level_hooks import install_level_head
+from headkit.adapters.backbone.levels import choose_levels, find_levels, last_level
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
@@ -45,6 +49,7 @@ def adapt(
     num_classes: int,
     kind: Kind | None = None,
     *,
+    levels: str | Sequence[str] | None = None,
     weights: str | Path | None = None,
     remap: bool = False,
     **timm_kwargs: Any,
@@ -61,22 +66,32 @@ def adapt(
         kind: ``own`` for the architecture's own classifier, ``linear``, ``mlp`` or ``cosine``. If
             None, ``linear`` if the architecture's own classifier has hidden layers and is larger,
             else ``own``.
+        levels: Names of the levels that the classifier reads in addition to the last features, or
+            ``all``. The kind is then ``linear``.
         weights: See ``load_backbone``.
         remap: See ``load_backbone``.
         **timm_kwargs: See ``load_backbone``.
 
     Raises:
         UnknownArchitecture, WeightsError: See ``load_backbone``.
-        ContractError: The model has no classifier that can be replaced.
+        ContractError: The model has no classifier that can be replaced, or no such levels.
+        ValueError: ``kind`` is another kind than ``linear`` for a classifier over levels.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+    if levels is not None and kind not in (None, "linear"):
+        raise ValueError(f"kind is {kind!r}, but a classifier over levels is linear: omit kind")
     if isinstance(architecture_or_model, str):
         model = load_backbone(architecture_or_model, weights, remap=remap, **timm_kwargs)
         given = model
     else:
         given, model = architecture_or_model, unwrap(architecture_or_model)
-    install_classifier(model, kind or default_kind(model), num_classes)
+    if levels is None:
+        install_classifier(model, kind or default_kind(model), num_classes)
+    else:
+        chosen = choose_levels(model, levels)
+        others = [level for level in chosen if level.name != LAST]
+        install_level_head(model, (last_level(model), *others), num_classes)
     freeze(model)
     return given
 
@@ -121,6 +136,7 @@ def head_of(
     model_args.pop("num_classes", None)
     if label_names is None:
         label_names = label_names_of(model)
+    level_head = level_head_of(model)
     return Head(
         tensors={name: _array(value) for name, value in tensors.items()},
         architecture=timm_cfg(model)["architecture"],
@@ -135,6 +151,7 @@ def head_of(
         task=task,
         temperature=temperature,
         metrics=dict(metrics or {}),
+        levels=() if level_head is None else level_head.levels,
         versions=_versions(),
         notes=notes,
         pixels=pixels,
@@ -231,6 +248,18 @@ def _attach(
                 "attach(model, head, force=True)"
             )
     tensors = safetensors.torch.load(safetensors.numpy.save(dict(head.tensors)))
+    if head.levels:
+        _check_levels(model, head)
+        install_level_head(model, head.levels, head.num_classes)
+    else:
+        _install(model, head, tensors)
+    model.load_state_dict(tensors, strict=False)
+    set_label_names(model, head.label_names)
+    return freeze(model)
+
+
+def _install(model: nn.Module, head: Head, tensors: dict[str, Tensor]) -> None:
+    """Put an untrained classifier that fits ``head`` onto ``model``, or raise before that."""
     kind = cast(Kind, head.kind)
     probe = copy_structure(model, share_tensors=False)
     install_classifier(probe, kind, head.num_classes, tensors)
@@ -239,12 +268,21 @@ def _attach(
     if model_shapes != head_shapes:
         raise BackboneMismatch(
             f"the head's tensors have the shapes {head_shapes}, but those of the classifier of "
-            f"{architecture} have {model_shapes}"
+            f"{head.architecture} have {model_shapes}"
         )
     install_classifier(model, kind, head.num_classes, tensors)
-    model.load_state_dict(tensors, strict=False)
-    set_label_names(model, head.label_names)
-    return freeze(model)
+
+
+def _check_levels(model: nn.Module, head: Head) -> None:
+    found = {level.name: level for level in (last_level(model), *find_levels(model))}
+    for level in head.levels:
+        if found.get(level.name) != level:
+            known = found.get(level.name)
+            raise BackboneMismatch(
+                f"this head reads the level {level.to_json()}, but the backbone has "
+                + (f"the levels {', '.join(found)}" if known is None else f"{known.to_json()}")
+                + ": install the version of timm that the head names"
+            )
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from headkit.adapters.backbone.classifier import (
     classifier_tensors,
     find_classifier,
+    find_own_classifier,
     name_of,
     replace_classifier,
 )
+from headkit.adapters.backbone.level_head import level_head_of
 from headkit.adapters.backbone.load import create_model
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.preprocessing import timm_cfg
@@ -44,6 +46,8 @@ def describe_classifier(model: nn.Module) -> tuple[Kind, dict[str, Tensor]]:
     tensors = classifier_tensors(model)
     if not tensors:
         return "own", {}
+    if level_head_of(model) is not None:
+        return "linear", tensors
     number = find_classifier(model).num_classes
     own = copy_structure(model, share_tensors=False)
     slots = replace_classifier(own, number)
@@ -73,7 +77,7 @@ def check_place(model: nn.Module) -> None:
     Python accepts ``model.fc = nn.Linear(256, 3)`` for any model. If the classifier has another
     name, the model never uses the layer.
     """
-    places = {path.partition(".")[0] for path in find_classifier(model).paths}
+    places = {path.partition(".")[0] for path in find_own_classifier(model).paths}
     children = dict(model.named_children())
     stray = [
         name

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from headkit.adapters.backbone.classifier import (
     find_classifier,
+    find_own_classifier,
     name_of,
     replace_classifier,
 )
 from headkit.adapters.backbone.forward_record import drop_repeated, record_forward
 from headkit.adapters.backbone.level import LAST, Level
+from headkit.adapters.backbone.level_head import LEVEL_HEAD, remove_level_head
 from headkit.adapters.backbone.module_copy import all_tensors, copy_structure
 from headkit.adapters.backbone.timm_exceptions import DROPPED_RELU, class_names
 from headkit.adapters.compat import input_config, unwrap
@@ -108,11 +110,7 @@ def examine_levels(model: nn.Module) -> FoundLevels:
         ContractError: The features that enter the classifier are not pooled.
     """
     model = unwrap(model)
-    key = (
-        tuple(map(id, model.modules())),
-        tuple((id(t), tuple(t.shape)) for t in all_tensors(model).values()),
-        tuple(input_config(model)["input_size"]),
-    )
+    key = _describe_backbone(model)
     cached = vars(model).get(_CACHE)
     if cached is not None and cached[0] == key:
         return cast(FoundLevels, cached[1])
@@ -121,13 +119,30 @@ def examine_levels(model: nn.Module) -> FoundLevels:
     return found
 
 
+def _describe_backbone(model: nn.Module) -> tuple[Any, ...]:
+    """Return what the levels depend on. Another classifier makes no difference."""
+    classifier = (*find_own_classifier(model).paths, LEVEL_HEAD)
+    inside = tuple(f"{path}." for path in classifier)
+    modules = (
+        id(module)
+        for path, module in model.named_modules()
+        if path not in classifier and not path.startswith(inside)
+    )
+    tensors = (
+        (id(tensor), tuple(tensor.shape))
+        for name, tensor in all_tensors(model).items()
+        if not name.startswith(inside)
+    )
+    return tuple(modules), tuple(tensors), tuple(input_config(model)["input_size"])
+
+
 def _examine(model: nn.Module) -> FoundLevels:
     on_meta = any(tensor.is_meta for tensor in model.parameters())
     try:
         return _examine_copy(model, share_tensors=False)
     except RuntimeError as error:
         if on_meta:
-            last = Level(LAST, sum(set(find_classifier(model).widths)))
+            last = Level(LAST, sum(set(find_own_classifier(model).widths)))
             return FoundLevels((), last, f"timm needs values to run it: {first_line(error)}")
     # Some models read values of tensors, which the meta device does not have.
     return _examine_copy(model, share_tensors=True)
@@ -136,6 +151,7 @@ def _examine(model: nn.Module) -> FoundLevels:
 @torch.no_grad()
 def _examine_copy(model: nn.Module, *, share_tensors: bool) -> FoundLevels:
     probe = copy_structure(model, share_tensors=share_tensors).eval()
+    remove_level_head(probe)
     with torch.random.fork_rng(devices=[]):
         if not find_classifier(probe).num_classes:
             replace_classifier(probe, 1)
