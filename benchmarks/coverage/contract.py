@@ -21,31 +21,24 @@ from headkit.adapters.backbone.classifier import (
 )
 from headkit.adapters.backbone.forward import TOLERANCE, classify, features
 from headkit.adapters.backbone.freeze import freeze
-from headkit.adapters.backbone.load import create_model
 from headkit.adapters.backbone.module_copy import all_tensors
 from headkit.adapters.backbone.timm_exceptions import ENCODERS, class_names
 from headkit.adapters.compat import input_config
-from headkit.adapters.errors import ContractError
 from headkit.adapters.heads.attach import attach, head_of
 from headkit.adapters.heads.kinds import KINDS, default_kind, detect_kind, install_classifier
 from headkit.benchmarks.bench.macs import count_gmacs
 from headkit.export.exporter import export
 
+from .levels import level_maps, levels
+from .models import CLASSES, create, create_on_meta, expect, prepare_smallest_input
 from .random_weights import (
     ignores_input,
-    randomize_head,
     randomize_weights,
     relative_difference,
     scale_batchnorm_inputs,
 )
 
 Row = dict[str, Any]
-
-_CLASSES = 7
-_SMALL_INPUT = 128
-_SMALL_FIXED_INPUTS = (112, 224)
-"""Input sizes to try with architectures of a fixed size: multiples of their patches of 14, 16 and
-32 pixels."""
 
 
 def structure(name: str) -> Row:
@@ -60,15 +53,15 @@ def structure(name: str) -> Row:
     Raises:
         ContractError: A part of the contract is broken; the message says which.
     """
-    model = _create_on_meta(name)
+    model = create_on_meta(name)
     classifier, who = find_classifier(model), name_of(model)
     started_with = classifier.num_classes
     paths = classifier.paths
     types = [type(model.get_submodule(path)).__name__ for path in paths] if started_with else []
-    for num_classes in (5, 0, _CLASSES):
+    for num_classes in (5, 0, CLASSES):
         now = replace_classifier(model, num_classes)
-        _expect(now.paths == paths, f"{who}: the classifier moves from {paths} to {now.paths}")
-        _expect(
+        expect(now.paths == paths, f"{who}: the classifier moves from {paths} to {now.paths}")
+        expect(
             now.widths == classifier.widths,
             f"{who}: the widths change from {classifier.widths} to {now.widths}",
         )
@@ -77,23 +70,23 @@ def structure(name: str) -> Row:
     own = _shapes(model)
     is_encoder = not ENCODERS.keys().isdisjoint(class_names(model))
     if not is_encoder:
-        plain = _shapes(_create_on_meta(name, num_classes=_CLASSES))
-        _expect(own == plain, f"{who}: the tensors are {own}, those of plain timm are {plain}")
+        plain = _shapes(create_on_meta(name, num_classes=CLASSES))
+        expect(own == plain, f"{who}: the tensors are {own}, those of plain timm are {plain}")
     head = set(find_classifier(model).tensors)
     backbone = sum(p.numel() for n, p in model.named_parameters() if n not in head)
     default = default_kind(model)
     for kind in KINDS[1:]:
-        install_classifier(model, kind, _CLASSES)
+        install_classifier(model, kind, CLASSES)
         if kind != "linear" or _shapes(model) != own:
-            _expect(
+            expect(
                 detect_kind(model) == kind,
                 f"{who}: a {kind} head is recognized as {detect_kind(model)}",
             )
-    install_classifier(model, default, _CLASSES)
+    install_classifier(model, default, CLASSES)
     per_class = sum(
-        t.numel() * t.element_size() / _CLASSES
+        t.numel() * t.element_size() / CLASSES
         for t in classifier_tensors(model).values()
-        if t.ndim and t.shape[0] == _CLASSES
+        if t.ndim and t.shape[0] == CLASSES
     )
     current = input_config(model)
     return {
@@ -124,7 +117,7 @@ def numeric(name: str) -> Row:
     Raises:
         ContractError: A part of the contract is broken; the message says which.
     """
-    model, x, entered, options = _prepare_smallest_input(name)
+    model, x, entered, options = prepare_smallest_input(name)
     with torch.no_grad():
         was_scaled = ignores_input(classify(model, entered))
     if was_scaled:
@@ -134,31 +127,31 @@ def numeric(name: str) -> Row:
     with torch.no_grad():
         logits = model(x)
         difference = relative_difference(classify(model, entered), logits)
-    _expect(
+    expect(
         difference <= TOLERANCE,
         f"classify(features(x)) differs from model(x) by {difference:.1e} of the largest logit, "
         f"expected at most {TOLERANCE:.0e}",
     )
-    _expect(bool(logits.isfinite().all()), "logits are not finite")
-    _expect(bool((logits[0] != logits[1]).any()), "two images have the same logits")
+    expect(bool(logits.isfinite().all()), "logits are not finite")
+    expect(bool((logits[0] != logits[1]).any()), "two images have the same logits")
 
     before = head_of(model)
     with tempfile.TemporaryDirectory() as folder:
         saved = before.save(Path(folder) / "head.safetensors")
-        other = _create(name, **options)
+        other = create(name, **options)
         if was_scaled:
             other.load_state_dict(_backbone_state(model), strict=False)
         # Otherwise the backbone is the same, as its seed is; attach compares the fingerprints.
         attach(other, saved)
     with torch.no_grad():
-        _expect(
+        expect(
             torch.equal(other(x), logits), "a saved head computes different logits in a new model"
         )
     del other
 
     _train(model, x)
     after = head_of(model)
-    _expect(
+    expect(
         after.backbone.fingerprint == before.backbone.fingerprint, "training changes the backbone"
     )
     untouched = [
@@ -166,21 +159,19 @@ def numeric(name: str) -> Row:
         for key, tensor in before.tensors.items()
         if tensor.ndim >= 2 and (tensor == after.tensors[key]).all()
     ]
-    _expect(not untouched, f"training does not change {', '.join(untouched)}")
+    expect(not untouched, f"training does not change {', '.join(untouched)}")
 
     replace_classifier(model.eval(), 0)
     with torch.no_grad():
         without = features(model, x)
     pairs = zip(_branches(entered), _branches(without), strict=True)
-    _expect(
-        all(torch.equal(a, b) for a, b in pairs), "removing the classifier changes the features"
-    )
+    expect(all(torch.equal(a, b) for a, b in pairs), "removing the classifier changes the features")
     return {"difference": difference, "input": list(x.shape[1:])}
 
 
 def macs(name: str) -> Row:
     """Count the multiply-adds of a forward pass of one image, in billions."""
-    model = _create_on_meta(name).eval().requires_grad_(False)
+    model = create_on_meta(name).eval().requires_grad_(False)
     return {"gmacs": count_gmacs(model, input_config(model)["input_size"])}
 
 
@@ -201,8 +192,8 @@ def check_export(name: str) -> Row:
         ContractError: The logits hardly depend on the image, or they depend on it so strongly that
             rounding decides them, so that a comparison would check nothing.
     """
-    model = _create(name)
-    replace_classifier(model, _CLASSES)
+    model = create(name)
+    replace_classifier(model, CLASSES)
     freeze(model)
     spread, rounding = randomize_weights(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -221,54 +212,14 @@ CHECKS: dict[str, Callable[[str], Row]] = {
     "numeric": numeric,
     "macs": macs,
     "export": check_export,
+    "levels": levels,
+    "level_maps": level_maps,
 }
-
-
-def _create_on_meta(name: str, **kwargs: Any) -> nn.Module:
-    return create_model(name, pretrained=False, device="meta", **kwargs)
-
-
-def _create(name: str, **kwargs: Any) -> nn.Module:
-    torch.manual_seed(0)
-    return create_model(name, pretrained=False, **kwargs).eval()
 
 
 def _backbone_state(model: nn.Module) -> dict[str, Tensor]:
     head = set(find_classifier(model).tensors)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in head}
-
-
-def _prepare_smallest_input(name: str) -> tuple[nn.Module, Tensor, Any, dict[str, Any]]:
-    """Return a frozen model with ``_CLASSES`` classes, a batch, its features, and timm's options.
-
-    The images are smaller than the architecture's own input size if it accepts that. If its input
-    size is fixed, timm's option ``img_size`` builds it for the smaller images.
-    """
-    current = input_config(_create_on_meta(name))
-    channels, height, width = current["input_size"]
-    attempts: list[tuple[dict[str, Any], tuple[int, int]]] = []
-    if current["fixed_input_size"]:
-        attempts += [
-            ({"img_size": size}, (size, size))
-            for size in _SMALL_FIXED_INPUTS
-            if size < min(height, width)
-        ]
-    elif min(height, width) > _SMALL_INPUT:
-        attempts.append(({}, (_SMALL_INPUT, _SMALL_INPUT)))
-    attempts.append(({}, (height, width)))
-    for number, (options, size) in enumerate(attempts, 1):
-        x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(2))
-        try:
-            model = _create(name, **options)
-            replace_classifier(model, _CLASSES)
-            freeze(model)
-            randomize_head(model)
-            with torch.no_grad():
-                return model, x, features(model, x), options
-        except Exception:
-            if number == len(attempts):
-                raise
-    raise AssertionError("unreachable")
 
 
 def _train(model: nn.Module, x: Tensor) -> None:
@@ -283,7 +234,7 @@ def _train(model: nn.Module, x: Tensor) -> None:
         optimizer.step()
     now = all_tensors(model)
     changed = [n for n, tensor in kept.items() if not torch.equal(now[n], tensor)]
-    _expect(not changed, f"training changes {', '.join(changed[:5])}")
+    expect(not changed, f"training changes {', '.join(changed[:5])}")
 
 
 def _branches(entered: Any) -> tuple[Tensor, ...]:
@@ -300,8 +251,3 @@ def _tags(name: str) -> dict[str, str]:
         cfg = get_pretrained_cfg(full)
         tags[full.partition(".")[2]] = (cfg.license if cfg is not None else None) or "unknown"
     return tags
-
-
-def _expect(condition: bool, message: str) -> None:
-    if not condition:
-        raise ContractError(message)

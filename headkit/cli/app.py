@@ -140,6 +140,16 @@ def coverage(
             "--export", help="Export each architecture to ONNX and compare the outputs to torch."
         ),
     ] = False,
+    levels: Annotated[
+        bool,
+        typer.Option("--levels", help="Find the levels: intermediate outputs that heads may read."),
+    ] = False,
+    level_maps: Annotated[
+        bool,
+        typer.Option(
+            "--level-maps", help="Compare the levels to what timm returns, on real tensors."
+        ),
+    ] = False,
     only: Annotated[str, typer.Option(help="Globs for names, separated by commas.")] = "*",
     smallest: Annotated[
         bool,
@@ -172,11 +182,20 @@ def coverage(
     """Check that headkit supports timm's architectures. The results are recorded in a file."""
     from headkit.adapters.files import check_writable
 
-    flags = {"structure": structure, "numeric": numeric, "macs": macs, "export": export}
+    flags = {
+        "structure": structure,
+        "numeric": numeric,
+        "macs": macs,
+        "export": export,
+        "levels": levels,
+        "level_maps": level_maps,
+    }
     checks = [name for name, is_set in flags.items() if is_set]
     if not checks:
+        options = [f"--{name.replace('_', '-')}" for name in flags]
         raise ValueError(
-            "no check is selected: pass at least one of --structure, --numeric, --macs and --export"
+            f"no check is selected: pass at least one of {', '.join(options[:-1])} and "
+            f"{options[-1]}"
         )
     check_writable(out)
     limit = None if max_params is None else parse_count(max_params)

@@ -106,6 +106,17 @@ def test_writes_into_a_tensor_are_counted() -> None:
         assert compat.num_writes(torch.zeros(3)) is None
 
 
+def test_operators_are_seen_on_the_meta_device() -> None:
+    seen = []
+    x = torch.empty(2, 3, device="meta").t()
+    with torch.no_grad(), compat.watch_operators(lambda *call: seen.append(call)):
+        copied = x.contiguous()
+    ((operator, (source,), result),) = seen
+    assert operator is torch.ops.aten.clone.default
+    assert source is x
+    assert result is copied
+
+
 def test_a_registered_hook_is_found() -> None:
     def hook(_rate: float, _module: nn.Module, args: Any) -> Any:
         return args

@@ -34,14 +34,14 @@ class LevelRecorder:
         self._image_size: tuple[int, int] | None = None
         self._stack = ExitStack()
         modules = dict(model.named_modules())
-        self._modules: dict[str, nn.Module] = {}
+        self._hooked: dict[str, nn.Module] = {}
         for level in self._levels:
             if level.path not in modules:
                 raise ContractError(
                     f"{name_of(model)} has no module {level.path} for the level {level.name}: call "
                     "headkit.levels(model) to see its levels"
                 )
-            self._modules[level.path] = modules[level.path]
+            self._hooked[level.path] = modules[level.path]
 
     def __enter__(self) -> LevelRecorder:
         """Register the hooks."""
@@ -58,7 +58,7 @@ class LevelRecorder:
             ) -> None:
                 self._record(levels, out)
 
-            self._stack.callback(self._modules[path].register_forward_hook(after).remove)
+            self._stack.callback(self._hooked[path].register_forward_hook(after).remove)
         return self
 
     def __exit__(self, *error: object) -> None:
