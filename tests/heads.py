@@ -7,6 +7,7 @@ from torch import nn
 
 import headkit
 from headkit.adapters.backbone.info import BackboneInfo
+from headkit.adapters.backbone.level import Level
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import Kind
 
@@ -32,6 +33,22 @@ def random_head(num_classes: int = 3, **changes: object) -> Head:
             "crop_mode": "center",
         },
         label_names=tuple(f"class {i}" for i in range(num_classes)),
+    )
+    return head.with_changes(**changes)
+
+
+def level_head(num_classes: int = 3, **changes: object) -> Head:
+    """A head over the last features and two levels of a ResNet-50 that does not exist."""
+    generator = np.random.default_rng(1)
+    levels = (Level("last", 5), Level("layer1", 12, "NCHW"), Level("blocks.2", 14, "NLC", 1, 0))
+    head = random_head(
+        num_classes,
+        levels=levels,
+        kind="linear",
+        tensors={
+            "level_head.weight": generator.normal(size=(num_classes, 31)).astype(np.float32),
+            "level_head.bias": generator.normal(size=num_classes).astype(np.float32),
+        },
     )
     return head.with_changes(**changes)
 

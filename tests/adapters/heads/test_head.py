@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import headkit
 from headkit.adapters.heads.head import Head
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, VERSION_1_RULE
-from tests.heads import random_head
+from tests.heads import level_head, random_head
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 
@@ -210,3 +210,55 @@ def test_unknown_keys_are_ignored_so_that_version_1_can_grow(tmp_path: Path) -> 
 def test_head_with_values_that_are_not_finite_is_refused() -> None:
     with pytest.raises(headkit.HeadFormatError, match=r"fc\.weight holds values"):
         random_head(tensors={"fc.weight": np.full((3, 5), np.nan, np.float32)})
+
+
+def test_head_over_levels_is_the_file_that_the_specification_describes(tmp_path: Path) -> None:
+    head = level_head()
+    path = head.save(tmp_path / "head.safetensors")
+    with safe_open(path, framework="numpy") as file:
+        assert file.metadata()["version"] == "2"
+        description = json.loads(file.metadata()["head"])
+        assert sorted(file.keys()) == ["level_head.bias", "level_head.weight"]
+    assert description["requires"] == ["levels"]
+    assert description["levels"] == [
+        {"name": "last", "width": 5},
+        {"name": "layer1", "width": 12, "layout": "NCHW"},
+        {"name": "blocks.2", "width": 14, "layout": "NLC", "prefix": 1, "item": 0},
+    ]
+    loaded = Head.load(path)
+    assert loaded == head
+    assert loaded.digest == head.digest
+    assert loaded.levels == head.levels
+    assert "levels=last, layer1, blocks.2" in repr(loaded)
+    assert headkit.info(path)["levels"] == description["levels"]
+    # Equality sees the levels, whose order is that of the weights.
+    assert head.with_changes(levels=(head.levels[0], head.levels[2], head.levels[1])) != head
+    for rule in (VERSION_1_RULE, CURRENT_RULE):
+        again = head.with_changes(pixels=rule)
+        assert Head.load(again.save(path)).pixels == rule
+        assert again.format_version == "2"
+
+
+def test_head_without_levels_does_not_mention_them() -> None:
+    description = random_head().to_json()
+    assert not {"levels", "requires", "thresholds"} & set(description)
+
+
+def test_thresholds_are_data_of_the_labels(tmp_path: Path) -> None:
+    classes = 5000
+    thresholds = tuple(round(number / classes, 6) for number in range(classes))
+    head = random_head(classes, task="multilabel", thresholds=thresholds)
+    loaded = Head.load(head.save(tmp_path / "head.safetensors"))
+    assert loaded.thresholds == thresholds
+    assert loaded == head
+    old = head.with_changes(pixels=VERSION_1_RULE)
+    assert old.format_version == "2"
+    assert Head.load(old.save(tmp_path / "head.safetensors")) == old
+    assert head.with_changes(thresholds=None, pixels=VERSION_1_RULE).format_version == "1"
+    for changes, message in (
+        ({"task": "multiclass"}, "has thresholds and the task 'multiclass', expected multilabel"),
+        ({"thresholds": (0.5, 0.5)}, "has 2 thresholds, expected 5000, one per class"),
+        ({"thresholds": (*thresholds[:-1], 1.5)}, "head.thresholds is a list of 5,000 values"),
+    ):
+        with pytest.raises(headkit.HeadFormatError, match=message):
+            head.with_changes(**changes)

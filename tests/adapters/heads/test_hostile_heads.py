@@ -15,9 +15,10 @@ import torch
 
 import headkit
 from headkit.adapters.heads.head import Head
-from tests.heads import random_head
+from tests.heads import level_head, random_head
 
 DESCRIPTION = random_head().to_json()
+LEVEL_DESCRIPTION = level_head().to_json()
 TENSORS = dict(random_head().tensors)
 
 
@@ -62,7 +63,12 @@ HOSTILE: dict[str, Any] = {
     "created": ["now\n- injected: yes", "x" * 65, 3],
     "versions": [{"a": 1}, ["x"], {"a": "b" * 201}],
     "notes": [3, ["x"]],
-    "requires": [["levels"], "levels", [["x"]], 5],
+    "requires": [["levels"], ["delta"], "levels", [["x"]], 5],
+    "levels": [
+        *([], {}, "last", [["last"]], [3], [None], 5, [{"name": "last"}], [{"width": 5}]),
+        [{"name": "last", "width": 5}],  # requires lacks it
+    ],
+    "thresholds": [[0.5] * 3, [0.5] * 2, 0.5, {}, [0.5, 0.5, "x"], [0.5, 0.5, 2], [-1, 0, 1]],
     "pixels": [{}, None, [], {"orientation": "exif"}, 3],
 }
 HOSTILE_BACKBONE: dict[str, Any] = {
@@ -117,6 +123,86 @@ def test_value_out_of_bounds_is_refused_by_name(
     assert words.get(key, key) in message
     assert message.isprintable()
     assert len(message) < 1000
+
+
+def write_levels(path: Path, tensors: Any = None, **changes: Any) -> Path:
+    values = dict(level_head().tensors) if tensors is None else tensors
+    described = {k: torch.as_tensor(v) for k, v in values.items()}
+    return write(path, described, **{**LEVEL_DESCRIPTION, **changes})
+
+
+HOSTILE_LEVEL: dict[str, list[Any]] = {
+    "name": [
+        *("", "x" * 201, "a b", "../x", "a/b", "layer1\n", "a\x1b[2J", "a\u202eb", "a-b"),
+        *(
+            "layer1()",
+            "a[0]",
+            "__import__('os')",
+            "a:b",
+            "a:1:2",
+            ":1",
+            "last",
+            3,
+            None,
+            ["a"],
+            "é",
+        ),
+    ],
+    "width": [0, -1, 2**24 + 1, 10**30, 1.5, "12", None, True, 13, [12]],
+    "layout": ["", "NCWH", "nchw", 3, None, ["NCHW"], "x" * 1000],
+    "prefix": [-1, 1, 2**16 + 1, 1.0, "0", None, False],
+    "item": [-1, 1001, 1.5, "0", True, [0]],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in HOSTILE_LEVEL.items() for value in values]
+)
+def test_level_out_of_bounds_is_refused_by_name(tmp_path: Path, key: str, value: Any) -> None:
+    levels = [dict(one) for one in LEVEL_DESCRIPTION["levels"]]
+    levels[1][key] = value
+    path = write_levels(tmp_path / "x.safetensors", levels=levels)
+    with pytest.raises(headkit.HeadFormatError) as refused:
+        Head.load(path)
+    message = str(refused.value)
+    # A width in the bounds contradicts the tensors, and a second "last" has no layout.
+    assert (key if value not in (13, "last") else "width" if value == 13 else "last") in message
+    assert message.isprintable()
+    assert len(message) < 1000
+
+
+def test_levels_that_contradict_the_rest_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    levels = LEVEL_DESCRIPTION["levels"]
+    assert Head.load(write_levels(path)) == level_head(created=LEVEL_DESCRIPTION["created"])
+    many = [{"name": f"layer{n}", "width": 1, "layout": "NCHW"} for n in range(65)]
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"levels": many}, "levels is a list of 65 values, expected a list of 1 to 64 objects"),
+        ({"levels": [*levels, levels[1]]}, "2 levels called 'layer1', expected distinct names"),
+        ({"levels": [*levels, levels[0]]}, "2 levels called 'last', expected distinct names"),
+        ({"levels": levels[:2]}, r"expected \{'level_head.weight': \[3, 17\]"),
+        ({"requires": []}, "has levels, but its requires lacks 'levels'"),
+        ({"requires": ["levels", "projection"]}, "requires 'projection', which this headkit"),
+        ({"kind": "own"}, "has levels and the kind 'own', expected the kind 'linear'"),
+        ({"kind": "mlp"}, "has levels and the kind 'mlp', expected the kind 'linear'"),
+        ({"num_classes": 4, "label_names": None}, r"level_head.weight': \[4, 31\]"),
+    ]
+    for changes, message in cases:
+        with pytest.raises(headkit.HeadFormatError, match=message):
+            Head.load(write_levels(path, **changes))
+    shapes: list[dict[str, tuple[int, ...]]] = [
+        {"level_head.weight": (3, 31)},
+        {"level_head.weight": (3, 31), "level_head.bias": (4,)},
+        {"level_head.weight": (3, 31), "level_head.bias": (3, 1)},
+        {"level_head.weight": (31, 3), "level_head.bias": (3,)},
+        {"level_head.weight": (3, 31, 1), "level_head.bias": (3,)},
+        {"fc.weight": (3, 31), "fc.bias": (3,)},
+        {"level_head.weight": (3, 31), "level_head.bias": (3,), "fc.bias": (3,)},
+    ]
+    for one in shapes:
+        tensors = {name: torch.zeros(shape) for name, shape in one.items()}
+        with pytest.raises(headkit.HeadFormatError, match="has tensors of the shapes"):
+            Head.load(write_levels(path, tensors))
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,27 @@ def test_wrapped_model_takes_a_head_and_gives_features(
         assert torch.equal(headkit.classify(wrapped, features), expected)
 
 
+def test_wrapped_model_takes_a_head_over_levels(
+    wrap: Callable[[nn.Module], Any], tmp_path: Path
+) -> None:
+    x = torch.rand(2, 3, 160, 160)
+    model = headkit.adapt(active_backbone(), 3, levels="all")
+    head = headkit.save_head(model, tmp_path / "head.safetensors")
+    with torch.inference_mode():
+        expected = model(x)
+    wrapped = wrap(active_backbone())
+    with torch.inference_mode():
+        wrapped(x)  # a compiled model has code without the hooks
+    headkit.attach(wrapped, head)
+    found = headkit.head_of(wrapped)
+    assert found.with_changes(created=head.created) == head
+    with torch.inference_mode():
+        assert (wrapped(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    headkit.adapt(wrapped, 2)
+    with torch.inference_mode():
+        assert list(wrapped(x).shape) == [2, 2]
+
+
 def _one(features: Any) -> torch.Tensor:
     assert isinstance(features, torch.Tensor)
     return features
