@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -282,3 +284,32 @@ def test_plain_timm_loads_the_other_tensors_of_the_model(tmp_path: Path) -> None
     missing = plain.load_state_dict(state, strict=False)
     assert missing.missing_keys == []
     assert set(missing.unexpected_keys) == {"level_head.weight", "level_head.bias"}
+
+
+def test_reader_in_the_specification_computes_the_logits(tmp_path: Path) -> None:
+    document = (Path(__file__).parents[3] / "docs/head-file.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", document, re.DOTALL | re.M)
+    (reader,) = (block for block in blocks if "level_head.weight" in block)
+    assert len(reader.splitlines()) <= 10
+    model, images = trained(SMALL)
+    path = tmp_path / "head.safetensors"
+    headkit.save_head(model, path)
+    plain = timm.create_model(SMALL).eval()
+    plain.load_state_dict(active_backbone().state_dict())
+    plain.reset_classifier(0)
+    names: dict[str, Any] = {
+        "json": json,
+        "torch": torch,
+        "linear": linear,
+        "safe_open": safetensors.safe_open,
+        "adaptive_avg_pool2d": adaptive_avg_pool2d,
+        "avg_pool2d": avg_pool2d,
+        "load_file": safetensors.torch.load_file,
+        "path": path,
+        "model": plain,
+        "images": images,
+    }
+    with torch.no_grad():
+        exec(compile(reader, "docs/head-file.md", "exec"), names)  # noqa: S102
+        expected = model(images)
+    assert (names["logits"] - expected).abs().max() <= 1e-5 * expected.abs().max()
