@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from headkit.registry.catalogue import models
     from headkit.registry.store.store import HeadStore
 
+    from .diff import diff_heads
     from .estimator import HeadClassifier
     from .evaluate import evaluate
     from .evaluation import Evaluation
@@ -85,6 +86,7 @@ _NAMES_BY_MODULE = {
     "benchmarks.compare.compare": ("compare",),
     "export.graph.graft": ("graft",),
     "export.predict.predictor": ("Predictor",),
+    "diff": ("diff_heads",),
     "evaluate": ("evaluate",),
     "evaluation": ("Evaluation",),
     "estimator": ("HeadClassifier",),
@@ -122,6 +124,7 @@ __all__ = [
     "classify",
     "compare",
     "describe_data",
+    "diff_heads",
     "evaluate",
     "export",
     "extract",

@@ -307,3 +307,28 @@ def _run_predictor(
             f"most {max_unreadable:.0%} (max_unreadable): {'; '.join(unreadable[:_LISTED])}"
         )
     return _Found(np.concatenate(logits), np.array(targets), len(unreadable))
+
+
+def run_head(
+    head: Head,
+    dataset: ImageDataset,
+    *,
+    backbone: nn.Module | str | None,
+    weights: Mapping[str, Any],
+    folder: Path | None,
+    options: Mapping[str, Any],
+) -> Array:
+    """Return the logits ``[N, num_outputs]`` of the readable images of a data set.
+
+    Args:
+        head: The head.
+        dataset: The images; their targets make no difference.
+        backbone: See ``evaluate``.
+        weights: The arguments ``weights`` and ``remap`` of ``evaluate``.
+        folder: See ``load_backbone_of``.
+        options: Options of ``open_extraction``.
+
+    Raises:
+        DataError, UnknownArchitecture, WeightsError, BackboneMismatch: See ``evaluate``.
+    """
+    return _run_head(head, dataset, backbone, weights, folder, options).logits

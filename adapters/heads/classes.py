@@ -140,14 +140,14 @@ def _find(head: Head, labels: Iterable[str]) -> list[int]:
 
 def _take(head: Head, rows: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
     """Return the tensors of a head with only these rows of its last layer."""
-    per_class = _tensors_per_class(head)
+    per_class = tensors_per_class(head)
     return {
         name: np.ascontiguousarray(np.asarray(tensor)[rows]) if name in per_class else tensor
         for name, tensor in head.tensors.items()
     }
 
 
-def _tensors_per_class(head: Head) -> set[str]:
+def tensors_per_class(head: Head) -> set[str]:
     """Return the names of the tensors that have a row per class.
 
     Raises:
@@ -165,7 +165,7 @@ def _tensors_per_class(head: Head) -> set[str]:
     norms = {
         shape
         for name, shape in shapes.items()
-        if shape and len(shape) == 1 and name.rpartition(".")[0] + "." not in layers
+        if shape and len(shape) == 1 and _module(name) not in layers
     }
     is_plain = all(
         name.endswith("weight") and shape[0] == head.num_classes and set(shape[2:]) <= {1}
@@ -179,4 +179,9 @@ def _tensors_per_class(head: Head) -> set[str]:
             f"{describe({name: list(shape) for name, shape in shapes.items()})}, expected one "
             "linear layer: fit a head of the kind 'linear', whose classes can be selected"
         )
-    return {name for name in shapes if name.rpartition(".")[0] + "." in layers}
+    return {name for name in shapes if _module(name) in layers}
+
+
+def _module(name: str) -> str:
+    """Return the part of a tensor's name before the last word, with the dot."""
+    return name[: name.rfind(".") + 1]

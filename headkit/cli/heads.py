@@ -1,4 +1,4 @@
-"""The commands ``heads …``: extract heads, and publish, find, fetch and roll them back."""
+"""The commands ``heads …``: extract and change heads; publish, find, fetch and roll them back."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import classes
 from .terminal import Json, format_lines, format_table, show
 
 if TYPE_CHECKING:
     from headkit.registry.store.store import HeadStore
 
 app = typer.Typer(
-    help="Extract heads from checkpoints; publish, find, fetch and roll back heads in a store.",
+    help="Extract heads from checkpoints, change and compare heads; publish, find, fetch and roll "
+    "back heads in a store.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+for _command in (classes.select, classes.drop, classes.rename, classes.diff):
+    app.command()(_command)
 
 Store = Annotated[
     str | None,
