@@ -19,6 +19,9 @@ from headkit.adapters.backbone.classifier import (
     replace_classifier,
 )
 from headkit.adapters.backbone.fingerprint import forget_untrained
+from headkit.adapters.backbone.level import LAST, Level
+from headkit.adapters.backbone.level_head import without_level_head
+from headkit.adapters.backbone.levels import vector_levels
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.compat import unwrap
 from headkit.adapters.errors import DataError, ExportError
@@ -40,7 +43,7 @@ from headkit.export.graph.heads_in_graph import (
     write_metadata,
 )
 from headkit.export.graph.hub_config import hub_config
-from headkit.export.graph.metadata import FORMS, ModelInfo, shared_description
+from headkit.export.graph.metadata import FORMS, ModelInfo, level_output, shared_description
 from headkit.export.graph.onnx_file import num_bytes, temporary_model, write
 from headkit.export.precision.calibrate import (
     MAX_COST,
@@ -95,6 +98,7 @@ def export(
     label_names: Sequence[str] | None = None,
     preprocess: bool = False,
     probabilities: bool = False,
+    levels: str | Sequence[str] | None = None,
     precision: str = "fp32",
     images: ImageLike | Iterable[ImageLike] | None = None,
     max_cost: float = MAX_COST,
@@ -127,6 +131,9 @@ def export(
             size. The graph resizes, crops and normalizes them.
         probabilities: Add the output ``probabilities``: softmax or sigmoid of the logits divided
             by the head's temperature.
+        levels: Levels that the backbone computes, so that heads over them can be grafted or
+            passed later: names, or ``all``. Default: those that the given heads read. In the form
+            ``backbone``, each one is an output ``level_NAME``.
         precision: Precision of the backbone: ``fp32``, ``fp16`` (half the size, for GPUs) or
             ``int8`` (static quantization, a quarter of the size, for CPUs). Heads stay float32.
         images: For a reduced precision, a folder or list of images like those that the model will
@@ -163,6 +170,7 @@ def export(
         model_or_head, form, backbone=backbone, weights=weights, remap=remap, names=label_names
     )
     check_heads(form, heads, probabilities=probabilities)
+    chosen = _choose_levels(model, list(heads.values()) or [first], levels)
     info = ModelInfo(
         form=form,
         backbone=shared_description(first),
@@ -171,6 +179,7 @@ def export(
         classifier="",
         versions=_versions(),
         probabilities=probabilities,
+        levels=chosen,
     )
     for head in heads.values():
         # All heads need the same preprocessing and pooling.
@@ -182,11 +191,18 @@ def export(
         samples = Images.load(images, first.pretrained_cfg, first.pixels)
 
     # int8 does not quantize the projections inside fused attention.
-    converted = convert(model, first, optimize=optimize, quantizable=precision == "int8")
-    graph = converted.backbone
-    info = replace(
-        info, features=feature_shapes(graph), classifier=encode_model(converted.classifier)
+    converted = convert(
+        model,
+        next((head for head in heads.values() if not head.levels), first),
+        chosen,
+        optimize=optimize,
+        quantizable=precision == "int8",
     )
+    graph = converted.backbone
+    shapes = feature_shapes(graph)
+    for name in map(level_output, chosen):
+        del shapes[name]
+    info = replace(info, features=shapes, classifier=encode_model(converted.classifier))
     small = None if samples is None else reduce_precision(graph, precision, samples)
     info = add_heads(graph, info, heads)
     with temporary_model(graph, path) as plain:
@@ -273,9 +289,25 @@ def _load_model_and_heads(
                 first, weights, backbone=backbone, remap=remap, folder=folder
             )
         model = copy_structure(unwrap(backbone), share_tensors=True)
-        attach_in_turn(model, reversed(heads.values()))  # the first head stays attached
+        # The first head stays attached, or the first one that reads the last features alone.
+        over_levels = [head for head in heads.values() if head.levels]
+        others = [head for head in heads.values() if not head.levels]
+        attach_in_turn(model, [*over_levels, *reversed(others)])
     first = next(iter(heads.values()))
-    return model.eval(), {} if form == "backbone" else heads, first
+    return without_level_head(model).eval(), {} if form == "backbone" else heads, first
+
+
+def _choose_levels(
+    model: nn.Module, heads: Sequence[Head], levels: str | Sequence[str] | None
+) -> tuple[Level, ...]:
+    """Return the requested levels, or else those that some head reads.
+
+    Raises:
+        ContractError: The model has no such level.
+    """
+    if levels is None:
+        levels = [level.name for head in heads for level in head.levels if level.name != LAST]
+    return vector_levels(model, levels)
 
 
 def _add_preprocessing(

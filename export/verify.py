@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,23 @@ import onnxruntime as ort
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, linear
 
 from headkit.adapters.backbone.forward import classify, features
 from headkit.adapters.errors import ExportError, ParityError, first_line
 from headkit.adapters.heads.attach import attach
+from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.tasks import get_task
 from headkit.adapters.images.pixels import MODES
 from headkit.export.graph.heads_in_graph import Heads
-from headkit.export.graph.metadata import ModelInfo, logits_name, probabilities_name
+from headkit.export.graph.metadata import (
+    LEVEL_BIAS,
+    LEVEL_WEIGHT,
+    ModelInfo,
+    level_output,
+    logits_name,
+    probabilities_name,
+)
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 
@@ -65,6 +73,12 @@ def verify(
     size = info.backbone["pretrained_cfg"]["input_size"]
     images = {n: random_images(n, size, generator) for n in VERIFIED_BATCHES}
     entering = {batch: features(model, pixels.to(device)) for batch, pixels in images.items()}
+    levels = [level.name for level in info.levels]
+    rows = {
+        batch: features(model, pixels.to(device), levels)
+        for batch, pixels in images.items()
+        if levels or any(head.levels for head in heads.values())
+    }
     outputs = {batch: _run(session, pixels.numpy(), batch) for batch, pixels in images.items()}
     differences = dict.fromkeys(VERIFIED_BATCHES, 0.0)
 
@@ -82,16 +96,30 @@ def verify(
             values = (tensors,) if isinstance(tensors, Tensor) else tensors
             for name, tensor in zip(info.features, values, strict=True):
                 compare(batch, name, tensor)
+            for level in info.levels:
+                compare(batch, level_output(level), rows[batch][level.name])
     for name, head in heads.items():
-        if len(heads) > 1:
+        if len(heads) > 1 and not head.levels:
             attach(model, head, force=True)
         for batch, tensors in entering.items():
-            logits = classify(model, tensors)
+            logits = (
+                _classify_levels(head, rows[batch]) if head.levels else classify(model, tensors)
+            )
             compare(batch, logits_name(name), logits)
             if info.probabilities:
                 probabilities = get_task(head.task).tensor_scores(logits, head.temperature)
                 compare(batch, probabilities_name(name), probabilities)
     return differences
+
+
+def _classify_levels(head: Head, levels: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits of a head over levels ``[batch, num_classes]``."""
+    row = torch.cat([levels[level.name] for level in head.levels], 1)
+    weight, bias = (
+        torch.from_numpy(np.asarray(head.tensors[name], np.float32)).to(row.device)
+        for name in (LEVEL_WEIGHT, LEVEL_BIAS)
+    )
+    return linear(row, weight, bias)
 
 
 def random_images(number: int, size: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -18,8 +18,9 @@ Branches = tuple[np.ndarray[Any, np.dtype[np.float32]], ...]
 
 Run = Callable[[Pixels], Branches]
 """A function that runs the backbone. It takes pixels, uint8 ``[batch, channels, height, width]``,
-resized and cropped, and returns float32 features, one array ``[batch, …]`` per branch. The batch
-always has the size that the runtime was started with."""
+resized and cropped, and returns float32 features, one array ``[batch, …]`` per branch, followed by
+one array ``[batch, width]`` per level. The batch always has the size that the runtime was started
+with."""
 
 
 class Runtime(Protocol):
@@ -49,15 +50,20 @@ class Runtime(Protocol):
     @property
     def versions(self) -> dict[str, str]: ...  # noqa: D102
 
-    def start(self, model: nn.Module, folder: Path, batch_size: int, /) -> Run:
+    def start(
+        self, model: nn.Module, folder: Path, batch_size: int, /, levels: str | Sequence[str] = ()
+    ) -> Run:
         """Prepare the backbone and return the function that runs it.
 
         Args:
             model: A frozen timm model. It is not changed.
             folder: Folder in which the runtime may keep a converted backbone for the next time.
             batch_size: Number of images per call.
+            levels: Names of levels whose vectors follow the branches, in the model's order, or
+                ``all`` for all levels. ``last`` adds nothing: the branches are the last features.
 
         Raises:
             ExportError: The runtime cannot run this backbone.
+            ContractError: The backbone has no such level.
         """
         ...

@@ -45,7 +45,7 @@ CHECKSUMS = "checksums"
 DESCRIBED = ("kind", "label_names", "num_classes", "pixels", "task", "temperature")
 """What the checksum of a head covers of its description."""
 _OPSET_IMPORT, _PROPERTY, _FUNCTION = 8, 14, 25
-_PROPERTIES = ("backbone", "classifier", "features")
+_PROPERTIES = ("backbone", "classifier", "features", "levels")
 """Entries of the metadata that describe the backbone."""
 _NODE, _INPUT = 1, 11
 _NAME_OF = {_NODE: 3, _INPUT: 1, INITIALIZER: 8}
@@ -157,12 +157,14 @@ def checksum_of_head(
     """Return the checksum of a head in an exported model, which stores its tensors in float32.
 
     Args:
-        description: The ``head`` entry of the head file; ``DESCRIBED`` of it counts.
+        description: The ``head`` entry of the head file; ``DESCRIBED`` and the levels of it count.
         tensors: The head's tensors by name.
     """
     from headkit.adapters.heads.checksum import compute_checksum  # needs ml_dtypes
 
     described = {key: description.get(key) for key in DESCRIBED}
+    if "levels" in description:
+        described["levels"] = description["levels"]
     stored = {name: np.asarray(tensor) for name, tensor in tensors.items()}
     return compute_checksum(
         json.dumps(described, sort_keys=True, ensure_ascii=False, separators=(",", ":")),

@@ -7,7 +7,7 @@ file, and the output ``logits``. ``heads_in_graph`` adds its nodes to a backbone
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ def classifier_model(
     return converted
 
 
-def is_linear(head: Head, features: Mapping[str, Shape]) -> bool:
+def is_linear(head: Head, features: Collection[str]) -> bool:
     """Return True if logits are ``features @ weight.T + bias``, whatever the head's kind.
 
     This holds for ``linear`` heads and for architectures whose own classifier is an ``nn.Linear``
@@ -69,11 +69,14 @@ def is_linear(head: Head, features: Mapping[str, Shape]) -> bool:
     ranks = [np.ndim(tensor) for name, tensor in head.tensors.items() if name.endswith("weight")]
     names = {name.rpartition(".")[2] for name in head.tensors}
     plain = ranks in ([2], [4]) and len(names) == len(head.tensors) and names <= {"weight", "bias"}
-    return head.kind in ("own", "linear") and len(features) == 1 and plain
+    reads_features = len(features) == 1 and not head.levels
+    return head.kind in ("own", "linear") and reads_features and plain
 
 
-def can_build(head: Head, features: Mapping[str, Shape]) -> bool:
-    """Return True if this module can build the classifier model; otherwise torch converts it."""
+def can_build(head: Head, features: Collection[str]) -> bool:
+    """Return True if this package can build the graph; otherwise torch converts the classifier."""
+    if head.levels:
+        return True
     return is_linear(head, features) or (len(features) == 1 and head.kind in ("mlp", "cosine"))
 
 

@@ -22,6 +22,7 @@ from headkit.adapters.backbone.classifier import (
     replace_classifier,
 )
 from headkit.adapters.backbone.forward import Backbone, ClassifierModule, features
+from headkit.adapters.backbone.level import Level
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.compat import has_fusion, split_attention
 from headkit.adapters.errors import ExportError, first_line
@@ -31,7 +32,7 @@ from headkit.export.optimize import passes
 
 from .classifier_graph import CLASSES, can_build
 from .condconv import replace_condconv
-from .heads_in_graph import feature_shapes
+from .metadata import level_output
 
 TRACED_BATCH = 2
 OPSET = 20
@@ -46,7 +47,7 @@ class Converted:
 
     Attributes:
         backbone: Graph from ``pixel_values`` ``[batch, channels, height, width]`` to ``features``,
-            and ``features_1``, … if the classifier reads several.
+            and ``features_1``, … if the classifier reads several; and to ``level_NAME``.
         classifier: Graph of the classifier (``classifier_graph``); None if headkit can build it
             without torch.
     """
@@ -57,13 +58,20 @@ class Converted:
 
 @torch.no_grad()
 def convert(
-    model: nn.Module, head: Head, *, optimize: bool = True, quantizable: bool = False
+    model: nn.Module,
+    head: Head,
+    levels: Sequence[Level] = (),
+    *,
+    optimize: bool = True,
+    quantizable: bool = False,
 ) -> Converted:
     """Convert the backbone of a model, and the classifier of its head.
 
     Args:
-        model: A timm model with ``head`` attached, in eval mode. It is not changed.
+        model: A timm model with ``head`` attached, in eval mode. It is not changed. If the head
+            reads levels, the model has its own classifier instead.
         head: The head, whose input size and kind of classifier are used.
+        levels: Levels whose vectors the backbone outputs.
         optimize: Rewrite the backbone's graph for speed.
         quantizable: Use only rewrites after which the graph can be quantized.
 
@@ -84,16 +92,16 @@ def convert(
     entering = (output,) if isinstance(output, Tensor) else output
     names = [f"features_{number}" if number else "features" for number in range(len(entering))]
     program = _export_program(
-        Backbone(_prepare(model)),
+        Backbone(_prepare(model), levels),
         (x,),
         inputs=["pixel_values"],
-        outputs=names,
+        outputs=[*names, *map(level_output, levels)],
         dynamic_shapes=({0: _BATCH},),
         what=name_of(model),
     )
     _name_as_in_state_dict(program)
     backbone = passes.optimize(program, quantizable=quantizable) if optimize else program
-    if can_build(head, feature_shapes(backbone)):
+    if can_build(head, names):
         return Converted(backbone, None)
     return Converted(backbone, _convert_classifier(model, head, entering, names))
 

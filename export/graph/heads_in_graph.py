@@ -28,7 +28,17 @@ from .classifier_graph import (
     is_linear,
     weight_and_bias,
 )
-from .metadata import PREFIX, TEMPERATURE, HeadInfo, ModelInfo, logits_name, probabilities_name
+from .level_row import gemm, lay_out, reads_row, row_nodes, take_back
+from .metadata import (
+    LEVEL_BIAS,
+    LEVEL_WEIGHT,
+    PREFIX,
+    TEMPERATURE,
+    HeadInfo,
+    ModelInfo,
+    logits_name,
+    probabilities_name,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -45,7 +55,7 @@ def add_heads(
     """Add heads to a backbone, in place, and write the metadata.
 
     Args:
-        model: A backbone; its outputs are the features.
+        model: A backbone; its outputs are the features and levels.
         info: Description of the resulting model; ``heads`` replace the heads in it.
         heads: As many heads as the form allows.
         known: Descriptions of heads that ``remove_heads`` returned, by name; the
@@ -114,7 +124,7 @@ def remove_heads(model: onnx.ModelProto, info: ModelInfo) -> dict[str, Head]:
     del graph.input[:], graph.node[:], graph.output[:]
     graph.input.extend(kept_inputs)
     graph.node.extend(kept_nodes)
-    graph.output.extend(_declare(name, dims) for name, dims in info.features.items())
+    graph.output.extend(_declare(name, dims) for name, dims in info.values.items())
     return heads
 
 
@@ -136,16 +146,20 @@ def put_preprocessing(model: onnx.ModelProto, preprocessing: onnx.ModelProto) ->
 
 
 def head_model(info: ModelInfo, head: Head, opset: int) -> onnx.ModelProto:
-    """Return a small model of the head alone, from features to logits."""
+    """Return a small model of the head alone, from features and levels to logits."""
     graph = helper.make_graph(
-        [], "head", [_declare(name, dims) for name, dims in info.features.items()], []
+        [], "head", [_declare(name, dims) for name, dims in info.values.items()], []
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     model.ir_version = 10
-    _add_logits(model, info, head, PREFIX, "logits", {name: name for name in head.tensors})
     model.graph.output.append(_declare("logits", ["batch", head.num_classes]))
-    for name, tensor in head.tensors.items():
-        model.graph.initializer.append(_constant(name, tensor))
+    if reads_row(info, head):
+        model.graph.node.extend([*row_nodes(info), gemm(LEVEL_WEIGHT, LEVEL_BIAS, "logits")])
+        tensors = lay_out(info, head)
+    else:
+        _add_logits(model, info, head, PREFIX, "logits", {name: name for name in head.tensors})
+        tensors = dict(head.tensors)
+    model.graph.initializer.extend(_constant(name, tensor) for name, tensor in tensors.items())
     return model
 
 
@@ -186,10 +200,17 @@ def check_heads(form: str, heads: Heads, *, probabilities: bool) -> None:
 def _add_one_head(model: onnx.ModelProto, info: ModelInfo, head: Head) -> None:
     """Add the only head; its tensors keep their names, as constants or overridable initializers."""
     graph, swappable = model.graph, info.form == "swappable"
-    inputs = _add_logits(model, info, head, PREFIX, "logits", {name: name for name in head.tensors})
     classes = "num_classes" if swappable else head.num_classes
+    tensors: Mapping[str, Any] = head.tensors
+    if reads_row(info, head):
+        graph.node.extend([*row_nodes(info), gemm(LEVEL_WEIGHT, LEVEL_BIAS, "logits")])
+        tensors = lay_out(info, head)
+        inputs = [_declare(name, [classes, *tensor.shape[1:]]) for name, tensor in tensors.items()]
+    else:
+        names = {name: name for name in head.tensors}
+        inputs = _add_logits(model, info, head, PREFIX, "logits", names)
     graph.output.append(_declare("logits", ["batch", classes]))
-    for name, tensor in head.tensors.items():
+    for name, tensor in tensors.items():
         array = np.asarray(tensor)
         graph.initializer.append(_constant(name, np.atleast_1d(array) if swappable else array))
     if swappable:
@@ -201,14 +222,20 @@ def _add_one_head(model: onnx.ModelProto, info: ModelInfo, head: Head) -> None:
 
 
 def _add_many_heads(model: onnx.ModelProto, info: ModelInfo, heads: Heads) -> None:
-    """Add linear heads as rows of one matrix, and the others one by one."""
+    """Add linear heads as rows of one matrix, and the others one by one.
+
+    Heads over levels are the rows of a second matrix.
+    """
     graph = model.graph
+    over_levels = {name: head for name, head in heads.items() if head.levels}
+    if over_levels:
+        _add_heads_over_levels(graph, info, over_levels)
     linear = {name: head for name, head in heads.items() if is_linear(head, info.features)}
     if linear:
         _add_linear_heads(graph, info, {logits_name(name): h for name, h in linear.items()})
     for name, head in heads.items():
         prefix, logits = f"{PREFIX}{name}/", logits_name(name)
-        if name not in linear:
+        if name not in linear and name not in over_levels:
             names = {tensor: f"{prefix}{tensor}" for tensor in head.tensors}
             _add_logits(model, info, head, prefix, logits, names)
             graph.initializer.extend(_constant(names[n], t) for n, t in head.tensors.items())
@@ -222,10 +249,8 @@ def _add_many_heads(model: onnx.ModelProto, info: ModelInfo, heads: Heads) -> No
 def _add_linear_heads(graph: onnx.GraphProto, info: ModelInfo, heads: Heads) -> None:
     ((feature, dims),) = info.features.items()
     matrices = [weight_and_bias(head) for head in heads.values()]
-    sizes = np.array([head.num_classes for head in heads.values()], np.int64)
     graph.initializer.append(_constant(_WEIGHT, np.concatenate([weight for weight, _ in matrices])))
     graph.initializer.append(_constant(_BIAS, np.concatenate([bias for _, bias in matrices])))
-    graph.initializer.append(_constant(f"{PREFIX}sizes", sizes))
     row = feature
     if len(dims) != 2:
         row = f"{PREFIX}row"
@@ -234,22 +259,44 @@ def _add_linear_heads(graph: onnx.GraphProto, info: ModelInfo, heads: Heads) -> 
     graph.node.append(
         helper.make_node("Gemm", [row, _WEIGHT, _BIAS], [stack], name=stack, transB=1)
     )
-    split = f"{PREFIX}split"
-    graph.node.append(
-        helper.make_node("Split", [stack, f"{PREFIX}sizes"], list(heads), name=split, axis=1)
-    )
+    _split(graph, stack, f"{PREFIX}sizes", f"{PREFIX}split", heads)
+
+
+def _add_heads_over_levels(graph: onnx.GraphProto, info: ModelInfo, heads: Heads) -> None:
+    laid = [lay_out(info, head) for head in heads.values()]
+    for stacked, name in ((_ROW_WEIGHT, LEVEL_WEIGHT), (_ROW_BIAS, LEVEL_BIAS)):
+        array = np.concatenate([tensors[name] for tensors in laid])
+        graph.initializer.append(_constant(stacked, array))
+    stack = f"{PREFIX}level_stack"
+    graph.node.extend([*row_nodes(info), gemm(_ROW_WEIGHT, _ROW_BIAS, stack)])
+    outputs = {logits_name(name): head for name, head in heads.items()}
+    _split(graph, stack, f"{PREFIX}level_sizes", f"{PREFIX}level_split", outputs)
+
+
+def _split(graph: onnx.GraphProto, stack: str, sizes: str, name: str, heads: Heads) -> None:
+    """Split stacked logits into the outputs of heads."""
+    numbers = np.array([head.num_classes for head in heads.values()], np.int64)
+    graph.initializer.append(_constant(sizes, numbers))
+    graph.node.append(helper.make_node("Split", [stack, sizes], list(heads), name=name, axis=1))
 
 
 _WEIGHT, _BIAS = f"{PREFIX}weight", f"{PREFIX}bias"
+_ROW_WEIGHT, _ROW_BIAS = f"{PREFIX}level_weight", f"{PREFIX}level_bias"
 
 
 def _read_heads(info: ModelInfo, tensors: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Head]:
     """Read heads from the initializers that ``_add_one_head`` or ``_add_many_heads`` added."""
     heads: dict[str, Head] = {}
-    at = 0
+    at = at_levels = 0
     for head in info.heads:
         shapes = head.tensors
-        if info.form != "multi":
+        if info.form == "multi" and head.levels:
+            rows = slice(at_levels, at_levels + head.num_classes)
+            at_levels += head.num_classes
+            own = take_back(info, head, tensors[_ROW_WEIGHT][rows], tensors[_ROW_BIAS][rows])
+        elif reads_row(info, head):
+            own = take_back(info, head, tensors[LEVEL_WEIGHT], tensors[LEVEL_BIAS])
+        elif info.form != "multi":
             own = {name: tensors[name].reshape(shape) for name, shape in shapes.items()}
         elif f"{PREFIX}{head.name}/{next(iter(shapes))}" in tensors:
             own = {name: tensors[f"{PREFIX}{head.name}/{name}"] for name in shapes}

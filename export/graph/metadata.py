@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from headkit.adapters.backbone.level import LAST, Level
 from headkit.adapters.bounds import (
     Bound,
     check_object,
@@ -21,7 +22,11 @@ from headkit.adapters.bounds import (
 )
 from headkit.adapters.errors import BackboneMismatch, ExportError, HeadFormatError, first_line
 from headkit.adapters.heads.schema import (
+    LEVEL_HEAD,
+    LEVELS,
+    MAX_LEVELS,
     check_description,
+    check_levels,
     check_pixels,
     check_requires,
     check_shapes,
@@ -40,11 +45,13 @@ FORMAT = "headkit"
 VERSIONS = ("1", "2")
 PREFIX = "head/"
 """Start of all names that belong to heads, except the tensors of a model's only head."""
+LEVEL_WEIGHT, LEVEL_BIAS = f"{LEVEL_HEAD}.weight", f"{LEVEL_HEAD}.bias"
+"""Initializers of the only head of a model with levels."""
 TEMPERATURE = "temperature"
 """Overridable initializer of a swappable model that has probabilities."""
 FORMS = ("merged", "swappable", "multi", "backbone")
 _TEXT = ("form", "classifier", "precision", "probabilities", "preprocess")
-_JSON = ("backbone", "features", "heads", "cost", "versions")
+_JSON = ("backbone", "features", "heads", "cost", "versions", LEVELS)
 _OBJECT = Bound("an object", lambda value: isinstance(value, Mapping))
 _DIMENSION = Bound(
     "a size, or the name of a dimension",
@@ -62,6 +69,7 @@ _ENTRIES: dict[str, Bound] = {
     "probabilities": one_of("0", "1"),
     "preprocess": one_of("0", "1"),
 }
+_OPTIONAL_ENTRIES: dict[str, Bound] = {LEVELS: list_of(_OBJECT, 1, MAX_LEVELS)}
 _HEAD_ENTRY: dict[str, Bound] = {
     "name": text(200, r"[^\x00-\x1f\x7f]*"),
     "id": text(64, r"[0-9a-f]{64}|", "64 hexadecimal digits, or nothing"),
@@ -87,6 +95,11 @@ def logits_name(head: str) -> str:
 def probabilities_name(head: str) -> str:
     """Return the name of the output with the probabilities of the head named ``head``."""
     return f"probabilities_{head}" if head else "probabilities"
+
+
+def level_output(level: Level) -> str:
+    """Return the name of the value with the vector of a level."""
+    return f"level_{level.name}"
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,11 @@ class HeadInfo:
         return VERSION_1_RULE if rule is None else check_pixels(rule)
 
     @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels that the head reads; empty for a head that reads the last features alone."""
+        return check_levels(self.description.get(LEVELS, ()))
+
+    @property
     def label_names(self) -> list[str]:
         """One name per class; if the head has no names, the class numbers as text."""
         return self.description.get("label_names") or [str(n) for n in range(self.num_classes)]
@@ -165,6 +183,8 @@ class ModelInfo:
         preprocess: The model takes raw images.
         checksum: ``checksum_of_backbone`` of the model; empty for a model without checksums, as
             those of headkit 0.1.
+        levels: The levels that the model computes for heads, in the order of the backbone, without
+            the last features.
     """
 
     form: str
@@ -178,6 +198,15 @@ class ModelInfo:
     probabilities: bool = False
     preprocess: bool = False
     checksum: str = ""
+    levels: tuple[Level, ...] = ()
+
+    @property
+    def values(self) -> dict[str, list[int | str]]:
+        """Shapes of what heads read, by name: the features and the levels."""
+        levels: dict[str, list[int | str]] = {
+            level_output(level): ["batch", level.width] for level in self.levels
+        }
+        return {**self.features, **levels}
 
     def is_of_head(self, name: str) -> bool:
         """Return True if a node, an input or an initializer of this name belongs to a head."""
@@ -188,7 +217,8 @@ class ModelInfo:
         """Names that the tensors of the only head have in the graph."""
         if self.form == "multi":
             return frozenset()
-        return frozenset({name for head in self.heads for name in head.tensors} | {TEMPERATURE})
+        names = {name for head in self.heads for name in head.tensors} | {TEMPERATURE}
+        return frozenset(names | ({LEVEL_WEIGHT, LEVEL_BIAS} if self.levels else set()))
 
     def head(self, name: str | None = None) -> HeadInfo:
         """Return the head named ``name``; if None, the only head.
@@ -241,6 +271,31 @@ class ModelInfo:
                     f"{own}: export the head to a model of its own{or_force}"
                 )
 
+        self._check_levels(head)
+
+    def _check_levels(self, head: Head) -> None:
+        """Raise unless the model computes what the head reads.
+
+        Raises:
+            ExportError: It does not compute a level.
+            BackboneMismatch: It computes a level of that name in another way.
+        """
+        own = {level.name: level for level in self.levels}
+        read = [level for level in head.levels if level.name != LAST]
+        missing = [level.name for level in read if level.name not in own]
+        if missing:
+            raise ExportError(
+                f"this head reads the levels {', '.join(missing)}, but the model computes "
+                f"{'only ' + ', '.join(own) if own else 'the last features alone'}: export it "
+                "again with levels='all' (--levels all), or with the names of the levels"
+            )
+        for level in read:
+            if own[level.name] != level:
+                raise BackboneMismatch(
+                    f"this head reads the level {level.to_json()}, but the model computes "
+                    f"{own[level.name].to_json()}: export the head with its own backbone"
+                )
+
     def with_heads(self, *heads: HeadInfo) -> ModelInfo:
         """Return a copy with other heads."""
         return replace(self, heads=heads)
@@ -262,11 +317,14 @@ class ModelInfo:
             for head in self.heads
         ]
         # Version 1 is enough, and older versions of headkit read it, if no head records a rule.
-        has_rule = any("pixels" in head.description for head in self.heads)
-        added = {"requires": "[]"} if has_rule else {}
+        has_levels = bool(self.levels) or any(head.levels for head in self.heads)
+        new = has_levels or any("pixels" in head.description for head in self.heads)
+        added = {"requires": _json([LEVELS] if has_levels else [])} if new else {}
+        if self.levels:
+            added[LEVELS] = _json([level.to_json() for level in self.levels])
         props = {
             "format": FORMAT,
-            "version": "2" if has_rule else "1",
+            "version": "2" if new else "1",
             "form": self.form,
             "backbone": _json(self.backbone),
             "features": _json(self.features),
@@ -330,7 +388,7 @@ def _read(props: Mapping[str, str], name: str) -> ModelInfo:
     checksum, checksums = _read_checksums(props)
     values = {key: json.loads(props[key]) for key in _JSON if key in props}
     values |= {key: props[key] for key in _TEXT if key in props}
-    entries = check_object(values, _ENTRIES, _ENTRIES, name)
+    entries = check_object(values, {**_ENTRIES, **_OPTIONAL_ENTRIES}, _ENTRIES, name)
     shared = check_object(entries["backbone"], _SHARED_ENTRIES, _SHARED_ENTRIES, "backbone")
     check_description({**shared, "num_classes": 1}, "backbone")
     classifier = base64.b64decode(entries["classifier"], validate=True)
@@ -361,10 +419,30 @@ def _read(props: Mapping[str, str], name: str) -> ModelInfo:
         probabilities=entries["probabilities"] == "1",
         preprocess=entries["preprocess"] == "1",
         checksum=checksum,
+        levels=_read_levels(entries.get(LEVELS, []), props, heads),
     )
     if not _count_fits(info) or len({head.name for head in heads}) < len(heads):
         raise ValueError(f"the form {info.form!r} has {len(heads)} heads: its entries disagree")
     return info
+
+
+def _read_levels(
+    entries: Sequence[object], props: Mapping[str, str], heads: Sequence[HeadInfo]
+) -> tuple[Level, ...]:
+    """Return the levels that a model computes, after a check that they suffice for its heads."""
+    levels = check_levels(entries, "the model")
+    if levels and LEVELS not in json.loads(props.get("requires", "[]")):
+        raise ValueError(f"it has {LEVELS}, but its entry 'requires' lacks {LEVELS!r}")
+    if any(level.name == LAST for level in levels):
+        raise ValueError(f"{LEVELS} has {LAST!r}, expected levels other than the last features")
+    for head in heads:
+        for level in head.levels:
+            if level.name != LAST and level not in levels:
+                raise ValueError(
+                    f"the head {head.name!r} reads the level {level.name}, which is not among the "
+                    "levels of the model"
+                )
+    return levels
 
 
 def _count_fits(info: ModelInfo) -> bool:

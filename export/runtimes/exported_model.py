@@ -87,10 +87,10 @@ def _check_values(info: ModelInfo, shapes: Shapes) -> None:
     Raises:
         ValueError: It does not.
     """
-    # Only ``graft`` and ``Predictor.features`` need the features of a model with heads.
+    # Only ``graft`` and ``Predictor.features`` need the features and levels of a model with heads.
     expected = {
         name: [1, *dims[1:]]
-        for name, dims in info.features.items()
+        for name, dims in info.values.items()
         if info.form == "backbone" or name in shapes
     }
     expected |= {head.output: [1, head.num_classes] for head in info.heads}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx
 from torch import nn
 
 from headkit.adapters.backbone.fingerprint import backbone_info
+from headkit.adapters.backbone.levels import vector_levels
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.compat import model_arguments
 from headkit.adapters.errors import ExportError
@@ -31,28 +33,34 @@ def converter_versions() -> dict[str, str]:
     return {name: version(name) for name in ("headkit", "onnxscript", "timm", "torch")}
 
 
-def onnx_backbone(model: nn.Module, folder: Path, *, optimize: bool = True) -> Path:
+def onnx_backbone(
+    model: nn.Module, folder: Path, *, optimize: bool = True, levels: str | Sequence[str] = ()
+) -> Path:
     """Return the ONNX file of a backbone; export and verify it unless ``folder`` has it intact.
 
     The input is ``image`` uint8 ``[batch, 3, H, W]``, already resized and cropped. The outputs are
-    the features of each branch.
+    the features of each branch, followed by the vectors of the levels.
 
     Args:
         model: The backbone.
         folder: Folder of the files. Their names contain a hash of everything that they depend on.
         optimize: Rewrite the graph with ONNX Runtime's own operators, which other runtimes do not
             support.
+        levels: Names of levels, or ``all`` for all levels. ``last`` adds nothing.
 
     Raises:
         ExportError: See ``export``.
+        ContractError: The backbone has no such level.
     """
     cfg = preprocessing(model)
+    chosen = [level.to_json() for level in vector_levels(model, levels)]
     key = {
         "fingerprint": backbone_info(model).fingerprint,
         "model_args": {k: str(v) for k, v in model_arguments(model).items() if k != "num_classes"},
         "preprocessing": cfg,
         "optimize": optimize,
         "versions": converter_versions(),
+        **({"levels": chosen} if chosen else {}),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     path = folder / f"{timm_cfg(model)['architecture']}-{digest}.onnx"
@@ -61,7 +69,13 @@ def onnx_backbone(model: nn.Module, folder: Path, *, optimize: bool = True) -> P
         return path
     make_folder(folder)
     with writing(path), temporary_folder(path) as temporary:
-        plain = export(model, temporary / "backbone.onnx", "backbone", optimize=optimize)
+        plain = export(
+            model,
+            temporary / "backbone.onnx",
+            "backbone",
+            levels=[level["name"] for level in chosen],
+            optimize=optimize,
+        )
         graph = onnx.load(plain.path)
     try:
         preprocess = Preprocess.from_cfg(cfg)

@@ -113,11 +113,18 @@ class OnnxRuntime:
 
         return {"onnxruntime": version("onnxruntime"), **converter_versions()}
 
-    def start(self, model: nn.Module, folder: Path, _batch_size: int, /) -> Run:
+    def start(
+        self,
+        model: nn.Module,
+        folder: Path,
+        _batch_size: int,
+        /,
+        levels: str | Sequence[str] = (),
+    ) -> Run:
         """See ``Runtime``."""
         from .onnx_backbone import onnx_backbone
 
-        session = open_session(onnx_backbone(model, folder), self.threads)
+        session = open_session(onnx_backbone(model, folder, levels=levels), self.threads)
 
         def run(pixels: Pixels) -> Branches:
             outputs = session.run(None, {"image": pixels})

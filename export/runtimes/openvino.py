@@ -100,12 +100,19 @@ class OpenVinoRuntime:
 
         return {"openvino": version("openvino"), **converter_versions()}
 
-    def start(self, model: nn.Module, folder: Path, batch_size: int, /) -> Run:
+    def start(
+        self,
+        model: nn.Module,
+        folder: Path,
+        batch_size: int,
+        /,
+        levels: str | Sequence[str] = (),
+    ) -> Run:
         """See ``Runtime``."""
         from .onnx_backbone import onnx_backbone
 
         # OpenVINO does not support ONNX Runtime's own operators.
-        path = onnx_backbone(model, folder, optimize=False)
+        path = onnx_backbone(model, folder, optimize=False, levels=levels)
         compiled = compile_model(
             path, batch_size, self.precision, threads=self.threads, NUM_STREAMS=self.streams
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ from torch import nn
 
 from headkit.adapters.backbone.classifier import find_classifier, replace_classifier
 from headkit.adapters.backbone.forward import Backbone, features
+from headkit.adapters.backbone.level_head import without_level_head
+from headkit.adapters.backbone.levels import vector_levels
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.preprocessing import preprocessing
+from headkit.adapters.compat import unwrap
 from headkit.adapters.features.runtime import Branches, Pixels, Precision, Run
 
 from .inference import Array, InferenceModel, LoadedModel, RunConfig
@@ -36,14 +39,22 @@ class TorchRuntime:
         """Version of torch."""
         return {"torch": torch.__version__}
 
-    def start(self, model: nn.Module, _folder: Path, _batch_size: int, /) -> Run:
+    def start(
+        self,
+        model: nn.Module,
+        _folder: Path,
+        _batch_size: int,
+        /,
+        levels: str | Sequence[str] = (),
+    ) -> Run:
         """See ``Runtime``."""
         device = next(model.parameters()).device
         cfg = preprocessing(model)
         mean, std = (
             torch.tensor(cfg[key], device=device).view(-1, 1, 1) for key in ("mean", "std")
         )
-        model = model.to(memory_format=torch.channels_last)
+        model = without_level_head(unwrap(model)).to(memory_format=torch.channels_last)
+        chosen = vector_levels(model, levels)
         checked = False
 
         @torch.no_grad()
@@ -55,12 +66,13 @@ class TorchRuntime:
             # The arithmetic of torchvision's ToTensor and Normalize, in their order.
             images = images.float().div(255).sub(mean).div(std)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                output = extract(images) if checked else features(model, images)
+                if not checked:
+                    features(model, images)
+                branches = extract(images)
             checked = True
-            branches = (output,) if isinstance(output, torch.Tensor) else output
             return tuple(branch.float().cpu().numpy() for branch in branches)
 
-        extract = Backbone(_with_classes(model))
+        extract = Backbone(_with_classes(model), chosen)
         return run
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,16 @@ class PixelsAsFeatures:
     precision: Precision = "fp32"
     versions: dict[str, str] = {}  # noqa: RUF012 - as the protocol has it
 
-    def start(self, _model: object, _folder: Path, _batch_size: int, /) -> Run:
+    def start(
+        self,
+        _model: object,
+        _folder: Path,
+        _batch_size: int,
+        /,
+        levels: str | Sequence[str] = (),
+    ) -> Run:
+        assert not levels
+
         def run(pixels: Pixels) -> Branches:
             return (pixels.reshape(len(pixels), -1).astype(np.float32),)
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from headkit.adapters.backbone.level import LAST, Level
 
-from .find import ALL, choose_levels, examine_levels, find_levels, last_level, last_row
+from .find import (
+    ALL,
+    choose_levels,
+    examine_levels,
+    find_levels,
+    last_level,
+    last_row,
+    vector_levels,
+)
 from .layout import level_vector, to_map
 from .listing import levels
 from .recorder import LevelRecorder
@@ -22,4 +30,5 @@ __all__ = [
     "level_vector",
     "levels",
     "to_map",
+    "vector_levels",
 ]

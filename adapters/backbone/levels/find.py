@@ -101,6 +101,19 @@ def choose_levels(model: nn.Module, names: str | Sequence[str]) -> tuple[Level, 
     return tuple(level for name, level in existing.items() if name in wanted)
 
 
+def vector_levels(model: nn.Module, names: str | Sequence[str]) -> tuple[Level, ...]:
+    """Return what ``choose_levels`` returns, without ``last``: a module's output gives a vector.
+
+    Without names, nothing is searched.
+
+    Raises:
+        ContractError: See ``choose_levels``.
+    """
+    if not names:
+        return ()
+    return tuple(level for level in choose_levels(model, names) if level.name != LAST)
+
+
 def examine_levels(model: nn.Module) -> FoundLevels:
     """Return the levels of ``model``, or why it has none.
 

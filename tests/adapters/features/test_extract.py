@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ class Counting(TorchRuntime):
 
     images = 0
 
-    def start(self, model: Any, folder: Path, batch_size: int) -> Run:
-        run = super().start(model, folder, batch_size)
+    def start(
+        self, model: Any, folder: Path, batch_size: int, /, levels: str | Sequence[str] = ()
+    ) -> Run:
+        run = super().start(model, folder, batch_size, levels)
 
         def run_and_count(pixels: Pixels) -> Branches:
             Counting.images += len(pixels)
