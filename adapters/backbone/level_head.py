@@ -13,7 +13,7 @@ from .module_copy import copy_structure
 
 if TYPE_CHECKING:
     from .classifier import Classifier
-    from .level_hooks import LevelRecord
+    from .levels.install import LevelRecord
 
 LEVEL_HEAD = "level_head"
 """Path of the module in a model."""
@@ -23,7 +23,7 @@ class LevelHead(nn.Linear):
     """A linear classifier over levels: ``row @ weight.T + bias``.
 
     The row is the concatenation of the levels' vectors. Hooks of the model collect them, see
-    ``level_hooks``.
+    ``levels.install``.
 
     Attributes:
         levels: The levels in the order of the row.

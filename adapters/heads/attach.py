@@ -29,8 +29,8 @@ from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.backbone.labels import label_names_of, set_label_names
 from headkit.adapters.backbone.level import LAST
 from headkit.adapters.backbone.level_head import level_head_of
-from headkit.adapters.backbone.level_hooks import install_level_head
 from headkit.adapters.backbone.levels import choose_levels, find_levels, last_level
+from headkit.adapters.backbone.levels.install import install_level_head
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg

@@ -29,9 +29,6 @@ from . import (
     fit as cli_fit,
 )
 from . import (
-    heads as cli_heads,
-)
-from . import (
     models as cli_models,
 )
 from . import (
@@ -43,6 +40,7 @@ from . import (
 from . import (
     serve as cli_serve,
 )
+from .heads import store as cli_heads
 from .terminal import Json, format_lines, parse_count, progress_bar, show
 
 app = typer.Typer(

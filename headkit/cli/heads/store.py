@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headkit.cli.terminal import Json, format_lines, format_table, show
+
 from . import classes
-from .terminal import Json, format_lines, format_table, show
 
 if TYPE_CHECKING:
     from headkit.registry.store.store import HeadStore

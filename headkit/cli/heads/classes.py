@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import BatchSize, Cache, MaxUnreadable, NoCache, Workers, choose_cache
-from .terminal import HeadBackbone, HeadWeights, Json, Remap, progress_bar, show
+from headkit.cli.options import BatchSize, Cache, MaxUnreadable, NoCache, Workers, choose_cache
+from headkit.cli.terminal import HeadBackbone, HeadWeights, Json, Remap, progress_bar, show
 
 if TYPE_CHECKING:
     from headkit.adapters.heads.difference import HeadDifference

@@ -15,15 +15,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from headkit.adapters.backbone.classifier import name_of, replace_classifier
+from headkit.adapters.backbone.forward_record import ForwardRecord, drop_repeated
+from headkit.adapters.backbone.level import LAST, Level
+from headkit.adapters.backbone.level_head import LEVEL_HEAD, LevelHead, put_level_head
+from headkit.adapters.backbone.module_copy import part_of_model
+from headkit.adapters.backbone.timm_exceptions import POOLED_PART, find_row
 from headkit.adapters.errors import ContractError
 
-from .classifier import name_of, replace_classifier
-from .forward_record import ForwardRecord, drop_repeated
-from .level import LAST, Level
-from .level_head import LEVEL_HEAD, LevelHead, put_level_head
-from .levels import last_row, level_vector
-from .module_copy import part_of_model
-from .timm_exceptions import POOLED_PART, find_row
+from .find import last_row
+from .layout import level_vector
 
 
 @dataclass
