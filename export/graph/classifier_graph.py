@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from headkit.adapters.errors import ExportError
 from headkit.adapters.heads.head import Head
+
+from .linear import is_linear
 
 CLASSES = "num_classes"
 """Name of the dynamic dimension whose size is the number of classes."""
@@ -60,32 +61,11 @@ def classifier_model(
     return converted
 
 
-def is_linear(head: Head, features: Collection[str]) -> bool:
-    """Return True if logits are ``features @ weight.T + bias``, whatever the head's kind.
-
-    This holds for ``linear`` heads and for architectures whose own classifier is an ``nn.Linear``
-    or a 1 x 1 convolution. A head of kind ``own`` that does more has more tensors.
-    """
-    ranks = [np.ndim(tensor) for name, tensor in head.tensors.items() if name.endswith("weight")]
-    names = {name.rpartition(".")[2] for name in head.tensors}
-    plain = ranks in ([2], [4]) and len(names) == len(head.tensors) and names <= {"weight", "bias"}
-    reads_features = len(features) == 1 and not head.levels
-    return head.kind in ("own", "linear") and reads_features and plain
-
-
 def can_build(head: Head, features: Collection[str]) -> bool:
     """Return True if this package can build the graph; otherwise torch converts the classifier."""
     if head.levels:
         return True
     return is_linear(head, features) or (len(features) == 1 and head.kind in ("mlp", "cosine"))
-
-
-def weight_and_bias(head: Head) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return weight ``[num_classes, num_features]`` and bias ``[num_classes]`` of a linear head."""
-    tensors = {name.rpartition(".")[2]: np.asarray(t) for name, t in head.tensors.items()}
-    weight = tensors["weight"].reshape(head.num_classes, -1).astype(np.float32)
-    bias = tensors.get("bias", np.zeros(head.num_classes)).astype(np.float32)
-    return weight, bias
 
 
 def declared_shape(value: onnx.ValueInfoProto) -> list[int | str]:

@@ -25,6 +25,7 @@ from .heads_in_graph import (
     remove_heads,
     swappable_inputs,
 )
+from .level_row import reads_row
 from .metadata import PREFIX, TEMPERATURE, ModelInfo
 from .onnx_file import OpenModel, open_model
 
@@ -69,7 +70,8 @@ def graft(
         The description of the new model.
 
     Raises:
-        BackboneMismatch: The head was trained on another backbone.
+        BackboneMismatch: The head was trained on another backbone, or the model does not compute a
+            level that it reads.
         ExportError: The model is damaged or was changed after its export, or the head does not fit
             it.
         OutputError: ``out`` cannot be written, has another suffix, is the head file, or is
@@ -138,10 +140,11 @@ def _replace(
         info = replace(info, form="merged")
     heads = remove_heads(model, info)
     names = source.value_names()
-    missing = sorted(set(info.features) - names)
+    missing = sorted(set(info.values) - names)
     if missing:
         raise ExportError(f"the model does not compute {missing[0]!r:.60}, which heads take")
-    _check_new_names(head, names)
+    if not reads_row(info, head):
+        _check_new_names(head, names)
     info = replace(info, cost={key: cost for key, cost in info.cost.items() if key != name})
     return add_heads(model, info, _with_head(info, heads, name, head, add=add), known)
 
@@ -151,6 +154,8 @@ def _check_same_tensors(info: ModelInfo, head: Head) -> None:
     if info.form not in ("merged", "swappable"):
         return
     own = info.heads[0]
+    if reads_row(info, own) or reads_row(info, head):
+        return
     differing = sorted(own.tensors.keys() ^ head.tensors.keys())
     same_kind = own.description.get("kind") == head.kind
     if same_kind and any(not f".{name}".endswith(".bias") for name in differing):
@@ -210,7 +215,7 @@ def _check_runs(info: ModelInfo, head: Head, opset: int) -> None:
         for batch in CHECKED_BATCHES:
             features = {
                 key: generator.normal(size=(batch, *map(int, dims[1:]))).astype(np.float32)
-                for key, dims in info.features.items()
+                for key, dims in info.values.items()
             }
             (logits,) = session.run(["logits"], features)
             if logits.shape != (batch, head.num_classes) or not np.isfinite(logits).all():

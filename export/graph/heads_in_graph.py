@@ -25,10 +25,9 @@ from .classifier_graph import (
     classifier_model,
     declared_shape,
     decode_model,
-    is_linear,
-    weight_and_bias,
 )
-from .level_row import gemm, lay_out, reads_row, row_nodes, take_back
+from .level_row import lay_out, pooled_branches, reads_row, take_back
+from .linear import is_linear, weight_and_bias
 from .metadata import (
     LEVEL_BIAS,
     LEVEL_WEIGHT,
@@ -36,6 +35,7 @@ from .metadata import (
     TEMPERATURE,
     HeadInfo,
     ModelInfo,
+    level_output,
     logits_name,
     probabilities_name,
 )
@@ -154,7 +154,7 @@ def head_model(info: ModelInfo, head: Head, opset: int) -> onnx.ModelProto:
     model.ir_version = 10
     model.graph.output.append(_declare("logits", ["batch", head.num_classes]))
     if reads_row(info, head):
-        model.graph.node.extend([*row_nodes(info), gemm(LEVEL_WEIGHT, LEVEL_BIAS, "logits")])
+        model.graph.node.extend(_row_nodes(info, LEVEL_WEIGHT, LEVEL_BIAS, "logits"))
         tensors = lay_out(info, head)
     else:
         _add_logits(model, info, head, PREFIX, "logits", {name: name for name in head.tensors})
@@ -203,7 +203,7 @@ def _add_one_head(model: onnx.ModelProto, info: ModelInfo, head: Head) -> None:
     classes = "num_classes" if swappable else head.num_classes
     tensors: Mapping[str, Any] = head.tensors
     if reads_row(info, head):
-        graph.node.extend([*row_nodes(info), gemm(LEVEL_WEIGHT, LEVEL_BIAS, "logits")])
+        graph.node.extend(_row_nodes(info, LEVEL_WEIGHT, LEVEL_BIAS, "logits"))
         tensors = lay_out(info, head)
         inputs = [_declare(name, [classes, *tensor.shape[1:]]) for name, tensor in tensors.items()]
     else:
@@ -268,9 +268,25 @@ def _add_heads_over_levels(graph: onnx.GraphProto, info: ModelInfo, heads: Heads
         array = np.concatenate([tensors[name] for tensors in laid])
         graph.initializer.append(_constant(stacked, array))
     stack = f"{PREFIX}level_stack"
-    graph.node.extend([*row_nodes(info), gemm(_ROW_WEIGHT, _ROW_BIAS, stack)])
+    graph.node.extend(_row_nodes(info, _ROW_WEIGHT, _ROW_BIAS, stack))
     outputs = {logits_name(name): head for name, head in heads.items()}
     _split(graph, stack, f"{PREFIX}level_sizes", f"{PREFIX}level_split", outputs)
+
+
+def _row_nodes(info: ModelInfo, weight: str, bias: str, output: str) -> list[onnx.NodeProto]:
+    """Return the nodes that compute the row of ``level_row`` and its product with a matrix."""
+    nodes, parts = [], []
+    row, product = f"{PREFIX}level_row", f"{PREFIX}level_product"
+    for name in pooled_branches(info):
+        part = name
+        if len(info.features[name]) != 2:
+            part = f"{row}_{name}"
+            nodes.append(helper.make_node("Flatten", [name], [part], name=part, axis=1))
+        parts.append(part)
+    parts += map(level_output, info.levels)
+    nodes.append(helper.make_node("Concat", parts, [row], name=row, axis=1))
+    inputs = [row, weight, bias]
+    return [*nodes, helper.make_node("Gemm", inputs, [output], name=product, transB=1)]
 
 
 def _split(graph: onnx.GraphProto, stack: str, sizes: str, name: str, heads: Heads) -> None:

@@ -1,28 +1,28 @@
-"""The row that heads over levels read in an exported model, and their weights for it. No torch.
+"""The row that heads over levels read in an exported model, and their weights for it.
 
-The row holds the last features, followed by all levels of the model in its order. A head that reads
-less has zeros for the rest, so all heads of a model have the same width.
+Neither torch nor the package ``onnx`` is needed. The row holds the last features, followed by all
+levels of the model in its order. A head that reads less has zeros for the rest, so all heads of a
+model have the same width.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import NodeProto, helper
 
 from headkit.adapters.backbone.level import LAST
 from headkit.adapters.errors import ExportError
-from headkit.adapters.heads.head import Head
 
-from .classifier_graph import is_linear, weight_and_bias
-from .metadata import LEVEL_BIAS, LEVEL_WEIGHT, PREFIX, HeadInfo, ModelInfo, level_output
+from .linear import is_linear, weight_and_bias
+from .metadata import LEVEL_BIAS, LEVEL_WEIGHT, HeadInfo, ModelInfo
+
+if TYPE_CHECKING:  # running a model needs no safetensors
+    from headkit.adapters.heads.head import Head
 
 Array = np.ndarray[Any, Any]
-ROW = f"{PREFIX}level_row"
-"""Name of the value with the row."""
 
 
 def row_width(info: ModelInfo) -> int:
@@ -30,23 +30,17 @@ def row_width(info: ModelInfo) -> int:
     return sum(width for _, width in _parts(info))
 
 
-def row_nodes(info: ModelInfo) -> list[NodeProto]:
-    """Return the nodes that compute ``ROW`` ``[batch, width]`` from the features and levels."""
-    nodes, parts = [], []
-    for name in _pooled(info):
-        if len(info.features[name]) != 2:
-            flat = f"{ROW}_{name}"
-            nodes.append(helper.make_node("Flatten", [name], [flat], name=flat, axis=1))
-            name = flat
-        parts.append(name)
-    parts += map(level_output, info.levels)
-    return [*nodes, helper.make_node("Concat", parts, [ROW], name=ROW, axis=1)]
+def last_row(info: ModelInfo, branches: Sequence[Array]) -> Array:
+    """Return the last features ``[batch, width]`` of what the backbone computes.
 
-
-def gemm(weight: str, bias: str, output: str) -> NodeProto:
-    """Return the node that computes logits of the row."""
-    name = f"{PREFIX}{output}_of_levels"
-    return helper.make_node("Gemm", [ROW, weight, bias], [output], name=name, transB=1)
+    Args:
+        info: Description of the model.
+        branches: The features of each branch, ``[batch, …]``.
+    """
+    of_name = dict(zip(info.features, branches, strict=True))
+    return np.concatenate(
+        [of_name[n].reshape(len(of_name[n]), -1) for n in pooled_branches(info)], 1
+    )
 
 
 def reads_row(info: ModelInfo, head: Head | HeadInfo) -> bool:
@@ -126,12 +120,12 @@ def _places(info: ModelInfo) -> Iterator[tuple[str, slice]]:
 
 def _parts(info: ModelInfo) -> Iterator[tuple[str, int]]:
     features = info.features
-    yield LAST, sum(math.prod(map(int, features[name][1:])) for name in _pooled(info))
+    yield LAST, sum(math.prod(map(int, features[name][1:])) for name in pooled_branches(info))
     for level in info.levels:
         yield level.name, level.width
 
 
-def _pooled(info: ModelInfo) -> Sequence[str]:
+def pooled_branches(info: ModelInfo) -> Sequence[str]:
     """Return the branches that the last features consist of, see ``last_row``."""
     features: Mapping[str, Sequence[int | str]] = info.features
     return [

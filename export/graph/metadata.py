@@ -247,7 +247,8 @@ class ModelInfo:
 
         Raises:
             BackboneMismatch: The architecture differs; or, unless ``force``, the weights, the
-                pooling or the preprocessing differ.
+                pooling or the preprocessing differ. Or the model does not compute a level that
+                the head reads.
         """
         if head.architecture != self.backbone["architecture"]:
             raise BackboneMismatch(
@@ -277,14 +278,13 @@ class ModelInfo:
         """Raise unless the model computes what the head reads.
 
         Raises:
-            ExportError: It does not compute a level.
-            BackboneMismatch: It computes a level of that name in another way.
+            BackboneMismatch: It does not compute a level, or computes it in another way.
         """
         own = {level.name: level for level in self.levels}
         read = [level for level in head.levels if level.name != LAST]
         missing = [level.name for level in read if level.name not in own]
         if missing:
-            raise ExportError(
+            raise BackboneMismatch(
                 f"this head reads the levels {', '.join(missing)}, but the model computes "
                 f"{'only ' + ', '.join(own) if own else 'the last features alone'}: export it "
                 "again with levels='all' (--levels all), or with the names of the levels"
@@ -295,6 +295,28 @@ class ModelInfo:
                     f"this head reads the level {level.to_json()}, but the model computes "
                     f"{own[level.name].to_json()}: export the head with its own backbone"
                 )
+
+    def choose_levels(self, names: str | Sequence[str]) -> tuple[Level, ...]:
+        """Return levels of the model by name, in its order; ``last`` adds nothing.
+
+        Args:
+            names: Names of levels, or ``all``.
+
+        Raises:
+            ExportError: The model does not compute such a level.
+        """
+        if names == "all":
+            return self.levels
+        wanted = [names] if isinstance(names, str) else list(names)
+        own = [level.name for level in self.levels]
+        unknown = [name for name in wanted if name not in (LAST, *own)]
+        if unknown:
+            raise ExportError(
+                f"the model does not compute the level {', '.join(map(repr, unknown))}; it "
+                f"computes {', '.join((LAST, *own))}: export it again with levels='all' "
+                "(--levels all), or with the names of the levels"
+            )
+        return tuple(level for level in self.levels if level.name in wanted)
 
     def with_heads(self, *heads: HeadInfo) -> ModelInfo:
         """Return a copy with other heads."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +16,15 @@ from headkit.adapters.errors import BackboneMismatch, ExportError, OutputError, 
 from headkit.adapters.files import atomic_path, check_readable
 from headkit.adapters.heads.tasks import TASKS, get_task
 from headkit.adapters.images.pixel_rule import VERSION_1_RULE, PixelRule
+from headkit.export.graph.level_row import lay_out, reads_row
 from headkit.export.graph.metadata import TEMPERATURE, HeadInfo, ModelInfo
 
 if TYPE_CHECKING:
     from headkit.adapters.heads.head import Head
 
 Array = np.ndarray[Any, Any]
+_UNKNOWN = ("label_names", "thresholds", "levels", "requires")
+"""Parts of a head's description that an adapter file does not hold."""
 Inputs = Mapping[str, Sequence[int | str]]
 """Shapes of overridable initializers, by name. The dimension of the classes is a string."""
 
@@ -31,19 +36,24 @@ def head_arrays(info: ModelInfo, inputs: Inputs, head: Head) -> dict[str, Array]
         ExportError: The model does not take such a head.
     """
     own = info.heads[0]
-    for key in ("kind", *(["task"] if info.probabilities else [])):
+    over_levels = reads_row(info, head)
+    compared = [] if over_levels else ["kind"]
+    for key in (*compared, *(["task"] if info.probabilities else [])):
         if head.to_json()[key] != own.description[key]:
             raise ExportError(
                 f"this swappable model takes heads whose {key} is {own.description[key]!r}, "
                 f"but the {key} of this head is {head.to_json()[key]!r}: export a model with this "
                 f"head"
             )
-    _check_no_tensor_is_lost(info, inputs, head)
-    arrays = {
-        name: np.atleast_1d(np.asarray(tensor).astype(np.float32))
-        for name, tensor in head.tensors.items()
-        if name in inputs
-    }
+    if over_levels:
+        arrays = lay_out(info, head)
+    else:
+        _check_no_tensor_is_lost(info, inputs, head)
+        arrays = {
+            name: np.atleast_1d(np.asarray(tensor).astype(np.float32))
+            for name, tensor in head.tensors.items()
+            if name in inputs
+        }
     if TEMPERATURE in inputs:
         arrays[TEMPERATURE] = np.array([head.temperature], np.float32)
     expected = {
@@ -65,7 +75,8 @@ def write_adapter(info: ModelInfo, inputs: Inputs, head: Head, path: str | Path)
     The file holds arrays and two integers. The last digit of the adapter version is the head's
     task: 1 multiclass, 2 multilabel, 3 regression. The number before it is the rule for pixels, the
     sum of 1 for the orientation ``exif``, 2 for alpha ``white`` and 4 for the depth ``high_byte``.
-    The model version is the first 31 bits of the fingerprint of the head's backbone. Label names
+    The model version is the first 31 bits of the fingerprint of the head's backbone; for a model
+    with levels, those of a hash of the fingerprint and the levels, see docs/onnx.md. Label names
     stay in the head file. The temperature is one of the arrays if the model computes
     probabilities.
 
@@ -83,7 +94,7 @@ def write_adapter(info: ModelInfo, inputs: Inputs, head: Head, path: str | Path)
         )
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(10 * _encode_rule(head.pixels) + task.adapter_version)
-    adapter.set_model_version(_model_version(head.backbone.fingerprint))
+    adapter.set_model_version(_model_version(info, head.backbone.fingerprint))
     values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
     adapter.set_parameters(values)
     with atomic_path(path) as beside:
@@ -145,12 +156,12 @@ def read_adapter(
     _check_task(info, tasks.get(task, "unknown"), f"the adapter {path}")
     num_classes = _count_classes(inputs, {key: one.shape() for key, one in arrays.items()}, path)
     own = info.heads[0]
-    description = {key: value for key, value in own.description.items() if key != "label_names"}
+    description = {key: value for key, value in own.description.items() if key not in _UNKNOWN}
     description["num_classes"] = num_classes
     description["pixels"] = _decode_rule(rule, path).to_json()
     temperature = arrays.get(TEMPERATURE)
     description["temperature"] = 1.0 if temperature is None else float(temperature.numpy()[0])
-    described = HeadInfo(name, "", description, own.tensors)
+    described = HeadInfo(name, "", description, {} if info.levels else own.tensors)
     return Adapter(described, options, adapter, path.absolute())
 
 
@@ -225,17 +236,30 @@ def _check_task(info: ModelInfo, task: str, whose: str) -> None:
 
 def _check_model_version(info: ModelInfo, model_version: int, path: Path) -> None:
     fingerprint = info.backbone["backbone"]["fingerprint"]
-    if model_version != _model_version(fingerprint):
+    if model_version == _model_version(info, fingerprint):
+        return
+    if info.levels:
         raise BackboneMismatch(
-            f"the adapter {path} was made for a backbone with the fingerprint "
-            f"{f'{model_version << 1:08x}'[:7]}, but the model's backbone has {fingerprint[:7]}: "
-            "make an adapter from a head of this backbone (headkit graft), or pass force=True "
-            "(--force)"
+            f"the adapter {path} was made for a model with another backbone or other levels, "
+            "expected one for this model: make an adapter from a head of this backbone (headkit "
+            "graft), or pass force=True (--force)"
         )
+    raise BackboneMismatch(
+        f"the adapter {path} was made for a backbone with the fingerprint "
+        f"{f'{model_version << 1:08x}'[:7]}, but the model's backbone has {fingerprint[:7]}: "
+        "make an adapter from a head of this backbone (headkit graft), or pass force=True "
+        "(--force)"
+    )
 
 
-def _model_version(fingerprint: str) -> int:
-    """Return the first 31 bits, as an adapter file holds signed integers of 32 bits."""
+def _model_version(info: ModelInfo, fingerprint: str) -> int:
+    """Return the first 31 bits, as an adapter file holds signed integers of 32 bits.
+
+    For a model with levels, they are those of a hash of the fingerprint and the levels.
+    """
+    if info.levels:
+        row = json.dumps([fingerprint, *(level.to_json() for level in info.levels)], sort_keys=True)
+        fingerprint = hashlib.sha256(row.encode()).hexdigest()
     try:
         return int(fingerprint[:8], 16) >> 1
     except ValueError as error:

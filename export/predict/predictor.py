@@ -6,13 +6,16 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 
+from headkit.adapters.backbone.level import LAST
 from headkit.adapters.display import format_count, format_line, format_table
 from headkit.adapters.images.open import ImageLike, ImageReader
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
+from headkit.export.graph.level_row import last_row
+from headkit.export.graph.metadata import level_output
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.model_source import ModelLike, ModelSource
 from headkit.export.runtimes.providers import (
@@ -263,13 +266,34 @@ class Predictor:
         """
         return self._run(pixel_values, [self._heads.one(head)])[0]
 
+    @overload
     def features(
         self,
         images: ImageLike | Iterable[ImageLike],
         *,
+        levels: None = None,
         pixels: PixelRule | None = None,
         batch_size: int = 16,
-    ) -> Array | tuple[Array, ...]:
+    ) -> Array | tuple[Array, ...]: ...
+
+    @overload
+    def features(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        levels: str | Sequence[str],
+        pixels: PixelRule | None = None,
+        batch_size: int = 16,
+    ) -> dict[str, Array]: ...
+
+    def features(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        levels: str | Sequence[str] | None = None,
+        pixels: PixelRule | None = None,
+        batch_size: int = 16,
+    ) -> Array | tuple[Array, ...] | dict[str, Array]:
         """Return the features of images: what enters the classifier, see ``headkit.features``.
 
         A model of the form ``backbone`` outputs them. For the other forms, the first call opens the
@@ -277,6 +301,7 @@ class Predictor:
 
         Args:
             images: See ``__call__``.
+            levels: Names of levels that the model computes, or ``all``.
             pixels: Rule by which images become pixels. Default: that of the model's own head, or
                 of the first head; without heads, the current rule.
             batch_size: See ``__call__``.
@@ -285,12 +310,35 @@ class Predictor:
             float32 ``[N, num_features]`` for most architectures; a tuple of such arrays if the
             classifier has several branches with inputs of their own.
 
+            With ``levels``, a dict: ``last`` is the classifier's input as one row ``[N, width]``,
+            and each level's name stands for its vector ``[N, width]``.
+
         Raises:
             DataError: See ``__call__``.
-            ExportError: ONNX Runtime cannot run the model.
+            ExportError: ONNX Runtime cannot run the model, or it has no such level.
         """
+        if levels is None:
+            branches = self._values(images, self.info.features, pixels, batch_size)
+            return branches[0] if len(branches) == 1 else branches
+        chosen = self.info.choose_levels(levels)
+        values_of = self.info.values
+        names = (*self.info.features, *map(level_output, chosen))
+        shapes = {name: values_of[name] for name in names}
+        values = self._values(images, shapes, pixels, batch_size)
+        count = len(self.info.features)
+        rows = zip((level.name for level in chosen), values[count:], strict=True)
+        return {LAST: last_row(self.info, values[:count]), **dict(rows)}
+
+    def _values(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        shapes: Mapping[str, Sequence[int | str]],
+        pixels: PixelRule | None,
+        batch_size: int,
+    ) -> tuple[Array, ...]:
+        """Return values inside the graph of images, float32 ``[N, …]``."""
         check_at_least_1(batch_size=batch_size)
-        names = list(self.info.features)
+        names = list(shapes)
         batches = []
         for some in gather(self._read(images, [pixels or self._pixels()]), batch_size):
             for image in some:
@@ -299,12 +347,12 @@ class Predictor:
             batch = np.stack([pixels for image in some for pixels in image.pixels.values()])
             batches.append(self._features_session.run(names, self._feed(batch)))
         if batches:
-            branches = tuple(map(np.concatenate, zip(*batches, strict=True)))
+            values = tuple(map(np.concatenate, zip(*batches, strict=True)))
         else:
-            shapes = self.info.features.values()
-            branches = tuple(np.empty([0 if isinstance(n, str) else n for n in s]) for s in shapes)
-        branches = tuple(branch.astype(np.float32) for branch in branches)
-        return branches[0] if len(branches) == 1 else branches
+            values = tuple(
+                np.empty([0 if isinstance(n, str) else n for n in dims]) for dims in shapes.values()
+            )
+        return tuple(value.astype(np.float32) for value in values)
 
     def _pixels(self) -> PixelRule:
         heads = self._heads.all()
@@ -314,7 +362,7 @@ class Predictor:
     def _features_session(self) -> Session:
         if self.info.form == "backbone":
             return self._session
-        return self._session.with_outputs(self.info.features)
+        return self._session.with_outputs(self.info.values)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what another process makes itself when it needs it."""

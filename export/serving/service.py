@@ -220,7 +220,7 @@ class Service:
         return {rule: self._preprocess(self._reader(rule)(content)) for rule in rules}
 
     def _run(self, pixels: Array) -> list[Array]:
-        names = list(self.info.features)
+        names = list(self.info.values)
         return [np.asarray(a) for a in self._session.run(names, {"pixel_values": pixels})]
 
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from headkit.adapters.errors import BackboneMismatch, ExportError, HeadkitError, StoreError
 from headkit.adapters.heads.head import Head
-from headkit.export.graph.classifier_graph import is_linear, weight_and_bias
 from headkit.export.graph.heads_in_graph import head_model
-from headkit.export.graph.metadata import HeadInfo, ModelInfo
+from headkit.export.graph.level_row import last_row, lay_out, reads_row
+from headkit.export.graph.linear import is_linear, weight_and_bias
+from headkit.export.graph.metadata import LEVEL_BIAS, LEVEL_WEIGHT, HeadInfo, ModelInfo
 from headkit.export.runtimes.onnxruntime import open_session
 from headkit.registry.store.layout import STORE, Entry
 from headkit.registry.store.object_storage import ObjectStorage
@@ -46,7 +47,7 @@ class LoadedHead:
 
     Attributes:
         info: Description of the head.
-        logits: Function from the features of each branch, ``[batch, …]``, to logits
+        logits: Function from the features of each branch and the levels, ``[batch, …]``, to logits
             ``[batch, num_classes]``.
         num_bytes: Size of the head's tensors in bytes.
     """
@@ -303,6 +304,8 @@ class StoreHeads:
                 lambda features: features[0].reshape(len(features[0]), -1) @ transposed + bias,
                 head.num_bytes,
             )
+        if reads_row(self.model, head):
+            return self._prepare_over_levels(info, head)
         try:
             model = head_model(self.model, head, OPSET).SerializeToString()
             session = open_session(model, threads=1)
@@ -311,7 +314,21 @@ class StoreHeads:
         names = list(self.model.features)
 
         def logits(features: Sequence[Array]) -> Array:
-            feed = dict(zip(names, features, strict=True))
+            feed = dict(zip(names, features[: len(names)], strict=True))
             return np.asarray(session.run(["logits"], feed)[0])
 
         return LoadedHead(info, logits, head.num_bytes)
+
+    def _prepare_over_levels(self, info: HeadInfo, head: Head) -> LoadedHead:
+        try:
+            laid = lay_out(self.model, head)
+        except ExportError as error:
+            raise BackboneMismatch(str(error)) from error
+        bias, transposed = laid[LEVEL_BIAS], np.ascontiguousarray(laid[LEVEL_WEIGHT].T)
+        count = len(self.model.features)
+
+        def logits(features: Sequence[Array]) -> Array:
+            last = last_row(self.model, features[:count])
+            return np.asarray(np.concatenate([last, *features[count:]], 1) @ transposed + bias)
+
+        return LoadedHead(info, logits, transposed.nbytes + bias.nbytes)

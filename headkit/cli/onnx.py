@@ -42,6 +42,13 @@ def export(
             help="Add an output named probabilities: softmax or sigmoid of the logits.",
         ),
     ] = False,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            help="Levels that the model computes for heads over levels: names separated by commas, "
+            "or all. Default: the levels that the given heads read."
+        ),
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="Precision of the backbone: fp32, fp16 or int8.")
     ] = "fp32",
@@ -89,6 +96,7 @@ def export(
         remap=remap,
         preprocess=preprocess,
         probabilities=probabilities,
+        levels=levels if levels in (None, "all") else levels.split(","),
         precision=precision,
         images=images,
         max_cost=max_cost,
