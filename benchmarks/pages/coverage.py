@@ -15,8 +15,9 @@ For each architecture of timm {timm}, this page shows whether it passes headkit'
 test that the adapter layer works with it and that it can be exported to ONNX. `make docs`
 generates the page from `benchmarks/results/coverage.jsonl`. The command
 `headkit coverage --structure --macs --fresh --out benchmarks/results/coverage.jsonl` writes that
-file from scratch. Three more runs add to it. They replace the first three options with
-`--numeric --max-params 1000M`, with `--export --smallest`, and with `--export --max-params 30M`.
+file from scratch. More runs add to it. They replace the first three options with
+`--numeric --max-params 1000M`, with `--export --smallest`, with `--export --max-params 30M`, with
+`--levels`, and with `--level-maps --smallest`.
 
 | check | architectures | passed | what it checks |
 | --- | --- | --- | --- |
@@ -39,6 +40,17 @@ sizes 1, 3 and 8; the tolerance is 1e-4 times the largest logit. {exported}
 
 {untried}
 
+**levels** runs on the meta device, except for the models that timm cannot run there. It finds the
+modules whose outputs timm's `forward_intermediates` returns; they are the levels that a head may
+read. {levels}
+
+**level_maps** runs on real tensors with random weights. The map of each level must equal, bit for
+bit, what `forward_intermediates` returns. Where timm applies a ReLU to a copy of the module's
+output (`legacy_xception`, `nasnetalarge`, `pnasnet5large`), the map must equal it after that ReLU.
+The vector of each level may differ from its definition by at most 1e-5 times the largest value; the
+largest difference is {worst_level:.1e}. The logits must be the same, bit for bit, with hooks on the
+levels and without them.
+
 {failures}
 
 The columns of the tables are:
@@ -50,8 +62,11 @@ The columns of the tables are:
 - **classifier**: types of the modules of timm's classifier.
 - **kind**: kind of head that `adapt` chooses.
 - **B/class**: bytes per class of that head in float32.
+- **levels**: paths of the modules whose outputs are the levels; a number after a colon is an item
+  of a module's output.
 - **tags**: pretrained tags with their licences.
-- **s, n, e**: results of structure, numeric and export: ✓ passed, ✗ failed, - not checked.
+- **s, n, e, l**: results of structure, numeric, export and level_maps: ✓ passed, ✗ failed, - not
+  checked.
 """
 
 
@@ -71,11 +86,18 @@ def page(rows: dict[Key, Row]) -> str:
                     ("numeric", "the adapter layer works, on real tensors"),
                     ("export", "ONNX Runtime agrees with torch"),
                     ("macs", "multiply-adds can be counted"),
+                    ("levels", "levels can be looked for"),
+                    ("level_maps", "levels are what timm returns"),
                 )
             ),
             worst=max((r["difference"] for r in numeric.values() if r["passed"]), default=0.0),
             untried=_untried(structure, numeric),
             exported=_exported(structure, by_check["export"]),
+            levels=_levels(structure, by_check["levels"]),
+            worst_level=max(
+                (r["difference"] for r in by_check["level_maps"].values() if r["passed"]),
+                default=0.0,
+            ),
             failures=_failures(by_check),
         )
     ]
@@ -85,8 +107,8 @@ def page(rows: dict[Key, Row]) -> str:
     for family, names in sorted(families.items()):
         sections.append(f"## {family}\n")
         sections.append(
-            "| architecture | M | GMAC | features | input | classifier | kind | B/class | tags "
-            "| s, n, e |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+            "| architecture | M | GMAC | features | input | classifier | kind | B/class | levels "
+            f"| tags | s, n, e, l |\n{'| --- ' * 11}|"
         )
         sections.append("\n".join(_line(name, by_check) for name in names) + "\n")
     return "\n".join(sections)
@@ -124,6 +146,18 @@ def _exported(structure: dict[str, Row], export: dict[str, Row]) -> str:
     )
 
 
+def _levels(structure: dict[str, Row], levels: dict[str, Row]) -> str:
+    """Return how many architectures have levels, and which have none and why."""
+    found = {name: row for name, row in levels.items() if row["passed"]}
+    having = [name for name, row in found.items() if row["levels"]]
+    text = f"{len(having)} of {len(found)} architectures have levels."
+    unchecked = len(structure) - len(levels)
+    if unchecked:
+        text += f" {unchecked} architectures have not been checked yet."
+    lines = [f"- `{name}`: {row['reason']}" for name, row in found.items() if not row["levels"]]
+    return "\n".join([f"{text} These have none:", "", *lines]) if lines else text
+
+
 def _failures(by_check: dict[str, dict[str, Row]]) -> str:
     failed = [
         f"- `{name}`, {check}: {reword(row['error'])}"
@@ -137,10 +171,11 @@ def _failures(by_check: dict[str, dict[str, Row]]) -> str:
 def _line(name: str, by_check: dict[str, dict[str, Row]]) -> str:
     row = by_check["structure"][name]
     marks = "".join(
-        _mark(by_check[check].get(name)) for check in ("structure", "numeric", "export")
+        _mark(by_check[check].get(name))
+        for check in ("structure", "numeric", "export", "level_maps")
     )
     if not row["passed"]:
-        return f"| {name} | | | | | | | | | {marks} |"
+        return f"| {name} | | | | | | | | | | {marks} |"
     gmacs = by_check["macs"].get(name, {}).get("gmacs")
     size = "x".join(map(str, row["input_size"][1:])) + ("*" if row["fixed_input_size"] else "")
     modules = f"{row['modules']} " if row["modules"] > 1 else ""
@@ -148,8 +183,15 @@ def _line(name: str, by_check: dict[str, dict[str, Row]]) -> str:
         f"| {name} | {row['parameters'] / 1e6:.1f} | {'' if gmacs is None else f'{gmacs:.2f}'} "
         f"| {row['num_features']} | {size} | {modules}{', '.join(row['classifier'])} "
         f"| {row['default_kind']} | {row['head_bytes_per_class']:,} "
-        f"| {_tags(row['tags'])} | {marks} |"
+        f"| {_names(by_check['levels'].get(name))} | {_tags(row['tags'])} | {marks} |"
     )
+
+
+def _names(levels: Row | None) -> str:
+    """Return the names of the levels; ``-`` if they were not looked for."""
+    if levels is None or not levels["passed"]:
+        return "-"
+    return ", ".join(level["name"] for level in levels["levels"]) or "none"
 
 
 def _mark(row: Row | None) -> str:

@@ -17,6 +17,7 @@ from headkit.adapters.backbone.classifier import (
     find_classifier,
     find_own_classifier,
     name_of,
+    num_features,
     replace_classifier,
 )
 from headkit.adapters.backbone.forward_record import drop_repeated, record_forward
@@ -155,7 +156,7 @@ def _examine(model: nn.Module) -> FoundLevels:
         return _examine_copy(model, share_tensors=False)
     except RuntimeError as error:
         if on_meta:
-            last = Level(LAST, sum(set(find_own_classifier(model).widths)))
+            last = Level(LAST, num_features(model))
             return FoundLevels((), last, f"timm needs values to run it: {first_line(error)}")
     # Some models read values of tensors, which the meta device does not have.
     return _examine_copy(model, share_tensors=True)
@@ -208,7 +209,13 @@ def last_row(features: Tensor | Sequence[Tensor]) -> Tensor:
 def _levels_of(model: nn.Module, x: Tensor, calls: dict[str, int]) -> Iterator[Level]:
     ignored = (RELU,) if not DROPPED_RELU.isdisjoint(class_names(model)) else ()
     method = cast(Any, model).forward_intermediates
-    inside = trace(model, lambda: method(x, intermediates_only=True), ignored)
+    try:
+        inside = trace(model, lambda: method(x, intermediates_only=True), ignored)
+    except Exception as error:
+        if x.is_meta and isinstance(error, RuntimeError):
+            raise  # it may run on real tensors
+        message = f"forward_intermediates fails: {type(error).__name__}: {first_line(error)}"
+        raise ContractError(message) from error
     maps = list(inside.result)
     if len(maps) > _MAX_LEVELS:
         maps = [maps[-(-len(maps) * (number + 1) // _KEPT) - 1] for number in range(_KEPT)]

@@ -82,10 +82,17 @@ def token_grid(
     Of all grids with that number of tokens, it is the one whose patches are the most nearly square.
 
     Raises:
-        ContractError: No grid with that number of tokens has nearly square patches.
+        ContractError: No grid with that number of tokens has nearly square patches, or the input
+            was no image.
     """
     scaled_size = find_row(SCALED_SIZE, model)
-    height, width = (scaled_size(model) if scaled_size else image_size) or (1, 1)
+    size = scaled_size(model) if scaled_size else image_size
+    if size is None:
+        raise ContractError(
+            "the input is not a tensor [batch, channels, height, width], so the grid of its "
+            f"{tokens} tokens is not known: levels need images"
+        )
+    height, width = size
 
     def elongation(rows: int) -> float:
         ratio = height * (tokens // rows) / (width * rows)

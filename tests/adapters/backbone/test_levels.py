@@ -18,6 +18,7 @@ from headkit.adapters.backbone.levels import (
     examine_levels,
     find_levels,
     last_level,
+    to_map,
 )
 
 
@@ -254,6 +255,26 @@ def test_intermediate_that_no_module_returns_is_refused(monkeypatch: pytest.Monk
     found = examine_levels(_model("resnet18"))
     assert found.levels == ()
     assert "no module returns what forward_intermediates returns as number 0" in found.reason
+
+
+def test_method_that_fails_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise NotImplementedError("not for this model")
+
+    monkeypatch.setattr(timm.models.resnet.ResNet, "forward_intermediates", fail)
+    reason = examine_levels(_model("resnet18")).reason
+    assert reason == "forward_intermediates fails: NotImplementedError: not for this model"
+
+
+def test_tokens_of_an_unknown_image_have_no_grid() -> None:
+    level = Level("blocks.2", 6 * 8, "NLC")
+    with pytest.raises(headkit.ContractError, match="levels need images"):
+        to_map(torch.nn.Identity(), level, torch.zeros(1, 12, 8), None)
+    level_map, prefix = to_map(torch.nn.Identity(), level, torch.zeros(1, 12, 8), (30, 40))
+    assert level_map.shape == (1, 8, 3, 4)
+    assert prefix is None
+    with pytest.raises(headkit.ContractError, match="13 tokens of images of 32x32 pixels do not"):
+        to_map(torch.nn.Identity(), level, torch.zeros(1, 13, 8), (32, 32))
 
 
 def test_flipped_map_is_not_taken_for_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
