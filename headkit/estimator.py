@@ -205,7 +205,6 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             model,
             plan,
             examples,
-            None,
             len(self.classes_),
             DEFAULT,
             self._class_weights(examples.y.numpy()),
@@ -245,5 +244,4 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             extracted = extraction(dataset)
             # Predictions must not depend on how many images are predicted at once.
             self.runtime_ = extraction.runtime.name
-            every = np.ones(len(extracted.targets), np.bool_)
-            return LabeledFeatures.from_views([extracted], every)
+            return LabeledFeatures.from_views([extracted])

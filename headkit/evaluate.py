@@ -235,6 +235,8 @@ def _run_head(
     folder: Path | None,
     options: Mapping[str, Any],
 ) -> _Found:
+    from headkit.adapters.backbone.level_head import without_level_head
+    from headkit.adapters.backbone.levels import find_levels
     from headkit.adapters.backbone.module_copy import copy_structure
     from headkit.adapters.compat import unwrap
     from headkit.adapters.features.labeled_features import LabeledFeatures
@@ -247,12 +249,16 @@ def _run_head(
 
     if backbone is None or isinstance(backbone, str):
         backbone = load_backbone_of(head, backbone=backbone, folder=folder, **weights)
-    model = attach(copy_structure(unwrap(backbone), share_tensors=True), head)
+    plain = unwrap(backbone)
+    model = attach(copy_structure(plain, share_tensors=True), head)
+    # All levels, as ``fit`` extracts them: so both find them in the same cache.
+    levels = find_levels(without_level_head(model)) if head.levels else ()
     requests = [(dataset, View())]
-    with open_extraction(model, requests, rule=head.pixels, **options) as extraction:
+    with open_extraction(
+        without_level_head(model), requests, rule=head.pixels, levels=levels, **options
+    ) as extraction:
         extracted = extraction(dataset)
-        every = np.ones(len(extracted.targets), np.bool_)
-        examples = LabeledFeatures.from_views([extracted], every)
+        examples = LabeledFeatures.from_views([extracted])
         logits = predict_logits(model, examples).numpy()
     return _Found(logits, examples.y.numpy(), len(extracted.unreadable))
 

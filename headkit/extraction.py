@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from headkit.adapters.backbone.level import Level
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.compat import unwrap
 from headkit.adapters.data.dataset import ImageDataset
@@ -67,6 +68,11 @@ class Extraction:
         if source.features is not None:
             if view is not None and view.number:
                 raise DataError(f"views need images, but {source.name} has features: pass images")
+            if self.options["levels"]:
+                raise DataError(
+                    f"{source.name} has features, which have no levels: pass images, or "
+                    "levels='last'"
+                )
             return take_features(self.model, source)
         try:
             found = extract(self.model, source, self.runtime, self.root, view=view, **self.options)
@@ -138,6 +144,7 @@ def open_extraction(
     max_unreadable: float = 0.05,
     rule: PixelRule = CURRENT_RULE,
     progress: Progress | None = None,
+    levels: Sequence[Level] = (),
 ) -> Iterator[Extraction]:
     """Choose the runtime for all data that will be extracted, and open the cache.
 
@@ -153,6 +160,7 @@ def open_extraction(
         max_unreadable: See ``fit``.
         rule: Rule by which images become pixels.
         progress: See ``fit``.
+        levels: Levels whose vectors are extracted in the same pass, see ``features.extract``.
 
     Raises:
         DependencyMissing, HeadkitError: See ``choose_runtime`` and ``choose_executor``.
@@ -162,7 +170,7 @@ def open_extraction(
     with _open_cache(cache) as root:
         extraction = Extraction(
             model,
-            _choose_runtime(runtime, precision, model, requests, executor, root, rule),
+            _choose_runtime(runtime, precision, model, requests, executor, root, rule, levels),
             root,
             fall_back=runtime == "auto",
             options={
@@ -172,6 +180,7 @@ def open_extraction(
                 "max_unreadable": max_unreadable,
                 "rule": rule,
                 "progress": progress,
+                "levels": tuple(levels),
             },
         )
         try:
@@ -193,6 +202,7 @@ def _choose_runtime(
     executor: str,
     root: Path,
     rule: PixelRule,
+    levels: Sequence[Level],
 ) -> Runtime:
     """Choose the runtime that finishes first, given what the caches of both candidates have."""
     if executor == "ray":  # it runs one process per core
@@ -201,7 +211,7 @@ def _choose_runtime(
     if name != "auto" or precision != "fp32" or fastest.name == "torch":
         return fastest
     torch = choose_runtime("torch", precision, model)
-    with_fastest, with_torch = count_missing(model, requests, (fastest, torch), root, rule)
+    with_fastest, with_torch = count_missing(model, requests, (fastest, torch), root, rule, levels)
     if with_fastest.missing is None or with_torch.missing is None:
         return fastest
     fast_time, torch_time = with_fastest.missing, TORCH_TIME * with_torch.missing

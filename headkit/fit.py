@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from torch import nn
 
 from headkit.adapters.backbone.config.input_size import ImageSize
+from headkit.adapters.backbone.level import LAST
+from headkit.adapters.backbone.levels import find_levels
+from headkit.adapters.data.dataset import ImageDataset
+from headkit.adapters.data.evaluation import HeadOutputs, open_evaluation
 from headkit.adapters.data.open import open_data
-from headkit.adapters.data.options import ClassFrom
+from headkit.adapters.data.options import ClassFrom, ReadOptions
 from headkit.adapters.errors import ContractError
-from headkit.adapters.features.duplicates import choose_validation, count_duplicates
+from headkit.adapters.features.duplicates import choose_validation, count_duplicates, number_copies
 from headkit.adapters.features.executors.choose import choose_executor
 from headkit.adapters.features.extract import Progress
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.features.transform import View
-from headkit.adapters.fitting.adamw import predict_logits
 from headkit.adapters.fitting.class_weights import ClassWeights, check_class_weights
-from headkit.adapters.fitting.classifier import plan_classifier, train_classifier
+from headkit.adapters.fitting.classifier import AUTO, level_sets, plan_classifier
 from headkit.adapters.fitting.data_checks import check_classes, check_crops
-from headkit.adapters.fitting.metrics import fit_temperature, measure
+from headkit.adapters.fitting.fit_head import HeadFit, fit_head
+from headkit.adapters.fitting.measured import Measured, without_recall
 from headkit.adapters.fitting.report import check_report, write_report
 from headkit.adapters.heads.attach import head_of
 from headkit.adapters.heads.head import Head
@@ -35,6 +39,8 @@ from .extraction import check_sizes, get_backbone, open_extraction
 
 logger = logging.getLogger("headkit")
 
+OWN_TEST_SPLIT = "split"
+"""Value of ``test`` that stands for the test split of the data."""
 IN_SUMMARY = "in_summary"
 """Attribute of log records that repeat what the metrics of the head say, see ``heads.summary``."""
 
@@ -44,18 +50,20 @@ def fit(
     data: Any,
     *,
     val: Any = None,
+    test: Any = None,
     task: TaskName | None = None,
     class_from: ClassFrom | None = None,
     path_column: str | None = None,
     label_column: str | Sequence[str] | None = None,
     label_separator: str | None = None,
     kind: Kind | None = None,
+    levels: str | Sequence[str] = AUTO,
     weights: str | Path | None = None,
     remap: bool = False,
     img_size: ImageSize | None = None,
     crop_pct: float | None = None,
     crop_mode: str | None = None,
-    holdout: float = 0.2,
+    holdout: float | None = None,
     l2: float | Sequence[float] | None = None,
     class_weights: ClassWeights | None = None,
     views: int = 1,
@@ -72,11 +80,17 @@ def fit(
     progress: Progress | None = None,
     **timm_kwargs: Any,
 ) -> Head:
-    """Train a head on the features of a frozen backbone.
+    """Train a head on the features of a frozen backbone, and measure it.
 
     The features are extracted once, with the backbone's own eval preprocessing, and kept in a
-    cache. A linear head is solved for (``linear.solve``); any other kind is trained with AdamW
-    (``adamw.train``). If ``backbone`` is a model, it carries the new head afterwards.
+    cache. A linear head reads the last features and, if that helps, intermediate levels of the
+    backbone (``kernel.selection.solve_levels``, ``linear.solve``); any other kind is trained with
+    AdamW (``adamw.train``). If ``backbone`` is a model, it carries the new head afterwards.
+
+    The head is fitted to all training images. Its metrics are those of nested cross-validation:
+    each image is predicted by a fit that has not seen it, and that made its own choices without it.
+    If you pass ``val``, the metrics are those of its images. Neither ``val`` nor ``test`` influence
+    any choice.
 
     Args:
         backbone: A timm entry point, or a timm model, which may be compiled or wrapped.
@@ -87,8 +101,10 @@ def fit(
             of pairs (image or path, label); a torch ``Dataset`` of such pairs; a
             ``datasets.Dataset``; a DataFrame with the columns of a CSV file; or the result of
             ``extract``. See ``open_data``.
-        val: Validation images, in any of these forms. Default: the validation split of ``data``, or
-            else ``holdout`` of each class.
+        val: Images to measure the head on, in any of these forms. Default: the validation split of
+            ``data``, or else cross-validation on the training images.
+        test: More images to measure the head on, as ``test`` of its metrics; in any of these forms,
+            or ``split`` for the test split of ``data``.
         task: ``multiclass``, ``multilabel`` or ``regression``. Default: the task of the data.
         class_from: Folder that names the class, ``top`` or ``parent``, see ``ReadOptions``.
         path_column: Name of a table's column of image paths, see ``ReadOptions``.
@@ -96,16 +112,21 @@ def fit(
         label_separator: Text between the labels of one image in a table, see ``ReadOptions``.
         kind: Kind of head, see ``adapt``. Default: the architecture's own classifier if it is
             linear or part of how the architecture computes logits, else ``linear``.
+        levels: What a linear head reads. ``auto`` chooses by cross-validation between the last
+            features and several sets of levels; ``last``: the last features alone; ``all``: the
+            last features and all levels; or names of levels, see ``headkit.levels``.
         weights: Weights file of the backbone, see ``load_backbone``.
         remap: Match the tensors of ``weights`` by position, see ``load_backbone``.
         img_size: Edge of the input images in pixels, or height and width, see ``load_backbone``.
         crop_pct: Edge of the crop divided by the edge of the resized image, see timm.
         crop_mode: ``center``, ``squash`` or ``border``, see timm.
-        holdout: Share of each class that is held out for validation, between 0 and 1.
-        l2: Strength of the L2 penalty of a linear head, or several, of which the one with the
-            lowest validation loss is used. Default: a path of strengths, see ``solve``.
+        holdout: Share of each class that is held out once to measure the head, between 0 and 1, in
+            place of cross-validation. Default: cross-validation of a linear head for at most 2,000
+            images, else 0.2.
+        l2: Strength of the L2 penalty of a linear head, or several, of which cross-validation
+            chooses one. Default: a range of strengths, see ``solve``.
         class_weights: ``balanced`` to weigh classes inversely to their number of images, or weights
-            by label name; other classes weigh 1. Validation is never weighted.
+            by label name; other classes weigh 1. Metrics are never weighted.
         views: Number of crops of each training image: the eval crop, then random crops, which are
             flipped at random.
         runtime: Runtime of the backbone: ``auto``, ``torch``, ``onnxruntime`` or ``openvino``. On a
@@ -139,20 +160,22 @@ def fit(
     if report is not None:
         check_report(report)
     choose_executor(executor)
-    train_source, val_source = open_data(
-        data,
-        val,
-        task=task,
-        class_from=class_from,
-        path_column=path_column,
-        label_column=label_column,
-        label_separator=label_separator,
-    )
+    reading: dict[str, Any] = {
+        "class_from": class_from,
+        "path_column": path_column,
+        "label_column": label_column,
+        "label_separator": label_separator,
+    }
+    train_source, val_source = open_data(data, val, task=task, **reading)
+    outputs = HeadOutputs(train_source.task, train_source.label_names)
+    test_source = open_test(data, test, outputs, reading)
     weighing = check_class_weights(class_weights, train_source)
     inputs: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode}
     backbone = get_backbone(backbone, weights, remap, {**inputs, **timm_kwargs})
     plan = plan_classifier(backbone, kind)
-    sources = [train_source] if val_source is None else [train_source, val_source]
+    has_images = train_source.features is None
+    sets = level_sets(backbone, plan, levels if has_images or levels != AUTO else LAST, kind)
+    sources = [one for one in (train_source, val_source, test_source) if one is not None]
     requests = [(source, View()) for source in sources]
     requests += [(train_source, View(n, seed)) for n in range(1, views)]
     with open_extraction(
@@ -166,75 +189,108 @@ def fit(
         workers=workers,
         max_unreadable=max_unreadable,
         progress=progress,
+        levels=find_levels(backbone) if sets else (),
     ) as extraction:
         extracted = extraction(train_source)
-        if val_source is not None:
-            held = extraction(val_source)
-            mask = np.zeros(len(extracted.targets), np.bool_)
-        else:
-            held = extracted
-            mask = choose_validation(extracted, train_source.task, holdout, seed)
+        others = [extraction(source) for source in sources[1:]]
         crops = [extraction(train_source, View(n, seed)) for n in range(1, views)]
         check_crops(extracted, crops)
-        check_classes(train_source, extracted.targets[~mask])
-        duplicates = count_duplicates(extracted, held if val_source else None)
-        examples = LabeledFeatures.from_views([extracted, *crops], ~mask)
-        on = np.ones(len(held.targets), np.bool_) if val_source else mask
-        validation = LabeledFeatures.from_views([held], on) if on.any() else None
-        if validation is None:
-            logger.warning(
-                "no images are left for validation, so the head will have no metrics: pass val "
-                "(--val) or more images per class"
-            )
+        check_classes(train_source, extracted.targets)
+        duplicates = count_duplicates(extracted, others[0] if val_source is not None else None)
+        examples = LabeledFeatures.from_views([extracted, *crops])
         names = train_source.label_names or get_task(train_source.task).label_names(examples.y)
-        model, choices = train_classifier(
-            backbone, plan, examples, validation, len(names), train_source.task, weighing, l2, seed
+        mask = None
+        if holdout is not None:
+            chosen = choose_validation(extracted, train_source.task, holdout, seed)
+            mask = torch.from_numpy(chosen)
+        how = HeadFit(plan, sets, len(names), train_source.task, weighing, l2, seed)
+        fitted = fit_head(backbone, examples, number_copies(extracted), mask, how)
+        measured = Measured.of_folds(fitted.held, torch.from_numpy(extracted.targets))
+        temperature = measured.best_temperature(train_source.task)
+        on_others = [
+            Measured.of_data(fitted.model, LabeledFeatures.from_views([one])) for one in others
+        ]
+    if val_source is not None:
+        measured = on_others[0]
+    metrics = measured.metrics(train_source.task, temperature)
+    if not metrics:
+        logger.warning(
+            "no image can be held out, so the head will have no metrics: pass val (--val) or more "
+            "images per class"
         )
-        logits = None if validation is None else predict_logits(model, validation)
-    metrics: dict[str, Any] = {}
-    temperature = 1.0
-    if logits is not None and validation is not None:
-        temperature = fit_temperature(logits, validation.y, train_source.task)
-        metrics = measure(logits, validation.y, train_source.task, temperature)
     skipped = [(one.reason, one.count) for source in sources for one in source.skipped]
-    trained_on = extracted.targets[~mask]
     metrics |= {
-        "validation": "none" if validation is None else "own" if val_source else "held_out",
-        "num_train": len(examples) // views,
-        "num_val": 0 if validation is None else len(validation),
-        "num_unreadable": len(extracted.unreadable)
-        + (len(held.unreadable) if val_source is not None else 0),
+        "validation": _name_validation(val_source is not None, fitted.held.folds),
+        "num_train": len(extracted.targets),
+        "num_val": len(measured),
+        "num_unreadable": sum(len(one.unreadable) for one in (extracted, *others)),
         **duplicates,
-        **choices,
-        **store_few_images(get_task(train_source.task).images_per_class(trained_on, len(names))),
+        **fitted.choices,
+        **store_few_images(
+            get_task(train_source.task).images_per_class(extracted.targets, len(names))
+        ),
         **store_skipped(skipped),
     }
+    if test_source is not None:
+        on_test = on_others[-1]
+        metrics["test"] = {
+            "num_images": len(on_test),
+            **without_recall(on_test.metrics(train_source.task, temperature)),
+        }
     head = head_of(
-        model,
+        fitted.model,
         names,
         task=train_source.task,
         metrics=metrics,
         temperature=temperature,
         notes=notes,
     )
-    if report is not None and logits is not None and validation is not None:
-        write_report(report, head, logits, validation.y)
+    if report is not None and len(measured):
+        write_report(report, head, measured.logits, measured.y)
     for remark in remarks(metrics, names, head.task):
         level = logging.WARNING if remark.serious else logging.INFO
         logger.log(level, "%s", remark.text, extra={IN_SUMMARY: True})
     return head
 
 
+def open_test(
+    data: Any, test: Any, outputs: HeadOutputs, reading: Mapping[str, Any]
+) -> ImageDataset | None:
+    """Open the images that measure a head beside its validation images.
+
+    Args:
+        data: The training data.
+        test: Labeled images; or ``split`` for the test split of ``data``; or None.
+        outputs: The outputs of the head.
+        reading: How to read the data, see ``ReadOptions``.
+
+    Raises:
+        DataError: See ``open_evaluation``.
+    """
+    if test is None:
+        return None
+    options = ReadOptions(**reading)
+    if isinstance(test, str) and test == OWN_TEST_SPLIT:
+        return open_evaluation(data, outputs, "test", options)
+    return open_evaluation(test, outputs, None, options)
+
+
+def _name_validation(own: bool, folds: int) -> str:
+    if own:
+        return "own"
+    return "none" if not folds else "holdout" if folds == 1 else "cross_validation"
+
+
 def _check(
     *,
-    holdout: float,
+    holdout: float | None,
     l2: float | Sequence[float] | None,
     kind: str | None,
     views: int,
     batch_size: int,
     workers: int | None,
 ) -> None:
-    if not 0 < holdout < 1:
+    if holdout is not None and not 0 < holdout < 1:
         raise ValueError(f"holdout is {holdout}, expected a fraction between 0 and 1")
     for strength in () if l2 is None else (l2,) if isinstance(l2, int | float) else l2:
         if not strength > 0:

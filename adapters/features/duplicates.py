@@ -6,6 +6,8 @@ import logging
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from headkit.adapters.data.holdout import holdout
 from headkit.adapters.heads.tasks import TaskName
@@ -37,6 +39,12 @@ def choose_validation(
     rank[order] = np.arange(len(order))
     mask = holdout(extracted.targets[first[order]], task, share, seed)
     return np.asarray(mask[rank[group.reshape(-1)]])
+
+
+def number_copies(extracted: ExtractedFeatures) -> Tensor:
+    """Return a number for each image, int64 ``[N]``; copies of an image have the same number."""
+    _, group = np.unique(extracted.pixel_digests, return_inverse=True)
+    return torch.from_numpy(group.reshape(-1).astype(np.int64))
 
 
 def count_duplicates(train: ExtractedFeatures, val: ExtractedFeatures | None) -> dict[str, int]:

@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from headkit.adapters.backbone.fingerprint import backbone_info
+from headkit.adapters.backbone.level import Level
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.compat import model_arguments
 from headkit.adapters.data.dataset import ImageDataset, count
@@ -49,6 +50,7 @@ class ExtractedFeatures:
         names: Names of the images for messages.
         pixel_digests: Digests of what the backbone saw, ``[N]``.
         unreadable: Names of the images that cannot be read; the first ones have the reason.
+        levels: The levels whose vectors follow the branches of the features.
     """
 
     cache: FeatureRows
@@ -57,6 +59,7 @@ class ExtractedFeatures:
     names: Sequence[str]
     pixel_digests: np.ndarray[Any, np.dtype[np.bytes_]]
     unreadable: tuple[str, ...]
+    levels: tuple[Level, ...] = ()
 
 
 def extract(
@@ -72,6 +75,7 @@ def extract(
     max_unreadable: float = 0.05,
     progress: Progress | None = None,
     executor: Executor = extract_locally,
+    levels: Sequence[Level] = (),
 ) -> ExtractedFeatures:
     """Extract the features of all readable images of ``dataset``, or find them in the cache.
 
@@ -90,6 +94,7 @@ def extract(
         max_unreadable: Largest share of images that may be skipped as unreadable, 0 to 1.
         progress: Called whenever images are done.
         executor: Executor for files that the cache lacks. Default: the processes of this machine.
+        levels: Levels whose vectors are extracted in the same pass, without ``last``.
 
     Raises:
         DataError: More than ``max_unreadable`` of the images, or all of them, cannot be read; a
@@ -99,10 +104,12 @@ def extract(
     view = view or View()
     report = progress or (lambda *_: None)
     transform = Transform(preprocessing(model), view, rule)
-    cache = _open_cache(model, runtime, root, transform)
+    cache = _open_cache(model, runtime, root, transform, levels)
 
     def start_runtime() -> Run:
-        return runtime.start(model, root / "backbones", batch_size)
+        return runtime.start(
+            model, root / "backbones", batch_size, levels=[level.name for level in levels]
+        )
 
     job = ExtractionJob(cache, transform, start_runtime, batch_size, workers, runtime.streams)
     if dataset.paths is not None and dataset.targets is not None:
@@ -124,6 +131,7 @@ def extract(
         names=[names[i] for i in kept.tolist()],
         pixel_digests=cache.pixel_digests(locations),
         unreadable=unreadable,
+        levels=tuple(levels),
     )
 
 
@@ -257,6 +265,7 @@ def count_missing(
     runtimes: Sequence[Runtime],
     root: Path,
     rule: PixelRule = CURRENT_RULE,
+    levels: Sequence[Level] = (),
 ) -> list[Missing]:
     """Count the images that the cache of each runtime lacks. No image is decoded.
 
@@ -269,6 +278,7 @@ def count_missing(
         runtimes: Runtimes of the backbone.
         root: Folder of all caches.
         rule: Rule by which image files become pixels.
+        levels: See ``extract``.
     """
     images = [(data, view) for data, view in requests if data.features is None]
     hashed = {
@@ -276,7 +286,7 @@ def count_missing(
         for data, _ in images
         if data.paths is not None
     }
-    key = _model_key(model)
+    key = _model_key(model, levels)
     counted = []
     for runtime in runtimes:
         unknown, missing, cached = False, 0, 0
@@ -295,21 +305,27 @@ def count_missing(
 
 
 def _open_cache(
-    model: nn.Module, runtime: Runtime, root: Path, transform: Transform
+    model: nn.Module,
+    runtime: Runtime,
+    root: Path,
+    transform: Transform,
+    levels: Sequence[Level],
 ) -> FeatureCache:
     """Open the cache whose key is everything that the features of ``model`` depend on."""
     return FeatureCache(
-        root, {**_model_key(model), **_run_key(runtime, transform.view, transform.read.rule)}
+        root,
+        {**_model_key(model, levels), **_run_key(runtime, transform.view, transform.read.rule)},
     )
 
 
-def _model_key(model: nn.Module) -> dict[str, Any]:
+def _model_key(model: nn.Module, levels: Sequence[Level]) -> dict[str, Any]:
     args = {key: value for key, value in model_arguments(model).items() if key != "num_classes"}
     return {
         "architecture": timm_cfg(model)["architecture"],
         "fingerprint": backbone_info(model).fingerprint,
         "model_args": {key: str(value) for key, value in args.items()},
         "preprocessing": preprocessing(model),
+        **({"levels": [level.to_json() for level in levels]} if levels else {}),
     }
 
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from headkit.adapters.backbone.classifier import classifier_tensors
 from headkit.adapters.backbone.forward import classify
+from headkit.adapters.backbone.level_head import level_head_of
+from headkit.adapters.compat import unwrap
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.heads.tasks import Task, TaskName, get_task
 
@@ -69,17 +71,26 @@ def train(
         patience: Number of epochs without improvement after which a rate stops.
         seed: Seed of the order of the examples.
     """
+    best = TrainingResult(DEFAULT_RATE, DEFAULT_EPOCHS, None)
+    if validation is None:
+        train_further(
+            model,
+            examples,
+            task,
+            rate=best.rate,
+            epochs=best.epochs,
+            class_weights=class_weights,
+            weight_decay=weight_decay,
+            seed=seed,
+        )
+        return best
     start, spec = _copy_classifier(model), get_task(task)
-    best, kept = TrainingResult(DEFAULT_RATE, DEFAULT_EPOCHS, None), start
-    for rate in (DEFAULT_RATE,) if validation is None else rates:
+    kept = start
+    for rate in rates:
         model.load_state_dict(start, strict=False)
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=weight_decay)
         generator = torch.Generator().manual_seed(seed)
-        if validation is None:
-            for _ in range(DEFAULT_EPOCHS):
-                _train_epoch(model, examples, spec, optimizer, class_weights, generator)
-            return best
         lowest, epochs_waited = math.inf, 0
         for epoch in range(1, max_epochs + 1):
             _train_epoch(model, examples, spec, optimizer, class_weights, generator)
@@ -94,6 +105,36 @@ def train(
     return best
 
 
+def train_further(
+    model: nn.Module,
+    examples: LabeledFeatures,
+    task: TaskName,
+    *,
+    rate: float,
+    epochs: int,
+    class_weights: Tensor | None = None,
+    weight_decay: float = 1e-2,
+    seed: int = 0,
+) -> None:
+    """Train the classifier of ``model`` in place for a number of epochs at one rate, see ``train``.
+
+    Args:
+        model: See ``train``.
+        examples: See ``train``.
+        task: See ``train``.
+        rate: Learning rate.
+        epochs: Number of passes over the examples.
+        class_weights: See ``train``.
+        weight_decay: See ``train``.
+        seed: See ``train``.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=weight_decay)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        _train_epoch(model, examples, get_task(task), optimizer, class_weights, generator)
+
+
 def _train_epoch(
     model: nn.Module,
     examples: LabeledFeatures,
@@ -103,7 +144,7 @@ def _train_epoch(
     generator: torch.Generator,
 ) -> None:
     device = next(model.parameters()).device
-    for parts, targets in examples.blocks():
+    for parts, targets in examples.branches_only.blocks():
         branches, y = tuple(part.to(device) for part in parts), targets.to(device)
         for batch in torch.split(torch.randperm(len(y), generator=generator), BATCH_SIZE):
             optimizer.zero_grad()
@@ -114,11 +155,22 @@ def _train_epoch(
 
 @torch.no_grad()
 def predict_logits(model: nn.Module, examples: LabeledFeatures) -> Tensor:
-    """Return the logits of all examples, float64 ``[N, num_outputs]``."""
+    """Return the logits of all examples, float64 ``[N, num_outputs]``.
+
+    Args:
+        model: The backbone with its head, which may read levels.
+        examples: Features, with the levels that the head reads.
+    """
     device = next(model.parameters()).device
+    head = level_head_of(unwrap(model))
+    if head is None:
+        rows = (branches for branches, _ in examples.branches_only.blocks())
+    else:
+        row = examples.row([level.name for level in head.levels])
+        rows = ((block,) for block in ([row] if isinstance(row, Tensor) else row.blocks()))
     parts = [
         classify(model, tuple(part.to(device) for part in batch)).double().cpu()
-        for branches, _ in examples.blocks()
+        for branches in rows
         for batch in zip(*(torch.split(branch, 4 * BATCH_SIZE) for branch in branches), strict=True)
     ]
     return torch.cat(parts)

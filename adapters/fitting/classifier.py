@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headkit.adapters.backbone.classifier import find_classifier, replace_classifier
+from headkit.adapters.backbone.classifier import find_classifier, name_of, replace_classifier
+from headkit.adapters.backbone.level import LAST
+from headkit.adapters.backbone.level_head import level_head_of
+from headkit.adapters.backbone.levels import choose_levels, find_levels
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.timm_exceptions import COMBINE_LOGITS, find_row
+from headkit.adapters.compat import unwrap
+from headkit.adapters.errors import ContractError
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.heads.attach import adapt
 from headkit.adapters.heads.kinds import Kind
-from headkit.adapters.heads.tasks import TaskName, get_task
+from headkit.adapters.heads.tasks import TaskName
 
 from .adamw import train
+from .kernel.candidates import candidate_sets
 from .linear.solve import STRENGTHS, LinearMap, solve
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -54,27 +62,87 @@ def plan_classifier(model: nn.Module, kind: Kind | None) -> Plan:
     return Plan(kind, linear=kind == "linear" or (kind == "own" and own))
 
 
+def level_sets(
+    model: nn.Module, plan: Plan, levels: str | Sequence[str], kind: Kind | None
+) -> tuple[tuple[str, ...], ...]:
+    """Return the sets of levels that a head may read, the simplest first; empty for ``last``.
+
+    Args:
+        model: The backbone.
+        plan: See ``plan_classifier``.
+        levels: ``last``, ``auto`` (choose among several sets), ``all``, or names of levels.
+        kind: The kind of head that the user asked for, if any.
+
+    Raises:
+        ContractError: The model has no such level, or the head is not linear.
+    """
+    if levels == LAST or list(levels) == [LAST]:
+        return ()
+    linear = plan.linear or find_row(COMBINE_LOGITS, model) is not None
+    if levels == AUTO:
+        found = find_levels(model) if kind in (None, "linear") and linear else ()
+        return tuple(candidate_sets([LAST, *(level.name for level in found)])) if found else ()
+    if kind not in (None, "linear"):
+        raise ContractError(
+            f"kind is {kind!r}, but a head over levels is linear: omit kind (--kind), or pass "
+            "levels='last' (--levels last)"
+        )
+    chosen = [level.name for level in choose_levels(model, levels)]
+    return ((LAST, *(name for name in chosen if name != LAST)),)
+
+
+def set_classifier(
+    backbone: nn.Module,
+    plan: Plan,
+    levels: Sequence[str],
+    linear: LinearMap,
+    examples: LabeledFeatures,
+    num_outputs: int,
+) -> nn.Module:
+    """Put a linear head onto a backbone.
+
+    Args:
+        backbone: The frozen model, which carries the head afterwards.
+        plan: See ``plan_classifier``.
+        levels: Names of the levels that the map reads, in the order of its columns.
+        linear: The map.
+        examples: Features whose shapes are those of the map's columns.
+        num_outputs: Length of the logits.
+    """
+    if list(levels) == [LAST] and plan.linear:
+        model = adapt(backbone, num_outputs, plan.kind)
+        shapes = examples.branches_only.shapes
+        set_linear(model, linear, [int(np.prod(shape)) for shape in shapes])
+        return model
+    model = adapt(backbone, num_outputs, levels=list(levels))
+    head = level_head_of(unwrap(model))
+    if head is None:
+        raise ContractError(f"{name_of(model)} does not carry a head over levels")
+    with torch.no_grad():
+        head.weight.copy_(linear.weight)
+        head.bias.copy_(linear.bias)
+    return model
+
+
 def train_classifier(
     backbone: nn.Module,
     plan: Plan,
     examples: LabeledFeatures,
-    validation: LabeledFeatures | None,
     num_outputs: int,
     task: TaskName,
-    class_weights: Tensor | Literal["balanced"] | None,
+    class_weights: Tensor | None,
     l2: float | Sequence[float] | None,
     seed: int,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Put a new classifier onto a backbone and train it.
+    """Put a new classifier of the last features onto a backbone and train it on all examples.
 
     Args:
         backbone: The frozen model, which carries the classifier afterwards.
         plan: See ``plan_classifier``.
         examples: Features and targets to train on.
-        validation: Features and targets that determine the best strength, or rate and epoch.
         num_outputs: Length of the logits.
         task: What the logits mean.
-        class_weights: Weight of each class ``[num_outputs]``, or ``balanced``.
+        class_weights: Weight of each class ``[num_outputs]``.
         l2: Strengths of the penalty of a linear classifier, see ``solve``.
         seed: Seed of the initial weights and of the order of training.
 
@@ -82,25 +150,21 @@ def train_classifier(
         The model, and the chosen values: ``l2`` and ``var_smoothing``, or ``learning_rate`` and
         ``epochs``.
     """
-    if class_weights == "balanced":
-        class_weights = get_task(task).balanced_weights(examples.y, num_outputs)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = adapt(backbone, num_outputs, plan.kind)
     if not plan.linear:
-        result = train(model, examples, validation, task, class_weights=class_weights, seed=seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = adapt(backbone, num_outputs, plan.kind)
+        result = train(model, examples, None, task, class_weights=class_weights, seed=seed)
         return model, {"learning_rate": result.rate, "epochs": result.epochs}
     solution = solve(
         examples.x,
         examples.y,
         num_outputs,
         task=task,
-        x_val=None if validation is None else validation.x,
-        y_val=None if validation is None else validation.y,
         class_weights=class_weights,
         l2=STRENGTHS if l2 is None else l2,
     )
-    set_linear(model, solution.linear, [int(np.prod(shape)) for shape in examples.shapes])
+    model = set_classifier(backbone, plan, (LAST,), solution.linear, examples, num_outputs)
     return model, {"l2": solution.l2, "var_smoothing": solution.var_smoothing}
 
 

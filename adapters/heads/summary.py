@@ -162,7 +162,12 @@ def describe(metrics: Mapping[str, Any], names: Sequence[str], task: TaskName) -
 def format_validation(metrics: Mapping[str, Any]) -> str:
     """Say which images measured the head; empty for a head that does not say."""
     images = _number(metrics.get("num_val"))
-    if metrics.get("validation") == "held_out":
+    if metrics.get("validation") == "cross_validation":
+        return f"validation: cross-validation, each of {images} images was held out once"
+    if metrics.get("validation") == "holdout":
+        total = _number(metrics.get("num_train"))
+        return f"validation: {images} of {total} images were held out once"
+    if metrics.get("validation") == "held_out":  # headkit 0.1: the head has not seen these images
         total = images + _number(metrics.get("num_train"))
         return f"validation: {images} of {total} images, held out of the training data"
     if metrics.get("validation") == "own":

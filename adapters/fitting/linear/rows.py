@@ -1,50 +1,17 @@
-"""Rows of features that may not fit in memory: read them in blocks."""
+"""Read rows of features in blocks whose size suits the solver."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from headkit.adapters.features.rows import Rows, SelectedRows
+
 from .products import IMAGE_ROWS
 
-
-class Rows(Protocol):
-    """Features that may not fit in memory."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of rows and of features."""
-        ...
-
-    def blocks(self) -> Iterator[Tensor]:
-        """Yield all rows in blocks ``[n, num_features]``: each time the same ones, in order."""
-        ...
-
-
-@dataclass(frozen=True)
-class SelectedRows:
-    """The rows of ``source`` for which ``mask`` ``[N]`` is True."""
-
-    source: Tensor | Rows
-    mask: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of selected rows and of features."""
-        return int(self.mask.sum()), self.source.shape[1]
-
-    def blocks(self) -> Iterator[Tensor]:
-        """Yield the selected rows of each block."""
-        start = 0
-        source = self.source
-        for block in torch.split(source, 1024) if isinstance(source, Tensor) else source.blocks():
-            selected = self.mask[start : start + len(block)].to(block.device)
-            start += len(block)
-            yield block[selected]
+__all__ = ["Rows", "SelectedRows", "split_rows"]
 
 
 def split_rows(source: Tensor | Rows, rows: int) -> Iterator[Tensor]:

@@ -1,0 +1,1 @@
+"""Tests of ridge regression over levels."""
