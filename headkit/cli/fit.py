@@ -67,8 +67,16 @@ def format_fit(head: Head, path: Path) -> list[str]:
     measured = format_metrics(head.metrics) or "nothing was measured"
     first = (
         f"{path}: {head.num_classes} {outputs}, {path.stat().st_size:,} bytes; on "
-        f"{head.metrics['num_val']} validation images {measured}"
+        f"{head.metrics['num_val']} images {measured}"
     )
-    validation = format_validation(head.metrics)
+    validation = "; ".join(filter(None, (format_validation(head.metrics), _reads(head))))
+    test = head.metrics.get("test")
+    tested = f"test: {format_metrics(test)} on {test['num_images']} images" if test else ""
     notes = [f"note: {remark.text}" for remark in remarks(head.metrics, names, head.task)]
-    return [first, *([validation] if validation else []), *notes]
+    return [first, *filter(None, (validation, tested)), *notes]
+
+
+def _reads(head: Head) -> str:
+    """Return what a head over levels reads."""
+    others = [level.name for level in head.levels if level.name != "last"]
+    return f"the head reads the last features and {', '.join(others)}" if others else ""

@@ -23,8 +23,16 @@ Data = Annotated[
 Val = Annotated[
     str | None,
     typer.Option(
-        help="Validation images, in any form that --data accepts. Default: the validation split of "
-        "--data if it has one, otherwise a held-out part of --data (see --holdout)."
+        help="Images to measure the head on, in any form that --data accepts. They influence no "
+        "choice. Default: the validation split of --data if it has one, otherwise "
+        "cross-validation on --data."
+    ),
+]
+Test = Annotated[
+    str | None,
+    typer.Option(
+        help="More images to measure the head on, in any form that --data accepts; or 'split' for "
+        "the test split of --data. They influence no choice."
     ),
 ]
 Task = Annotated[
@@ -70,12 +78,27 @@ Kind = Annotated[
         "own or linear, depending on the architecture."
     ),
 ]
-Holdout = Annotated[float, typer.Option(help="Fraction of each class to hold out for validation.")]
+Levels = Annotated[
+    str,
+    typer.Option(
+        help="What a linear head reads: auto (chosen by cross-validation), last (the last "
+        "features), all (the last features and all levels), or names of levels separated by "
+        "commas."
+    ),
+]
+Holdout = Annotated[
+    float | None,
+    typer.Option(
+        help="Fraction of each class to hold out once to measure the head, instead of "
+        "cross-validation. Default: cross-validation; 0.2 for more than 2,000 images and for heads "
+        "that are not linear."
+    ),
+]
 L2 = Annotated[
     str | None,
     typer.Option(
         help="Strength of the L2 penalty for a linear head, or several strengths separated by "
-        "commas: the one with the lowest validation loss is used. Default: search a wide range."
+        "commas: cross-validation chooses one. Default: search a wide range."
     ),
 ]
 ClassWeights = Annotated[
@@ -144,17 +167,19 @@ Notes = Annotated[str, typer.Option(help="Free text that is stored in the head f
 
 def fit_options(
     val: Val = None,
+    test: Test = None,
     task: Task = None,
     class_from: ClassFrom = None,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
     label_separator: LabelSeparator = None,
     kind: Kind = None,
+    levels: Levels = "auto",
     remap: Remap = False,
     img_size: ImgSize = None,
     crop_pct: CropPct = None,
     crop_mode: CropMode = None,
-    holdout: Holdout = 0.2,
+    holdout: Holdout = None,
     l2: L2 = None,
     class_weights: ClassWeights = None,
     views: Views = 1,
@@ -173,12 +198,14 @@ def fit_options(
     """Return the keyword arguments of ``headkit.fit`` for the options of a command."""
     return {
         "val": val,
+        "test": test,
         "task": task,
         "class_from": class_from,
         "path_column": path_column,
         "label_column": label_column,
         "label_separator": label_separator,
         "kind": kind,
+        "levels": _parse_levels(levels),
         "remap": remap,
         "img_size": _parse_size(img_size),
         "crop_pct": crop_pct,
@@ -233,6 +260,13 @@ def _parse_size(text: str | None) -> int | tuple[int, ...] | None:
             f"img-size is {text!r}, expected an edge in pixels, or HEIGHTxWIDTH, such as 256x320"
         ) from error
     return edges[0] if len(edges) == 1 else edges
+
+
+def _parse_levels(text: str) -> str | list[str]:
+    names = [name for part in text.split(",") if (name := part.strip())]
+    if not names:
+        raise ValueError("levels is empty, expected auto, last, all, or names separated by commas")
+    return names[0] if len(names) == 1 else names
 
 
 def _parse_strengths(text: str | None) -> float | list[float] | None:
