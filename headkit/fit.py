@@ -124,7 +124,8 @@ def fit(
             place of cross-validation. Default: cross-validation of a linear head for at most 2,000
             images, else 0.2.
         l2: Strength of the L2 penalty of a linear head, or several, of which cross-validation
-            chooses one. Default: a range of strengths, see ``solve``.
+            chooses one; the head then reads the last features unless you name ``levels``. Default:
+            a range of strengths, see ``solve``.
         class_weights: ``balanced`` to weigh classes inversely to their number of images, or weights
             by label name; other classes weigh 1. Metrics are never weighted.
         views: Number of crops of each training image: the eval crop, then random crops, which are
@@ -173,8 +174,9 @@ def fit(
     inputs: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode}
     backbone = get_backbone(backbone, weights, remap, {**inputs, **timm_kwargs})
     plan = plan_classifier(backbone, kind)
-    has_images = train_source.features is None
-    sets = level_sets(backbone, plan, levels if has_images or levels != AUTO else LAST, kind)
+    if levels == AUTO and (l2 is not None or train_source.features is not None):
+        levels = LAST  # features that the user computed have no levels
+    sets = level_sets(backbone, plan, levels, kind)
     sources = [one for one in (train_source, val_source, test_source) if one is not None]
     requests = [(source, View()) for source in sources]
     requests += [(train_source, View(n, seed)) for n in range(1, views)]
