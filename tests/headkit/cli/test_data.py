@@ -71,7 +71,7 @@ def test_options_of_the_data_reach_fit(
     head = tmp_path / "head.safetensors"
     status, out, err = run("fit", *options, *columns, "--data", table, "--out", head, "--json")
     assert status == 0, err
-    assert json.loads(out)["num_train"] + json.loads(out)["num_val"] == 16
+    assert json.loads(out)["num_train"] == json.loads(out)["num_val"] == 16
     refused, _, err = run("data", table, "--label-column", "none")
     assert refused == 2
     assert "label_column (--label-column) is 'none'" in err

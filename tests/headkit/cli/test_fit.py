@@ -39,7 +39,7 @@ def test_summary_names_collapsed_classes_few_images_and_what_was_not_used(
     assert status == 0, err
     lines = text.splitlines()
     assert "accuracy 0.3333 (95 % interval 0.1381 to 0.6094)" in lines[0]  # 4 of 12 images
-    assert lines[1] == "validation: 12 images from a separate validation split"
+    assert lines[1].startswith("validation: 12 images from a separate validation split; ")
     weak = "2 of 3 classes have a recall below half of the mean (0.33): dark 0.00, striped 0.00"
     assert f"note: {weak}" in lines
     few = "3 classes have fewer than 10 training images: bright 6, dark 6, striped 6"
@@ -80,7 +80,8 @@ def test_good_head_has_no_warning(
     )
     assert status == 0, err
     assert text.splitlines()[1:] == [
-        "validation: 6 of 24 images, held out of the training data",
-        "note: 3 classes have fewer than 10 training images: bright 6, dark 6, striped 6",
+        "validation: 6 of 24 images were held out once; the head reads the last features and "
+        "act1, layer1, layer2, layer3, layer4",
+        "note: 3 classes have fewer than 10 training images: bright 8, dark 8, striped 8",
     ]
     assert "WARNING" not in err
