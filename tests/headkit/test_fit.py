@@ -180,7 +180,7 @@ def test_architecture_whose_logits_are_more_than_a_mean_is_trained(shapes: Path)
     assert head.metrics["epochs"] >= 1
     over = headkit.fit(model, shapes, val=shapes, workers=0)
     assert (over.kind, over.metrics["accuracy"]) == ("linear", 1)
-    assert [level.name for level in over.levels][0] == "last"
+    assert next(level.name for level in over.levels) == "last"
 
 
 @pytest.mark.parametrize("kind", ["mlp", "cosine"])

@@ -58,7 +58,8 @@ def test_a_class_with_one_image_is_never_held_out() -> None:
     ]
     assert 5 not in held
     alone = make_partition(torch.arange(4), torch.arange(4), get_task("multiclass"), 0)
-    assert alone.groups == () and alone.folds == ()
+    assert alone.groups == ()
+    assert alone.folds == ()
 
 
 @pytest.mark.parametrize("task", ["multilabel", "regression"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ GROUPS = ((0, 7), (7, 14), (14, 15), (15, 30), (30, 38))  # the last four rows a
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["equal", "weighted"])
-def problem(request: pytest.FixtureRequest) -> dict[str, object]:
+def problem(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Two levels of different widths and scales, and scikit-learn's features for both."""
     generator = torch.Generator().manual_seed(0)
     levels = [
@@ -40,14 +42,14 @@ def problem(request: pytest.FixtureRequest) -> dict[str, object]:
     }
 
 
-def _sklearn(problem: dict[str, object], rows: np.ndarray) -> Ridge:
+def _sklearn(problem: dict[str, Any], rows: np.ndarray) -> Ridge:
     weight = problem["weight"]
     return Ridge(alpha=RIDGE).fit(
         problem["x"][rows], problem["y"][rows], None if weight is None else weight[rows]
     )
 
 
-def test_weights_and_bias_are_those_of_scikit_learn(problem: dict[str, object]) -> None:
+def test_weights_and_bias_are_those_of_scikit_learn(problem: dict[str, Any]) -> None:
     inverse, kernels, levels = problem["inverse"], problem["kernels"], problem["levels"]
     matrix = torch.cat(
         [one.weight(x, inverse.alpha) / 2 for one, x in zip(kernels, levels, strict=True)], 1
@@ -59,7 +61,7 @@ def test_weights_and_bias_are_those_of_scikit_learn(problem: dict[str, object]) 
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-10)
 
 
-def test_a_group_is_predicted_as_if_it_had_not_been_there(problem: dict[str, object]) -> None:
+def test_a_group_is_predicted_as_if_it_had_not_been_there(problem: dict[str, Any]) -> None:
     found = problem["inverse"].leave_out(GROUPS).numpy()
     for start, end in GROUPS:
         rest = np.setdiff1d(np.arange(N), np.arange(start, end))
@@ -68,7 +70,7 @@ def test_a_group_is_predicted_as_if_it_had_not_been_there(problem: dict[str, obj
     assert not found[38:].any()
 
 
-def test_a_group_and_a_fold_are_left_out_together(problem: dict[str, object]) -> None:
+def test_a_group_and_a_fold_are_left_out_together(problem: dict[str, Any]) -> None:
     fold, others = (7, 15), (GROUPS[0], *GROUPS[3:])
     found = problem["inverse"].leave_out_twice(fold, others).numpy()
     without_fold = np.setdiff1d(np.arange(N), np.arange(*fold))
@@ -85,7 +87,8 @@ def test_levels_count_equally_and_a_constant_level_counts_nothing() -> None:
     wide, narrow = torch.randn(20, 900, generator=generator), torch.full((20, 3), 7.5)
     assert float(LevelKernel.from_features(1000 * wide).kernel.trace()) == pytest.approx(20)
     constant = LevelKernel.from_features(narrow)
-    assert constant.scale == 0 and not constant.kernel.any()
+    assert constant.scale == 0
+    assert not constant.kernel.any()
     assert not constant.weight(narrow, torch.ones(20, 2, dtype=torch.float64)).any()
 
 
