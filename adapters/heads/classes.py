@@ -90,7 +90,7 @@ def _keep_metrics(head: Head, rows: Sequence[int]) -> dict[str, Any]:
     has_recall = isinstance(recall, list | tuple) and len(recall) == head.num_classes
     kept_recall = {"recall": [recall[row] for row in rows]} if has_recall else {}  # type: ignore[index]
     if len(rows) < head.num_classes:
-        return kept_recall if head.task == "multilabel" else {}
+        return kept_recall if get_task(head.task).independent else {}
     kept = {**head.metrics, **kept_recall}
     if isinstance(fewest, list):
         place = {row: number for number, row in enumerate(rows)}

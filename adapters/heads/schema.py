@@ -28,7 +28,7 @@ from headkit.adapters.bounds import (
 from headkit.adapters.errors import HeadFormatError
 from headkit.adapters.images.pixel_rule import PixelRule
 
-from .tasks import DEFAULT, TASKS
+from .tasks import DEFAULT, TASKS, get_task
 
 MAX_CLASSES = 2**31 - 1
 LEVELS = "levels"
@@ -144,7 +144,7 @@ def _check_parts(values: Mapping[str, Any], where: str) -> None:
     if thresholds is None:
         return
     task, classes = values.get("task", DEFAULT), values["num_classes"]
-    if task != "multilabel":
+    if not get_task(task).independent:
         raise HeadFormatError(f"{where} has thresholds and the task {task!r}, expected multilabel")
     if len(thresholds) != classes:
         raise HeadFormatError(

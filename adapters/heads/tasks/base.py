@@ -28,6 +28,7 @@ class Task(ABC):
         name: The name that users and files write.
         has_classes: True if the outputs are classes or labels with probabilities, not numbers.
         exclusive: True if each image has exactly one class.
+        independent: True if each output has a probability, and a threshold, of its own.
         score: The metric that ranks heads; higher is better.
         score_title: Title of ``score`` on the axis of a plot.
         plots: Plots of a report: ``confusion``, ``reliability``, ``predicted``.
@@ -42,6 +43,7 @@ class Task(ABC):
     name: ClassVar[TaskName]
     has_classes: ClassVar[bool] = True
     exclusive: ClassVar[bool] = False
+    independent: ClassVar[bool] = False
     score: ClassVar[str]
     score_title: ClassVar[str]
     plots: ClassVar[tuple[str, ...]]

@@ -26,6 +26,7 @@ class Multilabel(Task):
     """Any number of labels per image. Targets are 0 and 1, float32 ``[N, num_outputs]``."""
 
     name = "multilabel"
+    independent = True
     score, score_title = "mean_average_precision", "mean average precision"
     plots = ("reliability",)
     onnx_operator = "Sigmoid"

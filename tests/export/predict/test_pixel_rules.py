@@ -99,5 +99,5 @@ def test_metadata_have_the_lowest_version_that_holds_the_heads(folder: Path) -> 
         versions[name] = props["version"]
         assert ("requires" in props) == (props["version"] == "2")
     assert versions == {"multi": "2", "swappable": "1", "raw": "2", "old_raw": "1"}
-    with pytest.raises(headkit.ExportError, match="requires 'levels', which this headkit"):
-        ModelInfo.from_props({**props, "version": "2", "requires": '["levels"]'}, "a.onnx")
+    with pytest.raises(headkit.ExportError, match="requires 'delta', which this headkit"):
+        ModelInfo.from_props({**props, "version": "2", "requires": '["delta"]'}, "a.onnx")
