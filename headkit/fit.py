@@ -29,6 +29,7 @@ from headkit.adapters.fitting.data_checks import check_classes, check_crops
 from headkit.adapters.fitting.fit_head import HeadFit, fit_head
 from headkit.adapters.fitting.measured import Measured, without_recall
 from headkit.adapters.fitting.report import check_report, write_report
+from headkit.adapters.fitting.thresholds import F1, check_goal
 from headkit.adapters.heads.attach import head_of
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import KINDS, Kind
@@ -66,6 +67,7 @@ def fit(
     holdout: float | None = None,
     l2: float | Sequence[float] | None = None,
     class_weights: ClassWeights | None = None,
+    thresholds: str | float = F1,
     views: int = 1,
     runtime: str = "auto",
     precision: str = "fp32",
@@ -128,6 +130,9 @@ def fit(
             a range of strengths, see ``solve``.
         class_weights: ``balanced`` to weigh classes inversely to their number of images, or weights
             by label name; other classes weigh 1. Metrics are never weighted.
+        thresholds: How to choose the decision threshold of each label of a multilabel head: ``f1``,
+            or a precision that each label must reach, see ``choose_thresholds``. They are chosen
+            with the predictions of cross-validation.
         views: Number of crops of each training image: the eval crop, then random crops, which are
             flipped at random.
         runtime: Runtime of the backbone: ``auto``, ``torch``, ``onnxruntime`` or ``openvino``. On a
@@ -158,6 +163,7 @@ def fit(
     """
     # Arguments are checked before the extraction, which takes minutes.
     _check(holdout=holdout, l2=l2, kind=kind, views=views, batch_size=batch_size, workers=workers)
+    check_goal(thresholds)
     if report is not None:
         check_report(report)
     choose_executor(executor)
@@ -209,6 +215,7 @@ def fit(
         fitted = fit_head(backbone, examples, number_copies(extracted), mask, how)
         measured = Measured.of_folds(fitted.held, torch.from_numpy(extracted.targets))
         temperature = measured.best_temperature(train_source.task)
+        decisions = measured.thresholds(train_source.task, temperature, thresholds)
         on_others = [
             Measured.of_data(fitted.model, LabeledFeatures.from_views([one])) for one in others
         ]
@@ -247,6 +254,8 @@ def fit(
         temperature=temperature,
         notes=notes,
     )
+    if decisions is not None:
+        head = head.with_changes(thresholds=tuple(decisions))
     if report is not None and len(measured):
         write_report(report, head, measured.logits, measured.y)
     for remark in remarks(metrics, names, head.task):

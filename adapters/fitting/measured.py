@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.heads.head import PER_CLASS
-from headkit.adapters.heads.tasks import TaskName
+from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .adamw import predict_logits
 from .metrics import fit_temperature, measure
 from .out_of_fold import OutOfFold
+from .thresholds import choose_thresholds
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,16 @@ class Measured:
     def best_temperature(self, task: TaskName) -> float:
         """Return the temperature with the least log loss, 1 without images."""
         return fit_temperature(self.logits, self.y, task) if len(self) else 1.0
+
+    def thresholds(
+        self, task: TaskName, temperature: float, goal: str | float
+    ) -> list[float] | None:
+        """Return the decision threshold of each label, or None for a task without any."""
+        spec = get_task(task)
+        if not len(self) or not spec.has_classes or spec.exclusive:
+            return None
+        scores = spec.scores(self.logits.numpy(), temperature)
+        return choose_thresholds(scores, self.y.double().numpy(), goal)
 
     def metrics(self, task: TaskName, temperature: float) -> dict[str, Any]:
         """Return the metrics at a temperature, see ``measure``; none without images."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -16,10 +16,15 @@ Array = np.ndarray[Any, Any]
 
 
 class Prediction(TypedDict):
-    """A class of an image, and its probability. For regression, an output and its value."""
+    """A class of an image, and its probability. For regression, an output and its value.
+
+    For a multilabel head with thresholds, ``present`` is True if the score reaches the threshold of
+    the label.
+    """
 
     label: str
     score: float
+    present: NotRequired[bool]
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,12 @@ def select_top(info: HeadInfo, row: Sequence[float], top_k: int) -> list[Predict
     if not info.task.has_classes:
         return [Prediction(label=info.label(i), score=float(one)) for i, one in enumerate(row)]
     order = np.argsort(-np.asarray(row), kind="stable")[:top_k]
-    return [Prediction(label=info.label(int(i)), score=float(row[i])) for i in order]
+    best = [Prediction(label=info.label(int(i)), score=float(row[i])) for i in order]
+    thresholds = info.description.get("thresholds")
+    for prediction, i in zip(best, order.tolist(), strict=True):
+        if thresholds is not None:
+            prediction["present"] = prediction["score"] >= thresholds[i]
+    return best
 
 
 def check_logits(info: HeadInfo, logits: Array) -> Array:

@@ -108,6 +108,13 @@ ClassWeights = Annotated[
         "Default: 1 for each class."
     ),
 ]
+Thresholds = Annotated[
+    str,
+    typer.Option(
+        help="How to choose the decision threshold of each label of a multilabel head: f1, or a "
+        "precision that each label must reach, such as 0.9."
+    ),
+]
 Views = Annotated[
     int,
     typer.Option(
@@ -182,6 +189,7 @@ def fit_options(
     holdout: Holdout = None,
     l2: L2 = None,
     class_weights: ClassWeights = None,
+    thresholds: Thresholds = "f1",
     views: Views = 1,
     runtime: Runtime = "auto",
     precision: Precision = "fp32",
@@ -213,6 +221,7 @@ def fit_options(
         "holdout": holdout,
         "l2": _parse_strengths(l2),
         "class_weights": _parse_weights(class_weights),
+        "thresholds": _parse_thresholds(thresholds),
         "views": views,
         "runtime": runtime,
         "precision": precision,
@@ -260,6 +269,13 @@ def _parse_size(text: str | None) -> int | tuple[int, ...] | None:
             f"img-size is {text!r}, expected an edge in pixels, or HEIGHTxWIDTH, such as 256x320"
         ) from error
     return edges[0] if len(edges) == 1 else edges
+
+
+def _parse_thresholds(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _parse_levels(text: str) -> str | list[str]:

@@ -238,6 +238,14 @@ def test_multilabel_csv_is_fitted_exported_and_predicted(shapes: Path, tmp_path:
     exported = headkit.export(path, tmp_path / "m.onnx", backbone=random_backbone())
     found = headkit.Predictor(exported.path)(shapes / "bright" / "0.png")
     assert all(prediction["score"] > 0.5 for prediction in found[0])
+    assert head.thresholds is not None
+    assert len(head.thresholds) == 2
+    assert all(prediction["present"] for prediction in found[0])
+    assert not any(
+        one["present"]
+        for one in headkit.Predictor(exported.path)(shapes / "dark" / "0.png")[0]
+        if one["label"] == "light"
+    )
 
 
 def test_brightness_is_learned_as_a_number(shapes: Path, tmp_path: Path) -> None:
@@ -384,6 +392,7 @@ def test_no_cache_leaves_no_files(shapes: Path, tmp_path: Path, monkeypatch: Any
         ({"holdout": 1.5}, "holdout is 1.5, expected a fraction"),
         ({"l2": [1e-3, 0]}, "l2 is 0, expected a positive"),
         ({"views": 0}, "views is 0"),
+        ({"thresholds": 2.0}, "thresholds is 2.0, expected 'f1' or a precision"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"workers": -1}, "workers is -1"),
         ({"task": "segmentation"}, "task is 'segmentation'"),
