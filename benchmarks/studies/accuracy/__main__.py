@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ def main() -> None:
         run(name, options.results / f"{name}.jsonl", options.backbones)
 
 
-def run(name: str, path: Path, backbones: tuple[str, ...]) -> None:
+def run(name: str, path: Path, backbones: Sequence[str]) -> None:
     """Measure a contender until all results are there or other processes work on them."""
     contender, progress = CONTENDERS[name], True
     while progress:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import network
-from .cells import CLASSES, Cell, cells, draw_training
+from . import heads, network
+from .cells import CLASSES, OTHER_TASKS, Cell, cells, draw_training
 from .results import Key, key
 from .sets import load
 
 DRAWS, FEW_DRAWS = 20, 3
-"""Number of draws of heads that are solved, and of networks and heads that are trained."""
+"""Number of draws of heads that take seconds, and of contenders that take minutes."""
 
 Measure = Callable[[Cell, int, Mapping[Key, Mapping[str, Any]]], dict[str, Any] | None]
 
@@ -53,7 +53,21 @@ def _network(
     return network.measure(load(cell.set), cell.backbone, training, draw, rate)
 
 
+def _head(method: heads.Method) -> Measure:
+    """Return the measurement of a head."""
+
+    def measure(cell: Cell, draw: int, _results: Mapping[Key, Any]) -> dict[str, Any]:
+        training = draw_training(cell.set, cell.images_per_class, draw)
+        return heads.measure(method, load(cell.set), cell.backbone, training, draw)
+
+    return measure
+
+
 CONTENDERS = {
+    "last": Contender(_head(heads.last_features), DRAWS, (*CLASSES, *OTHER_TASKS)),
+    "neighbors": Contender(_head(heads.neighbors), DRAWS),
+    "mlp": Contender(_head(heads.mlp), FEW_DRAWS),
+    "scikit_learn": Contender(_head(heads.logistic_regression), FEW_DRAWS),
     "networks": Contender(_network, FEW_DRAWS),
 }
 """Contenders by name."""

