@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from headkit.benchmarks.coverage import record
-from headkit.benchmarks.pages import coverage, render
+from headkit.benchmarks.pages import accuracy, coverage, render
 from headkit.benchmarks.pages.machines import machines
 from headkit.benchmarks.studies.catalogue import RECORD
 from headkit.cli.app import app
@@ -93,6 +93,11 @@ def test_peers_name_the_machines_of_latency_and_of_exports() -> None:
     assert "Intel" in latency
     assert "Intel" not in exports
     assert exports.rstrip().splitlines()[-1].startswith("Measured with ")
+
+
+def test_accuracy_page_is_that_of_the_committed_results() -> None:
+    page = accuracy.page(render.RESULTS / "accuracy")
+    assert render.ACCURACY.read_text(encoding="utf-8") == page
 
 
 def test_coverage_page_is_that_of_the_committed_record() -> None:

@@ -20,7 +20,7 @@ from headkit.adapters.files import write_atomically
 from headkit.benchmarks.coverage import record
 from headkit.benchmarks.studies import catalogue, freezing
 
-from . import benchmarks, coverage, fitting, picture, plots, registry, security
+from . import accuracy, benchmarks, coverage, fitting, picture, plots, registry, security
 from .machines import machines, measured_with
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +37,7 @@ DOCUMENTS = (
 PLOTS = ROOT / "docs" / "benchmarks"
 
 COVERAGE = ROOT / "docs" / "coverage.md"
+ACCURACY = ROOT / "docs" / "accuracy.md"
 
 _BLOCK = re.compile(r"(<!-- generated: ([\w/]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -150,6 +151,8 @@ def main() -> None:
         print(path.relative_to(ROOT))
     write_atomically(COVERAGE, coverage.page(record.load(catalogue.RECORD)).encode())
     print(COVERAGE.relative_to(ROOT))
+    write_atomically(ACCURACY, accuracy.page(RESULTS / "accuracy").encode())
+    print(ACCURACY.relative_to(ROOT))
     for path in (picture.main(RESULTS, ROOT / "docs"), *plots.draw(RESULTS, PLOTS)):
         print(path.relative_to(ROOT))
 

