@@ -65,6 +65,7 @@ def _head(method: heads.Method) -> Measure:
 
 CONTENDERS = {
     "last": Contender(_head(heads.last_features), DRAWS, (*CLASSES, *OTHER_TASKS)),
+    "levels": Contender(_head(heads.over_levels), DRAWS, (*CLASSES, *OTHER_TASKS)),
     "neighbors": Contender(_head(heads.neighbors), DRAWS),
     "mlp": Contender(_head(heads.mlp), FEW_DRAWS),
     "scikit_learn": Contender(_head(heads.logistic_regression), FEW_DRAWS),

@@ -5,18 +5,23 @@ Each head is a ``Method``, so that another one takes a function and a row in ``c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from headkit.adapters.backbone.level import LAST
-from headkit.adapters.data.holdout import Mask, holdout
+from headkit.adapters.backbone.level import LAST, Level
+from headkit.adapters.backbone.levels import find_levels
+from headkit.adapters.data.holdout import Mask
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.fitting.adamw import predict_logits
-from headkit.adapters.fitting.classifier import Plan, train_classifier
+from headkit.adapters.fitting.classifier import Plan
+from headkit.adapters.fitting.fit_head import HeadFit, fit_head
+from headkit.adapters.fitting.kernel.candidates import candidate_sets
 from headkit.adapters.fitting.linear.solve import STRENGTHS, solve
+from headkit.adapters.fitting.over_levels import LevelFit, fit_over_levels
+from headkit.adapters.heads.tasks import get_task
 
 from . import backbones
 from .clock import Clock
@@ -67,29 +72,53 @@ def last_features(
     return logits.numpy()
 
 
+def over_levels(
+    levels: Mapping[str, Array], images: ImageSet, backbone: str, training: Mask, seed: int
+) -> Array:
+    """Fit a linear head over the levels that ``fit`` chooses by default."""
+    found = find_levels(backbones.load(backbone))
+    examples = _labeled(levels, images, found)
+    chosen = examples.select(torch.from_numpy(training))
+    how = LevelFit(
+        tuple(candidate_sets([LAST, *(level.name for level in found)])),
+        get_task(images.task),
+        images.num_outputs,
+        seed=seed,
+    )
+    blocks = torch.arange(len(examples))
+    fitted = fit_over_levels(chosen, blocks, None, how)
+    return fitted.predict(examples.select(torch.from_numpy(~training))).numpy()
+
+
 def mlp(
     levels: Mapping[str, Array], images: ImageSet, backbone: str, training: Mask, seed: int
 ) -> Array:
-    """Train headkit's ``mlp`` head by AdamW; a held-out fifth chooses rate and epoch."""
-    chosen = np.flatnonzero(training)
-    held = holdout(images.targets[chosen], images.task, 1 / FOLDS, seed)
-
-    def labeled(rows: Array) -> LabeledFeatures:
-        x, y = torch.from_numpy(levels[LAST][rows]), torch.from_numpy(images.targets[rows])
-        return LabeledFeatures(x, y, [x.shape[1:]])
-
-    model, _ = train_classifier(
-        backbones.load(backbone),
-        Plan("mlp", linear=False),
-        labeled(chosen[~held]),
-        labeled(chosen[held]),
-        images.num_outputs,
-        images.task,
-        None,
-        None,
-        seed,
+    """Train headkit's ``mlp`` head by AdamW; a held-out fifth chooses rate and epochs."""
+    examples = _labeled(levels, images, ())
+    chosen = examples.select(torch.from_numpy(training))
+    plan = Plan("mlp", linear=False)
+    how = HeadFit(plan, (), images.num_outputs, images.task, None, None, seed)
+    blocks = torch.arange(len(examples))
+    fitted = fit_head(
+        backbones.load(backbone), chosen, blocks, torch.zeros_like(blocks, dtype=torch.bool), how
     )
-    return predict_logits(model, labeled(np.flatnonzero(~training))).numpy()
+    return predict_logits(fitted.model, examples.select(torch.from_numpy(~training))).numpy()
+
+
+def _labeled(
+    levels: Mapping[str, Array], images: ImageSet, chosen: Sequence[Level]
+) -> LabeledFeatures:
+    """Return last features and levels of all images."""
+    parts = [torch.from_numpy(levels[name]) for name in (LAST, *(one.name for one in chosen))]
+    count = len(parts[0])
+    return LabeledFeatures(
+        torch.cat(parts, 1),
+        torch.from_numpy(images.targets),
+        [part.shape[1:] for part in parts],
+        torch.arange(count),
+        torch.ones(count, dtype=torch.bool),
+        tuple(chosen),
+    )
 
 
 def neighbors(

@@ -10,7 +10,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_score
 
-from headkit.benchmarks.studies.accuracy import cells, heads, network, results
+from headkit.adapters.backbone.levels import find_levels, last_level
+from headkit.benchmarks.studies.accuracy import backbones, cells, heads, network, results
 from headkit.benchmarks.studies.accuracy.augment import augment
 from headkit.benchmarks.studies.accuracy.scores import score
 from headkit.benchmarks.studies.accuracy.sets import Array, ImageSet, load
@@ -87,6 +88,23 @@ def test_head_on_the_last_features_is_a_logistic_regression() -> None:
     same = logits.argmax(1) == other.predict(x[~training])
     assert logits.shape == (80, 2)
     assert same.mean() > 0.9
+
+
+@pytest.mark.parametrize("method", [heads.over_levels, heads.mlp])
+def test_heads_of_headkit_read_training_targets_alone(method: heads.Method) -> None:
+    images, x, training = _points()
+    backbone = backbones.load(CELL.backbone)
+    noise = np.random.default_rng(1)
+    levels = {
+        level.name: noise.normal(size=(200, level.width)).astype(np.float32)
+        for level in (*find_levels(backbone), last_level(backbone))
+    }
+    levels["blocks.4"][:, :8] = levels["last"][:, :8] = 100 * x
+    logits = method(levels, images, CELL.backbone, training, 0)
+    assert score(images, logits, images.targets[~training])["score"] > 0.8
+    hidden = np.where(training, images.targets, 0)
+    other = ImageSet(images.pixels, hidden, hidden, "points")
+    assert np.array_equal(method(levels, other, CELL.backbone, training, 0), logits)
 
 
 @pytest.mark.parametrize("method", [heads.neighbors, heads.logistic_regression])
