@@ -18,10 +18,12 @@ from headkit.adapters.data.evaluation import HeadOutputs, open_evaluation
 from headkit.adapters.data.open import open_data
 from headkit.adapters.data.options import ClassFrom, ReadOptions
 from headkit.adapters.errors import ContractError
+from headkit.adapters.features.cache import FeatureCache
 from headkit.adapters.features.duplicates import choose_validation, count_duplicates, number_copies
 from headkit.adapters.features.executors.choose import choose_executor
 from headkit.adapters.features.extract import Progress
 from headkit.adapters.features.labeled_features import LabeledFeatures
+from headkit.adapters.features.predictions import Predictions, keep_predictions
 from headkit.adapters.features.transform import View
 from headkit.adapters.fitting.class_weights import ClassWeights, check_class_weights
 from headkit.adapters.fitting.classifier import AUTO, level_sets, plan_classifier
@@ -213,7 +215,7 @@ def fit(
             mask = torch.from_numpy(chosen)
         how = HeadFit(plan, sets, len(names), train_source.task, weighing, l2, seed)
         fitted = fit_head(backbone, examples, number_copies(extracted), mask, how)
-        measured = Measured.of_folds(fitted.held, torch.from_numpy(extracted.targets))
+        measured = of_folds = Measured.of_folds(fitted.held, torch.from_numpy(extracted.targets))
         temperature = measured.best_temperature(train_source.task)
         decisions = measured.thresholds(train_source.task, temperature, thresholds)
         on_others = [
@@ -256,6 +258,12 @@ def fit(
     )
     if decisions is not None:
         head = head.with_changes(thresholds=tuple(decisions))
+    if isinstance(extracted.cache, FeatureCache) and cache is not False and len(of_folds):
+        images = fitted.held.images.numpy()
+        predictions = Predictions(
+            of_folds.logits.numpy(), extracted.pixel_digests[images], extracted.targets[images]
+        )
+        keep_predictions(extracted.cache, head.digest, predictions)
     if report is not None and len(measured):
         write_report(report, head, measured.logits, measured.y)
     for remark in remarks(metrics, names, head.task):

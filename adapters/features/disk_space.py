@@ -36,6 +36,8 @@ logger = logging.getLogger("headkit")
 
 LIMIT_FILE = "limit.json"
 FEATURES, BACKBONES, HEADS = "features", "backbones", "heads"
+_PARTS = ("shard-*", "predictions-*")
+"""Files in a folder of features."""
 SETTLED = 600
 """Seconds after its last use in which a converted backbone stays: a process may be opening it."""
 
@@ -139,7 +141,11 @@ def clear_cache(cache: bool | str | Path = True, backbone: str | None = None) ->
             if not free:
                 in_use.append(str(folder))
                 continue
-            removed.add(*folder.glob("shard-*"), *folder.glob(".*"), folder / KEY_FILE)
+            removed.add(
+                *(path for pattern in _PARTS for path in folder.glob(pattern)),
+                *folder.glob(".*"),
+                folder / KEY_FILE,
+            )
             with suppress(OSError):  # another process has just put a file there
                 folder.rmdir()
     for path in _backbone_files(root):
@@ -268,8 +274,8 @@ class _Part:
 
 def _removable_parts(root: Path) -> Iterator[_Part]:
     for folder in _feature_folders(root):
-        for shard in folder.glob("shard-*"):
-            yield _Part(_mtime(shard), (shard,), folder)
+        for path in (path for pattern in _PARTS for path in folder.glob(pattern)):
+            yield _Part(_mtime(path), (path,), folder)
     for _, group in groupby(_backbone_files(root), lambda path: path.name.partition(".")[0]):
         # NAME.onnx comes before NAME.onnx.HASH.data: a model never lacks its data.
         files = tuple(group)
