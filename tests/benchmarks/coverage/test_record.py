@@ -53,6 +53,17 @@ def test_every_family_exports_and_so_does_every_architecture_up_to_30_million() 
             assert row["error"], name
 
 
+def test_every_family_has_levels_and_they_are_what_timm_returns() -> None:
+    levels = {name: row for (name, check), row in COMMITTED.items() if check == "levels"}
+    assert len({row["family"] for row in levels.values()}) == 98
+    assert [name for name, row in levels.items() if not row["passed"]] == []
+    assert [row["levels"] for row in levels.values() if row["reason"]] == []
+    maps = {name: row for (name, check), row in COMMITTED.items() if check == "level_maps"}
+    assert len({row["family"] for row in maps.values()}) >= 97
+    assert [name for name, row in maps.items() if not row["passed"]] == []
+    assert max(row["difference"] for row in maps.values()) <= 1e-5
+
+
 def test_the_smallest_architectures_are_one_per_family() -> None:
     names = record.smallest_of_each_family(COMMITTED)
     families = {COMMITTED[name, "structure"]["family"] for name in names}
