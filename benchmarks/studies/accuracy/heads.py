@@ -77,7 +77,7 @@ def over_levels(
 ) -> Array:
     """Fit a linear head over the levels that ``fit`` chooses by default."""
     found = find_levels(backbones.load(backbone))
-    examples = _labeled(levels, images, found)
+    examples = label_features(levels, images, found)
     chosen = examples.select(torch.from_numpy(training))
     how = LevelFit(
         tuple(candidate_sets([LAST, *(level.name for level in found)])),
@@ -94,7 +94,7 @@ def mlp(
     levels: Mapping[str, Array], images: ImageSet, backbone: str, training: Mask, seed: int
 ) -> Array:
     """Train headkit's ``mlp`` head by AdamW; a held-out fifth chooses rate and epochs."""
-    examples = _labeled(levels, images, ())
+    examples = label_features(levels, images, ())
     chosen = examples.select(torch.from_numpy(training))
     plan = Plan("mlp", linear=False)
     how = HeadFit(plan, (), images.num_outputs, images.task, None, None, seed)
@@ -105,7 +105,7 @@ def mlp(
     return predict_logits(fitted.model, examples.select(torch.from_numpy(~training))).numpy()
 
 
-def _labeled(
+def label_features(
     levels: Mapping[str, Array], images: ImageSet, chosen: Sequence[Level]
 ) -> LabeledFeatures:
     """Return last features and levels of all images."""
