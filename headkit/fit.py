@@ -175,7 +175,8 @@ def fit(
         "label_column": label_column,
         "label_separator": label_separator,
     }
-    train_source, val_source = open_data(data, val, task=task, **reading)
+    own_test = isinstance(test, str) and test == OWN_TEST_SPLIT
+    train_source, val_source = open_data(data, val, task=task, uses_test=own_test, **reading)
     outputs = HeadOutputs(train_source.task, train_source.label_names)
     test_source = open_test(data, test, outputs, reading)
     weighing = check_class_weights(class_weights, train_source)

@@ -49,11 +49,13 @@ def open_data(
     path_column: str | None = None,
     label_column: str | Sequence[str] | None = None,
     label_separator: str | None = None,
+    uses_test: bool = False,
 ) -> tuple[ImageDataset, ImageDataset | None]:
     """Open the training split of ``data`` and, if ``data`` has one, its validation split.
 
     A test split neither trains nor validates: it is counted in ``ImageDataset.skipped`` of the
-    training data. Everything else that is not read is counted there, too.
+    training data, unless the caller uses it. Everything else that is not read is counted there,
+    too.
 
     Args:
         data: A folder with one folder per class, see ``open_folder``; a folder with one folder per
@@ -68,6 +70,7 @@ def open_data(
         path_column: Name of a table's column of image paths, see ``ReadOptions``.
         label_column: Name of a table's column of labels, or several, see ``ReadOptions``.
         label_separator: Text between the labels of one image in a table, see ``ReadOptions``.
+        uses_test: The caller opens the test split itself, see ``open_evaluation``.
 
     Raises:
         DataError: There are no images, a class has no image, the training data lacks a validation
@@ -77,12 +80,15 @@ def open_data(
     """
     options = ReadOptions(class_from, path_column, label_column, label_separator)
     splits = open_splits(data, val, task, options)
+    if uses_test:
+        unused = tuple(one for one in splits.unused if one.split != "test")
+        splits = replace(splits, unused=unused)
     formats = [splits.train, *([splits.val] if splits.val is not None else [])]
     unread = [line for dataset in formats for line in find_unread_formats(dataset)]
     for warning in [*find_warnings(splits), *unread]:
         logger.warning("%s", warning)
-    unused = [_skip(split) for split in splits.unused]
-    parts = [splits.train.skipped, splits.outside, unused, *(s.skipped for s in splits.unused)]
+    skipped = [_skip(split) for split in splits.unused]
+    parts = [splits.train.skipped, splits.outside, skipped, *(s.skipped for s in splits.unused)]
     return replace(splits.train, skipped=merge_skipped(*parts)), splits.val
 
 
@@ -108,12 +114,10 @@ def find_warnings(splits: Splits) -> list[str]:
             of = splits.train.name
             if is_folder(tests[0].name):
                 of += f", {tests[0].name},"
-                advice = "; pass the test split as val (--val) to validate on it"
-            else:
-                advice = "; `headkit evaluate` measures a head on it"
             warnings.append(
-                f"the test split of {of} is not used: validation images are held out of the "
-                f"training split{advice}"
+                f"the test split of {of} is not used: cross-validation on the training split "
+                "measures the head; pass test='split' (--test split) to measure it on the test "
+                "split, too"
             )
         warnings += _labels_with_one_image(splits.train)
     return warnings

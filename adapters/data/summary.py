@@ -99,7 +99,7 @@ class DataSummary:
             note = "" if one.used else " (not used by fit)"
             rows.append([_TITLES[split], images, classes, self._inside(one.name) + note])
         if "val" not in self.splits:
-            rows.insert(2, [_TITLES["val"], "-", "-", "held out of train (fit --holdout)"])
+            rows.insert(2, [_TITLES["val"], "-", "-", "cross-validation on train"])
         return _align(rows, left={0, 3})
 
     def _format_classes(self, room: int) -> list[str]:

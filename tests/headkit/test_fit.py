@@ -414,3 +414,45 @@ def test_arguments_that_load_a_backbone_are_refused_for_a_model(
     for options in ({"weights": small_weights}, {"remap": True}, {"pretrained": False}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} cannot be used .* a model"):
             headkit.fit(random_backbone(), shapes, workers=0, **options)
+
+
+def test_test_split_measures_the_head_and_influences_no_choice(tmp_path: Path) -> None:
+    write_shapes(tmp_path / "train")
+    write_shapes(tmp_path / "test", images=2)
+    alone = headkit.fit(random_backbone(), tmp_path / "train", workers=0)
+    head = headkit.fit(random_backbone(), tmp_path, test="split", workers=0)
+    other = headkit.fit(random_backbone(), tmp_path / "train", test=tmp_path / "test", workers=0)
+    for one in (head, other):
+        assert one.metrics["test"]["num_images"] == 6
+        assert one.metrics["accuracy"] == alone.metrics["accuracy"]
+        for name, tensor in alone.tensors.items():
+            assert np.array_equal(one.tensors[name], tensor)
+    assert "skipped" not in head.metrics
+    found = headkit.evaluate(head, tmp_path, backbone=random_backbone(), workers=0)
+    assert found.metrics["accuracy"] == head.metrics["test"]["accuracy"]
+
+
+def test_levels_are_read_where_they_help(shapes: Path) -> None:
+    head = headkit.fit(random_backbone(), shapes, workers=0, levels="all")
+    assert [level.name for level in head.levels] == [
+        *("last", "act1", "layer1", "layer2", "layer3", "layer4")
+    ]
+    model = random_backbone()
+    named = headkit.fit(model, shapes, workers=0, levels=["layer2"])
+    assert [level.name for level in named.levels] == ["last", "layer2"]
+    transform = create_transform(**named.pretrained_cfg, is_training=False)
+    pixels = torch.stack(
+        [one for one, _ in create_dataset("", root=str(shapes), transform=transform)]
+    )
+    plain = random_backbone()
+    levels = headkit.features(plain, pixels, levels=["layer2"])
+    row = torch.cat([levels["last"], levels["layer2"]], 1).numpy()
+    expected = row @ named.tensors["level_head.weight"].T + named.tensors["level_head.bias"]
+    with torch.no_grad():
+        np.testing.assert_allclose(model(pixels).numpy(), expected, atol=1e-4)
+    with pytest.raises(
+        headkit.ContractError, match="no level 'layer9', expected some of last, act1"
+    ):
+        headkit.fit(random_backbone(), shapes, workers=0, levels=["layer9"])
+    with pytest.raises(headkit.ContractError, match="a head over levels is linear"):
+        headkit.fit(random_backbone(), shapes, workers=0, levels="all", kind="mlp")

@@ -56,8 +56,8 @@ def test_test_split_is_not_used_for_validation_in_silence(
     _write_splits(tmp_path, train, test)
     found = open_train(tmp_path)
     assert _names(found.paths) == [f"{train}{i}.jpg" for i in (1, 2, 3)]
-    assert f"{test}, is not used: validation images are held out" in caplog.text
-    assert "pass the test split as val (--val) to validate on it" in caplog.text
+    assert f"{test}, is not used: cross-validation" in caplog.text
+    assert "pass test='split' (--test split)" in caplog.text
     _, val = open_data(tmp_path, tmp_path / test)
     assert val is not None
     assert _names(val.paths) == [f"{test}{i}.jpg" for i in (1, 2, 3)]

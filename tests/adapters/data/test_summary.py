@@ -90,7 +90,7 @@ def test_summary_of_numbers_shows_their_ranges(table: Write) -> None:
     summary = headkit.describe_data(path, task="regression")
     assert summary.splits["train"].ranges["age"] == pytest.approx((3, ages.mean(), 20))
     assert "age          3  10.1667       20" in str(summary)
-    assert "held out of train (fit --holdout)" in str(summary)
+    assert "cross-validation on train" in str(summary)
 
 
 def test_images_of_a_table_in_other_formats_are_named(table: Write, tmp_path: Path) -> None:

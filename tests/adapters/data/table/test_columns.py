@@ -143,7 +143,7 @@ def test_test_rows_neither_train_nor_validate(
     train = open_train(path)
     assert _names(train) == ["0.jpg", "1.jpg"]
     assert [(s.reason, s.count) for s in train.skipped] == [("in the split test", 2)]
-    assert "is not used: validation images are held out of the training split" in caplog.text
+    assert "is not used: cross-validation on the training split measures the head" in caplog.text
     flagged = table("path,label,is_test", "0.jpg,a,0", "1.jpg,b,0", "2.jpg,a,1")
     assert _names(open_train(flagged)) == ["0.jpg", "1.jpg"]
     _, val = open_data(flagged, flagged)  # the caller asks for it
