@@ -450,9 +450,7 @@ def test_levels_are_read_where_they_help(shapes: Path) -> None:
     expected = row @ named.tensors["level_head.weight"].T + named.tensors["level_head.bias"]
     with torch.no_grad():
         np.testing.assert_allclose(model(pixels).numpy(), expected, atol=1e-4)
-    with pytest.raises(
-        headkit.ContractError, match="no level 'layer9', expected some of last, act1"
-    ):
+    with pytest.raises(headkit.ContractError, match="no level 'layer9', expected some"):
         headkit.fit(random_backbone(), shapes, workers=0, levels=["layer9"])
     with pytest.raises(headkit.ContractError, match="a head over levels is linear"):
         headkit.fit(random_backbone(), shapes, workers=0, levels="all", kind="mlp")
