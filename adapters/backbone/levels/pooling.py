@@ -7,6 +7,9 @@ has and that are cheap: everything after the first one works on 16 cells.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -52,14 +55,17 @@ def average_grid(level_map: Tensor) -> Tensor:
     height, width = int(level_map.shape[2]), int(level_map.shape[3])
     if height % CELLS == 0 and width % CELLS == 0:
         return avg_pool2d(level_map, (height // CELLS, width // CELLS))
-    rows, columns = _cell_weights(height, level_map), _cell_weights(width, level_map)
+    rows, columns = (
+        torch.from_numpy(cell_weights(length)).to(level_map.device, level_map.dtype)
+        for length in (height, width)
+    )
     return rows @ level_map @ columns.transpose(0, 1)
 
 
-def _cell_weights(length: int, like: Tensor) -> Tensor:
+def cell_weights(length: int) -> np.ndarray[Any, Any]:
     """Return a matrix ``[4, length]`` that averages the pixels of each cell."""
-    weights = torch.zeros(CELLS, length)
+    weights = np.zeros((CELLS, length))
     for cell in range(CELLS):
         start, end = cell * length // CELLS, -(-(cell + 1) * length // CELLS)
         weights[cell, start:end] = 1 / (end - start)
-    return weights.to(like.device, like.dtype)
+    return weights

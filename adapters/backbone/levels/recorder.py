@@ -7,19 +7,22 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from headkit.adapters.backbone.classifier import name_of
 from headkit.adapters.backbone.level import LAST, Level
 from headkit.adapters.errors import ContractError
 
+from .joined import Cells, find_cells, join_vectors
 from .layout import level_vector
 
 
 class LevelRecorder:
     """Context in which each forward pass of a model records the vectors of some levels.
 
-    It works under ``torch.export``. ``last`` is not recorded: ``features`` returns it.
+    ``torch.export`` and ``torch.compile`` see operators that are fast in a graph, see ``joined``.
+    ``last`` is not recorded: ``features`` returns it.
     """
 
     def __init__(self, model: nn.Module, levels: Sequence[Level]) -> None:
@@ -31,6 +34,7 @@ class LevelRecorder:
         self._model = model
         self._levels = [level for level in levels if level.name != LAST]
         self._vectors: dict[str, Tensor] = {}
+        self._cells: dict[str, Cells] = {}
         self._image_size: tuple[int, int] | None = None
         self._stack = ExitStack()
         modules = dict(model.named_modules())
@@ -71,6 +75,8 @@ class LevelRecorder:
         Raises:
             ContractError: The forward pass did not run the module of a level.
         """
+        joined = join_vectors(list(self._cells.values()))
+        self._vectors.update(zip(self._cells, joined, strict=True))
         missing = [level.name for level in self._levels if level.name not in self._vectors]
         if missing:
             raise ContractError(
@@ -80,6 +86,7 @@ class LevelRecorder:
 
     def _before(self, _module: nn.Module, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         self._vectors.clear()
+        self._cells.clear()
         images = args[0] if args else None
         self._image_size = None
         if isinstance(images, Tensor) and images.ndim == 4:
@@ -88,8 +95,11 @@ class LevelRecorder:
     def _record(self, levels: Sequence[Level], out: Any) -> None:
         # The vector is made at once, because the next module may write into the output.
         for level in levels:
-            if level.name in self._vectors:
+            if level.name in self._vectors or level.name in self._cells:
                 raise ContractError(
                     f"{name_of(self._model)} must run {level.path} exactly once per forward pass"
                 )
-            self._vectors[level.name] = level_vector(self._model, level, out, self._image_size)
+            if torch.compiler.is_compiling():
+                self._cells[level.name] = find_cells(self._model, level, out, self._image_size)
+            else:
+                self._vectors[level.name] = level_vector(self._model, level, out, self._image_size)
