@@ -47,6 +47,8 @@ PREFIX = "head/"
 """Start of all names that belong to heads, except the tensors of a model's only head."""
 LEVEL_WEIGHT, LEVEL_BIAS = f"{LEVEL_HEAD}.weight", f"{LEVEL_HEAD}.bias"
 """Initializers of the only head of a model with levels."""
+LEVEL_PREFIX = "level_"
+"""Start of the names of the values with the vectors of levels."""
 TEMPERATURE = "temperature"
 """Overridable initializer of a swappable model that has probabilities."""
 FORMS = ("merged", "swappable", "multi", "backbone")
@@ -99,7 +101,7 @@ def probabilities_name(head: str) -> str:
 
 def level_output(level: Level) -> str:
     """Return the name of the value with the vector of a level."""
-    return f"level_{level.name}"
+    return f"{LEVEL_PREFIX}{level.name}"
 
 
 @dataclass(frozen=True)

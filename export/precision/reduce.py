@@ -25,6 +25,7 @@ from headkit.adapters.errors import (
     first_line,
 )
 from headkit.adapters.files import scratch_folder
+from headkit.export.graph.metadata import LEVEL_PREFIX
 from headkit.export.runtimes.onnxruntime import open_session
 
 try:
@@ -98,9 +99,9 @@ def to_int8(backbone: onnx.ModelProto, batches: Iterable[Array]) -> onnx.ModelPr
 
     This is static quantization in the QDQ format. Weights are int8 and symmetric, with a scale per
     output channel. Activations are uint8, with their range on the calibration images (MinMax). The
-    first convolution stays float32; the biases of the others compensate for the mean shift that
-    rounding their weights causes. Inputs and outputs stay float32. Int8 is for Arm processors and
-    for x86 processors with VNNI (AVX2 alone may saturate).
+    first convolution and the pooling of levels stay float32; the biases of the other convolutions
+    compensate for the mean shift that rounding their weights causes. Inputs and outputs stay
+    float32. Int8 is for Arm processors and for x86 processors with VNNI (AVX2 alone may saturate).
 
     Sources: ONNX Runtime, "Quantize ONNX models"; Nagel et al. 2019, "Data-Free Quantization
     Through Weight Equalization and Bias Correction" (https://arxiv.org/abs/1906.04721), here with
@@ -124,15 +125,15 @@ def to_int8(backbone: onnx.ModelProto, batches: Iterable[Array]) -> onnx.ModelPr
             # This folds BatchNorm into convolutions. Symbolic shapes need sympy and add nothing.
             quant_pre_process(source, prepared, skip_symbolic_shape=True)
             model = onnx.load(prepared)
-            first = _name_nodes(model.graph)
-            _correct_biases(model, images, Path(folder), skip=first)
+            excluded = [*_name_nodes(model.graph), *_find_pooling_of_levels(model.graph)]
+            _correct_biases(model, images, Path(folder), skip=excluded)
             onnx.save(model, prepared)
             quantize_static(
                 prepared,
                 target,
                 _CalibrationReader(images, backbone.graph.input[0].name),
                 op_types_to_quantize=list(QUANTIZED),
-                nodes_to_exclude=first,
+                nodes_to_exclude=excluded,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 per_channel=True,
@@ -245,6 +246,18 @@ def _name_nodes(graph: onnx.GraphProto) -> list[str]:
     for index, node in enumerate(graph.node):
         node.name = node.name or f"node_{index}"
     return [node.name for node in graph.node if node.op_type == "Conv"][:1]
+
+
+def _find_pooling_of_levels(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of the nodes that only the levels need, not the features."""
+    needed = {one.name for one in graph.output if not one.name.startswith(LEVEL_PREFIX)}
+    others = []
+    for node in reversed(graph.node):
+        if needed.isdisjoint(node.output):
+            others.append(node.name)
+        else:
+            needed.update(node.input)
+    return others
 
 
 def _correct_biases(

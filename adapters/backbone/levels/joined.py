@@ -86,9 +86,8 @@ def join_vectors(levels: Sequence[Cells]) -> list[Tensor]:
     spread = means @ _constant(_spread_weights(), means)
     deviation = (spread * spread).sum(2).sqrt()
     channels = [int(one.means.shape[1]) for one in levels]
-    parts = zip(
-        *(part.split(channels, 1) for part in (quadrants, means.amax(2), deviation)), strict=True
-    )
+    splits = (torch.split(part, channels, 1) for part in (quadrants, means.amax(2), deviation))
+    parts = zip(*splits, strict=True)
     vectors = []
     for one, (quarter, largest, deviating) in zip(levels, parts, strict=True):
         first = [] if one.prefix is None else [one.prefix[:, 0]]
