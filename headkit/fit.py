@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.evaluation import HeadOutputs, open_evaluation
 from headkit.adapters.data.open import open_data
 from headkit.adapters.data.options import ClassFrom, ReadOptions
-from headkit.adapters.errors import ContractError
+from headkit.adapters.errors import ContractError, DataError
 from headkit.adapters.features.cache import FeatureCache
 from headkit.adapters.features.duplicates import choose_validation, count_duplicates, number_copies
 from headkit.adapters.features.executors.choose import choose_executor
@@ -37,7 +38,9 @@ from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import KINDS, Kind
 from headkit.adapters.heads.summary import remarks, store_few_images, store_skipped
 from headkit.adapters.heads.tasks import TaskName, get_task
+from headkit.registry.resolve import load_head
 
+from .extend import OldImages
 from .extraction import check_sizes, get_backbone, open_extraction
 
 logger = logging.getLogger("headkit")
@@ -54,6 +57,7 @@ def fit(
     *,
     val: Any = None,
     test: Any = None,
+    extend: Head | str | Path | None = None,
     task: TaskName | None = None,
     class_from: ClassFrom | None = None,
     path_column: str | None = None,
@@ -109,6 +113,11 @@ def fit(
             ``data``, or else cross-validation on the training images.
         test: More images to measure the head on, as ``test`` of its metrics; in any of these forms,
             or ``split`` for the test split of ``data``.
+        extend: A head to which ``data`` adds images or classes: a head, a head file or a reference
+            to a store. The features of its own training images must still be in the cache; then
+            their files are not needed. The new head is fitted to the old and the new images. Some
+            things only the old files could tell: whether an old image also has a new label, and how
+            it looks in another crop or to another runtime.
         task: ``multiclass``, ``multilabel`` or ``regression``. Default: the task of the data.
         class_from: Folder that names the class, ``top`` or ``parent``, see ``ReadOptions``.
         path_column: Name of a table's column of image paths, see ``ReadOptions``.
@@ -177,11 +186,17 @@ def fit(
     }
     own_test = isinstance(test, str) and test == OWN_TEST_SPLIT
     train_source, val_source = open_data(data, val, task=task, uses_test=own_test, **reading)
-    outputs = HeadOutputs(train_source.task, train_source.label_names)
-    test_source = open_test(data, test, outputs, reading)
-    weighing = check_class_weights(class_weights, train_source)
+    names = train_source.label_names
     inputs: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode}
     backbone = get_backbone(backbone, weights, remap, {**inputs, **timm_kwargs})
+    old = None
+    if extend is not None:
+        _check_extension(train_source, val_source, views)
+        old = OldImages.find(load_head(extend), cache, backbone, train_source)
+        names = old.label_names(train_source)
+    outputs = HeadOutputs(train_source.task, names)
+    test_source = open_test(data, test, outputs, reading)
+    weighing = check_class_weights(class_weights, replace(train_source, label_names=names))
     plan = plan_classifier(backbone, kind)
     if levels == AUTO and (l2 is not None or train_source.features is not None):
         levels = LAST  # features that the user computed have no levels
@@ -207,9 +222,11 @@ def fit(
         crops = [extraction(train_source, View(n, seed)) for n in range(1, views)]
         check_crops(extracted, crops)
         check_classes(train_source, extracted.targets)
+        if old is not None:
+            extracted = old.join(extracted, train_source, names)
         duplicates = count_duplicates(extracted, others[0] if val_source is not None else None)
         examples = LabeledFeatures.from_views([extracted, *crops])
-        names = train_source.label_names or get_task(train_source.task).label_names(examples.y)
+        names = names or get_task(train_source.task).label_names(examples.y)
         mask = None
         if holdout is not None:
             chosen = choose_validation(extracted, train_source.task, holdout, seed)
@@ -293,6 +310,21 @@ def open_test(
     if isinstance(test, str) and test == OWN_TEST_SPLIT:
         return open_evaluation(data, outputs, "test", options)
     return open_evaluation(test, outputs, None, options)
+
+
+def _check_extension(train: ImageDataset, val: ImageDataset | None, views: int) -> None:
+    """Raise ``DataError`` if data cannot extend a head."""
+    if train.features is not None:
+        raise DataError(f"{train.name} has features, but a head is extended by images")
+    if val is not None:
+        raise DataError(
+            "the data have a validation split, but an extended head is measured by "
+            "cross-validation: pass the images for measuring as test (--test)"
+        )
+    if views > 1:
+        raise DataError(
+            f"views is {views}, but the cache has only one crop of the old images: omit views"
+        )
 
 
 def _name_validation(own: bool, folds: int) -> str:

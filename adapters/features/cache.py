@@ -193,6 +193,16 @@ class FeatureCache:
         present = (known[at] == digests) & (digests != b"")
         return Locations(np.where(present, shard[at], -1), np.where(present, row[at], -1))
 
+    def find_pixels(self, digests: np.ndarray[Any, Any]) -> Locations:
+        """Return where the cache has images that look like these, see ``pixel_digests``."""
+        known = np.concatenate([np.zeros(0, PIXEL_DIGEST), *self._pixels])
+        files = np.concatenate([np.zeros(0, DIGEST), *self._digests])
+        order = np.argsort(known, kind="stable")
+        if not len(known):
+            return self.find(np.zeros(len(digests), DIGEST))
+        at = order[np.minimum(np.searchsorted(known[order], digests), len(known) - 1)]
+        return self.find(np.where(known[at] == digests, files[at], np.zeros(1, DIGEST)))
+
     def __contains__(self, digest: object) -> bool:
         """Return True if the cache has the image with this digest."""
         return not self.find(np.array([digest], DIGEST)).missing[0]

@@ -35,6 +35,13 @@ Test = Annotated[
         "the test split of --data. They influence no choice."
     ),
 ]
+Extend = Annotated[
+    str | None,
+    typer.Option(
+        help="Head file, or reference to a store, to which --data adds images or classes. The "
+        "features of the head's own training images must still be in the cache."
+    ),
+]
 Task = Annotated[
     str | None,
     typer.Option(
@@ -175,6 +182,7 @@ Notes = Annotated[str, typer.Option(help="Free text that is stored in the head f
 def fit_options(
     val: Val = None,
     test: Test = None,
+    extend: Extend = None,
     task: Task = None,
     class_from: ClassFrom = None,
     path_column: PathColumn = None,
@@ -207,6 +215,7 @@ def fit_options(
     return {
         "val": val,
         "test": test,
+        "extend": extend,
         "task": task,
         "class_from": class_from,
         "path_column": path_column,
