@@ -40,6 +40,8 @@ def build_config(head: Head) -> dict[str, Any]:
         config["model_args"] = dict(head.model_args)
     config["pretrained_cfg"] = {**head.pretrained_cfg, "num_classes": head.num_classes}
     config["headkit"] = {key: metadata[key] for key in own}
+    if head.levels:
+        config["headkit"]["levels"] = metadata["levels"]
     return config
 
 
@@ -97,6 +99,9 @@ def _section(repo: str, folder: str, config: Mapping[str, Any]) -> str:
         f"- task: {own['task']}, {config['num_classes']} classes"
         f"{_labels(config.get('label_names'))}",
     ]
+    names = [str(level["name"]) for level in own.get("levels", ())]
+    if names:
+        lines.append(f"- levels that the head reads: {', '.join(map(_plain, names))}")
     metrics = own["metrics"]
     lines += [
         f"- {key.replace('_', ' ')}: {_rounded(value)}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import headkit
 from headkit.export.runtimes import onnx_backbone as onnx_backbone_module
@@ -33,6 +34,36 @@ def test_onnx_runtime_extracts_the_features_of_torch(architecture: str, tmp_path
     for branch, like in zip(found, expected, strict=True):
         assert branch.dtype == np.float32
         assert np.abs(branch - like).max() <= 1e-5 * np.abs(like).max()
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit"])
+def test_vectors_of_levels_follow_the_features(
+    architecture: str, runtime: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(runtime)
+    model = active_backbone(architecture)
+    pixels = _pixels(model)
+    mean, std = (np.reshape(model.pretrained_cfg[key], (-1, 1, 1)) for key in ("mean", "std"))
+    images = torch.from_numpy(((pixels / 255 - mean) / std).astype(np.float32))
+    with torch.no_grad():
+        expected = headkit.features(model, images, levels="all")
+    start = choose_runtime(runtime, "fp32", model).start
+    found = start(model, tmp_path, BATCH, levels="all")(pixels)
+    for vector, like in zip(found, expected.values(), strict=True):
+        difference = np.abs(vector.reshape(BATCH, -1) - like.numpy()).max()
+        assert difference <= 1e-5 * like.abs().max().item()
+    *_, name = expected
+    features, last = start(model, tmp_path, BATCH, levels=["last", name])(pixels)
+    assert np.array_equal(features, found[0])
+    assert np.abs(last - found[-1]).max() <= 1e-6 * np.abs(last).max()
+
+
+def test_name_of_a_backbone_depends_on_its_levels(tmp_path: Path) -> None:
+    model = random_backbone()
+    plain = onnx_backbone(model, tmp_path)
+    assert onnx_backbone(model, tmp_path, levels="last") == plain
+    assert len({plain, *(onnx_backbone(model, tmp_path, levels=n) for n in ("all", "act1"))}) == 3
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.05)])

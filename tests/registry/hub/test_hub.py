@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from headkit import RegistryError
 from headkit.registry.hub.card import build_config, render_card
 from headkit.registry.hub.hub import HubPlace
-from tests.heads import scored_head
+from tests.heads import level_head, scored_head
 
 from .hub_server import Hub, hub_server
 
@@ -162,6 +162,12 @@ def test_the_card_says_what_the_head_is(
     }
     for part in ("2 classes: no, yes", "accuracy: 0.5100", "of spring", "reset_classifier(2)"):
         assert part in card.text
+
+
+def test_the_card_names_the_levels_that_a_head_reads() -> None:
+    card = render_card("user/flowers", {"": build_config(level_head())})
+    assert "- levels that the head reads: last, layer1, blocks.2\n" in card
+    assert "levels that" not in render_card("user/flowers", {"": build_config(scored_head())})
 
 
 def test_refusals_of_the_hub_are_reported_in_one_line(
