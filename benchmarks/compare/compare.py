@@ -36,6 +36,8 @@ from .plot import draw
 logger = logging.getLogger("headkit")
 
 ROUNDS, CALLS, WARMUP = 3, 10, 3
+_QUANTILE = 1.959963984540054
+"""Quantile of the normal distribution for an interval of 95 %."""
 ROW_FORMAT = 2
 """Version of the rows in ``compare.json``; a row of another version is computed again."""
 _FIT_KEYWORDS = frozenset(signature(fit).parameters)
@@ -79,9 +81,11 @@ def compare(
         The content of ``compare.json``: ``machine``, ``task``, ``score`` (the name of the metric)
         and ``rows``, the best score first. A row has ``name``, ``score``, ``metrics``,
         ``latency_ms``, ``parameters`` (of the backbone), ``head_bytes``, ``onnx_bytes``,
-        ``fit_seconds``, what a user must know (``weak_classes``, ``few_images``, ``notes``), and
-        ``pareto``, which is True if no other backbone is both faster and better. The row of a
-        backbone that failed has the whole message as ``error`` instead.
+        ``fit_seconds``, what a user must know (``weak_classes``, ``few_images``, ``notes``),
+        ``as_good_as_best``, which is True if the score differs from the best one by no more than
+        chance may, and ``pareto``, which is True if no other backbone is both faster and better. A
+        difference within chance counts as none. The row of a backbone that failed has the whole
+        message as ``error`` instead.
 
     Raises:
         UnknownArchitecture: timm does not have one of the architectures; nothing was fitted.
@@ -121,6 +125,8 @@ def compare(
         row["latency_ms"] = timing.to_json()
     for row in fitted:
         row["pareto"] = not any(_beats(other, row) for other in fitted)
+        best = max(fitted, key=lambda one: one["score"])
+        row["as_good_as_best"] = row is best or is_within_noise(row, best)
     task = fitted[0]["task"] if fitted else DEFAULT
     result = {
         "machine": machine(),
@@ -230,8 +236,26 @@ def _measure_latencies(
 
 def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     faster = one["latency_ms"]["median_ms"] - other["latency_ms"]["median_ms"]
-    better = other["score"] - one["score"]
+    better = 0.0 if is_within_noise(one, other) else other["score"] - one["score"]
     return bool(faster <= 0 and better <= 0 and (faster < 0 or better < 0))
+
+
+def is_within_noise(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return True if chance alone explains the difference between the scores of two rows.
+
+    The standard error of a score is that of its 95 % interval. The images of both scores are the
+    same, so this errs on the side of noise. Scores without intervals always differ.
+    """
+    first, second = _standard_error(one), _standard_error(other)
+    if one is other or first is None or second is None:
+        return one is other
+    limit = _QUANTILE * float(np.hypot(first, second))
+    return bool(abs(one["score"] - other["score"]) <= limit)
+
+
+def _standard_error(row: Mapping[str, Any]) -> float | None:
+    interval = row["metrics"].get(f"{get_task(row['task']).score}_interval")
+    return None if interval is None else (interval[1] - interval[0]) / (2 * _QUANTILE)
 
 
 def _is_done(out: Path, row: Mapping[str, Any]) -> bool:

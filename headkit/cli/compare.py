@@ -64,7 +64,8 @@ def _build_table(result: dict[str, Any]) -> Any:
     from rich.table import Table
 
     table = Table(
-        title=f"* no other backbone is both faster and better; batch {result['batch']}, CPU"
+        title="* no other backbone is both faster and better; ~ as good as the best, within "
+        f"chance; batch {result['batch']}, CPU"
     )
     table.add_column("backbone", no_wrap=True)
     score = result["score"]
@@ -80,7 +81,7 @@ def _build_table(result: dict[str, Any]) -> Any:
         low, high = row["metrics"].get(f"{score}_interval", (0.0, 0.0))
         table.add_row(
             f"{row['name']} {'*' if row['pareto'] else ''}",
-            f"{row['score']:.4f}",
+            f"{'~ ' if row['as_good_as_best'] and sure else ''}{row['score']:.4f}",
             *([f"{low:.4f} to {high:.4f}"] if sure else []),
             str(len(row["weak_classes"])),
             f"{row['latency_ms']['median_ms']:.1f}",

@@ -13,7 +13,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import headkit
+from headkit.adapters.heads.tasks.statistics import wilson_interval
 from headkit.benchmarks.compare import compare as module
+from headkit.benchmarks.compare.compare import _beats, is_within_noise
 from headkit.cli.app import app
 from tests.backbones import random_backbone
 from tests.images import read_images, write_shapes
@@ -274,3 +276,25 @@ def test_weak_classes_of_a_backbone_are_named(
     assert "2 of 3 classes have a recall below half of the mean (0.33): dark 0.00, striped" in out
     (row,) = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
     assert [one["label"] for one in row["weak_classes"]] == ["dark", "striped"]
+
+
+def _row(score: float, images: int, latency: float) -> dict[str, Any]:
+    interval = wilson_interval(round(score * images), images)
+    return {
+        "score": score,
+        "task": "multiclass",
+        "metrics": {"accuracy_interval": interval},
+        "latency_ms": {"median_ms": latency},
+    }
+
+
+def test_a_difference_within_chance_is_none() -> None:
+    few, many = 100, 100_000
+    assert is_within_noise(_row(0.90, few, 1), _row(0.93, few, 1))
+    assert not is_within_noise(_row(0.90, many, 1), _row(0.93, many, 1))
+    assert not is_within_noise(_row(0.50, few, 1), _row(0.93, few, 1))
+    plain = {**_row(0.9, few, 1), "metrics": {}}
+    assert not is_within_noise(plain, _row(0.9001, few, 1))
+    # A slower backbone that is better by chance alone is beaten.
+    assert _beats(_row(0.90, few, 1), _row(0.93, few, 2))
+    assert not _beats(_row(0.90, many, 1), _row(0.93, many, 2))
