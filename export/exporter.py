@@ -34,6 +34,7 @@ from headkit.adapters.images.open import ImageLike
 from headkit.export.graph.checksums import checksum_of_backbone
 from headkit.export.graph.classifier_graph import encode_model
 from headkit.export.graph.convert import convert
+from headkit.export.graph.description.names import level_output
 from headkit.export.graph.heads_in_graph import (
     add_heads,
     check_heads,
@@ -43,7 +44,7 @@ from headkit.export.graph.heads_in_graph import (
     write_metadata,
 )
 from headkit.export.graph.hub_config import hub_config
-from headkit.export.graph.metadata import FORMS, ModelInfo, level_output, shared_description
+from headkit.export.graph.metadata import FORMS, ModelInfo, shared_description
 from headkit.export.graph.onnx_file import num_bytes, temporary_model, write
 from headkit.export.precision.calibrate import (
     MAX_COST,

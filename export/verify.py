@@ -19,15 +19,15 @@ from headkit.adapters.heads.attach import attach
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.tasks import get_task
 from headkit.adapters.images.pixels import MODES
-from headkit.export.graph.heads_in_graph import Heads
-from headkit.export.graph.metadata import (
+from headkit.export.graph.description.names import (
     LEVEL_BIAS,
     LEVEL_WEIGHT,
-    ModelInfo,
     level_output,
     logits_name,
     probabilities_name,
 )
+from headkit.export.graph.heads_in_graph import Heads
+from headkit.export.graph.metadata import ModelInfo
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session
 

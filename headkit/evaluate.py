@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # an exported model is measured without torch
     from torch import nn
 
     from headkit.adapters.heads.head import Head
-    from headkit.export.graph.metadata import HeadInfo
+    from headkit.export.graph.description.head_info import HeadInfo
     from headkit.export.predict.predictor import Predictor
 
 Array = np.ndarray[Any, Any]

@@ -32,7 +32,7 @@ from headkit.export.optimize import passes
 
 from .classifier_graph import CLASSES, can_build
 from .condconv import replace_condconv
-from .metadata import level_output
+from .description.names import level_output
 
 TRACED_BATCH = 2
 OPSET = 20

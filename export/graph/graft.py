@@ -17,6 +17,7 @@ from headkit.export.runtimes.model_source import ModelSource
 from headkit.registry.resolve import head_name, load_head
 
 from .checksums import check_file
+from .description.names import PREFIX, TEMPERATURE
 from .heads_in_graph import (
     Heads,
     add_heads,
@@ -26,7 +27,7 @@ from .heads_in_graph import (
     swappable_inputs,
 )
 from .level_row import reads_row
-from .metadata import PREFIX, TEMPERATURE, ModelInfo
+from .metadata import ModelInfo
 from .onnx_file import OpenModel, open_model
 
 CHECKED_BATCHES = (1, 3)

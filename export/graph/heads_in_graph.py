@@ -26,19 +26,19 @@ from .classifier_graph import (
     declared_shape,
     decode_model,
 )
-from .level_row import lay_out, pooled_branches, reads_row, take_back
-from .linear import is_linear, weight_and_bias
-from .metadata import (
+from .description.head_info import HeadInfo
+from .description.names import (
     LEVEL_BIAS,
     LEVEL_WEIGHT,
     PREFIX,
     TEMPERATURE,
-    HeadInfo,
-    ModelInfo,
     level_output,
     logits_name,
     probabilities_name,
 )
+from .level_row import lay_out, pooled_branches, reads_row, take_back
+from .linear import is_linear, weight_and_bias
+from .metadata import ModelInfo
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

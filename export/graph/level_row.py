@@ -16,8 +16,10 @@ import numpy as np
 from headkit.adapters.backbone.level import LAST
 from headkit.adapters.errors import ExportError
 
+from .description.head_info import HeadInfo
+from .description.names import LEVEL_BIAS, LEVEL_WEIGHT
 from .linear import is_linear, weight_and_bias
-from .metadata import LEVEL_BIAS, LEVEL_WEIGHT, HeadInfo, ModelInfo
+from .metadata import ModelInfo
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head

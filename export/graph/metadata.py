@@ -22,35 +22,25 @@ from headkit.adapters.bounds import (
 )
 from headkit.adapters.errors import BackboneMismatch, ExportError, HeadFormatError, first_line
 from headkit.adapters.heads.schema import (
-    LEVEL_HEAD,
     LEVELS,
     MAX_LEVELS,
     check_description,
     check_levels,
-    check_pixels,
     check_requires,
     check_shapes,
 )
-from headkit.adapters.heads.tasks import DEFAULT, Task, get_task
-from headkit.adapters.images.pixel_rule import VERSION_1_RULE, PixelRule
 
 from .bounded.check import check_graph
 from .bounded.decode import decode_graph
-from .checksums import CHECKSUMS, checksum_of_head
+from .checksums import CHECKSUMS
+from .description.head_info import HeadInfo
+from .description.names import LEVEL_BIAS, LEVEL_WEIGHT, PREFIX, TEMPERATURE, level_output
 
 if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head
 
 FORMAT = "headkit"
 VERSIONS = ("1", "2")
-PREFIX = "head/"
-"""Start of all names that belong to heads, except the tensors of a model's only head."""
-LEVEL_WEIGHT, LEVEL_BIAS = f"{LEVEL_HEAD}.weight", f"{LEVEL_HEAD}.bias"
-"""Initializers of the only head of a model with levels."""
-LEVEL_PREFIX = "level_"
-"""Start of the names of the values with the vectors of levels."""
-TEMPERATURE = "temperature"
-"""Overridable initializer of a swappable model that has probabilities."""
 FORMS = ("merged", "swappable", "multi", "backbone")
 _TEXT = ("form", "classifier", "precision", "probabilities", "preprocess")
 _JSON = ("backbone", "features", "heads", "cost", "versions", LEVELS)
@@ -87,84 +77,6 @@ _COMPARED = ("global_pool", "pretrained_cfg")
 _SHARED = ("architecture", "num_features", "global_pool", "pretrained_cfg", "model_args")
 _ANY = Bound("a value", lambda _: True)
 _SHARED_ENTRIES = dict.fromkeys((*_SHARED, "backbone"), _ANY)
-
-
-def logits_name(head: str) -> str:
-    """Return the name of the output with the logits of the head named ``head``."""
-    return f"logits_{head}" if head else "logits"
-
-
-def probabilities_name(head: str) -> str:
-    """Return the name of the output with the probabilities of the head named ``head``."""
-    return f"probabilities_{head}" if head else "probabilities"
-
-
-def level_output(level: Level) -> str:
-    """Return the name of the value with the vector of a level."""
-    return f"{LEVEL_PREFIX}{level.name}"
-
-
-@dataclass(frozen=True)
-class HeadInfo:
-    """One head of an exported model.
-
-    Attributes:
-        name: Name of the head in a multi model; empty in a model with one head.
-        head_id: SHA-256 of the head file.
-        description: The ``head`` entry of the head file (docs/head-file.md).
-        tensors: Shapes of its tensors, by name.
-        checksum: ``checksum_of_head`` of it; empty if the model has no checksums.
-    """
-
-    name: str
-    head_id: str
-    description: Mapping[str, Any]
-    tensors: Mapping[str, list[int]]
-    checksum: str = ""
-
-    @property
-    def output(self) -> str:
-        """Name of the output with the head's logits."""
-        return logits_name(self.name)
-
-    @property
-    def task(self) -> Task:
-        """Task of the head, which says what its logits mean."""
-        return get_task(self.description.get("task", DEFAULT))
-
-    @property
-    def num_classes(self) -> int:
-        """Number of logits."""
-        return int(self.description["num_classes"])
-
-    @cached_property
-    def pixels(self) -> PixelRule:
-        """The rule by which images become the pixels that the head was trained on."""
-        rule = self.description.get("pixels")
-        return VERSION_1_RULE if rule is None else check_pixels(rule)
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """The levels that the head reads; empty for a head that reads the last features alone."""
-        return check_levels(self.description.get(LEVELS, ()))
-
-    @property
-    def label_names(self) -> list[str]:
-        """One name per class; if the head has no names, the class numbers as text."""
-        return self.description.get("label_names") or [str(n) for n in range(self.num_classes)]
-
-    def label(self, number: int) -> str:
-        """Return the name of one class."""
-        names = self.description.get("label_names")
-        return names[number] if names else str(number)
-
-    @classmethod
-    def from_head(cls, head: Head, name: str = "") -> HeadInfo:
-        """Return the description of a head."""
-        shapes = {key: list(tensor.shape) for key, tensor in head.tensors.items()}
-        description = head.to_json()
-        checksum = checksum_of_head(description, head.tensors)
-        return cls(name, head.digest, description, shapes, checksum)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from headkit.adapters.heads.tasks import get_task
 from headkit.adapters.images.open import ImageLike, ImageReader
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
 from headkit.adapters.images.sources import list_images
+from headkit.export.graph.description.names import logits_name
 from headkit.export.graph.heads_in_graph import Heads
-from headkit.export.graph.metadata import ModelInfo, logits_name
+from headkit.export.graph.metadata import ModelInfo
 from headkit.export.predict.batches import batched
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.onnxruntime import open_session

@@ -25,7 +25,7 @@ from headkit.adapters.errors import (
     first_line,
 )
 from headkit.adapters.files import scratch_folder
-from headkit.export.graph.metadata import LEVEL_PREFIX
+from headkit.export.graph.description.names import LEVEL_PREFIX
 from headkit.export.runtimes.onnxruntime import open_session
 
 try:

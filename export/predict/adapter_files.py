@@ -16,8 +16,10 @@ from headkit.adapters.errors import BackboneMismatch, ExportError, OutputError, 
 from headkit.adapters.files import atomic_path, check_readable
 from headkit.adapters.heads.tasks import TASKS, get_task
 from headkit.adapters.images.pixel_rule import VERSION_1_RULE, PixelRule
+from headkit.export.graph.description.head_info import HeadInfo
+from headkit.export.graph.description.names import TEMPERATURE
 from headkit.export.graph.level_row import lay_out, reads_row
-from headkit.export.graph.metadata import TEMPERATURE, HeadInfo, ModelInfo
+from headkit.export.graph.metadata import ModelInfo
 
 if TYPE_CHECKING:
     from headkit.adapters.heads.head import Head

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,11 +13,17 @@ from headkit.adapters.images.pixel_rule import PixelRule
 
 from .batches import ReadImage
 from .loaded_heads import LoadedHead
-from .scores import Prediction, check_logits, compute_scores, select_top
+from .scores import Prediction, Result, check_logits, compute_scores, select_top
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Array, Sequence[LoadedHead]], list[Array]]
 """Takes a batch for the model and heads; returns the logits of each head."""
+
+
+OnError = Literal["raise", "return", "skip"]
+"""What to do about an image that cannot be read."""
+
+logger = logging.getLogger("headkit")
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,23 @@ def answer(
         of_image = next(left) if image.error is None else {}
         names = (head.info.name for head in heads)
         yield Answer(image, {name: of_image[name] for name in names if of_image})
+
+
+def to_results(answers: Iterable[Answer], on_error: OnError) -> Iterator[Result]:
+    """Yield the results of answers; see ``Predictor.stream``."""
+    number = skipped = 0
+    for number, one in enumerate(answers, 1):  # noqa: B007 - used after the loop
+        for name, predictions in one.predictions.items():
+            yield Result(one.image.name, name, predictions)
+        if one.image.error is None:
+            continue
+        skipped += 1
+        if on_error == "raise":
+            raise one.image.error
+        if on_error == "return":
+            yield Result(one.image.name, "", [], one.image.reason)
+    if skipped and on_error == "skip":
+        logger.warning("%d of %d images could not be read and were skipped", skipped, number)
 
 
 def _batches(

@@ -115,3 +115,10 @@ def _content(source: ImageLike) -> ImageLike:
         return bytes(source.read())
     except (OSError, ValueError, TypeError) as error:
         raise UnreadableImage(ONE_IMAGE, str(error)) from error
+
+
+def check_at_least_1(**numbers: int) -> None:
+    """Raise a ``ValueError`` that names the first number below 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} is {number}, expected at least 1")

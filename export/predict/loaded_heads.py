@@ -12,7 +12,8 @@ import numpy as np
 from headkit.adapters.errors import ExportError
 from headkit.adapters.file_kinds import ADAPTER
 from headkit.adapters.images.pixel_rule import PixelRule
-from headkit.export.graph.metadata import HeadInfo, ModelInfo
+from headkit.export.graph.description.head_info import HeadInfo
+from headkit.export.graph.metadata import ModelInfo
 
 from .adapter_files import Adapter, Inputs, head_arrays, read_adapter
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 
@@ -14,8 +13,8 @@ from headkit.adapters.backbone.level import LAST
 from headkit.adapters.display import format_count, format_line, format_table
 from headkit.adapters.images.open import ImageLike, ImageReader
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
+from headkit.export.graph.description.names import level_output
 from headkit.export.graph.level_row import last_row
-from headkit.export.graph.metadata import level_output
 from headkit.export.preprocess.pillow import Preprocess
 from headkit.export.runtimes.model_source import ModelLike, ModelSource
 from headkit.export.runtimes.providers import (
@@ -24,8 +23,8 @@ from headkit.export.runtimes.providers import (
     choose_providers,
 )
 
-from .answers import Answer, answer
-from .batches import ReadImage, gather, read_images
+from .answers import Answer, OnError, answer, to_results
+from .batches import ReadImage, check_at_least_1, gather, read_images
 from .loaded_heads import LoadedHead, LoadedHeads
 from .scores import Prediction, Result
 from .session import Session
@@ -36,10 +35,6 @@ if TYPE_CHECKING:  # running a model needs no safetensors
     from headkit.adapters.heads.head import Head
 
 Array = np.ndarray[Any, Any]
-OnError = Literal["raise", "return", "skip"]
-"""What to do about an image that cannot be read."""
-
-logger = logging.getLogger("headkit")
 
 
 class Predictor:
@@ -248,7 +243,7 @@ class Predictor:
                 f"on_error is {on_error!r}, expected one of {', '.join(get_args(OnError))}"
             )
         loaded = self._heads.several(heads)
-        return _results(self._answer(images, loaded, top_k, batch_size), on_error)
+        return to_results(self._answer(images, loaded, top_k, batch_size), on_error)
 
     def logits(self, pixel_values: Array, head: str | None = None) -> Array:
         """Run the model on one batch.
@@ -403,26 +398,3 @@ class Predictor:
         return [
             self._session.run(["logits"], {**feed, **one.arrays}, one.options)[0] for one in heads
         ]
-
-
-def check_at_least_1(**numbers: int) -> None:
-    """Raise a ``ValueError`` that names the first number below 1."""
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} is {number}, expected at least 1")
-
-
-def _results(answers: Iterable[Answer], on_error: OnError) -> Iterator[Result]:
-    number = skipped = 0
-    for number, one in enumerate(answers, 1):  # noqa: B007 - used after the loop
-        for name, predictions in one.predictions.items():
-            yield Result(one.image.name, name, predictions)
-        if one.image.error is None:
-            continue
-        skipped += 1
-        if on_error == "raise":
-            raise one.image.error
-        if on_error == "return":
-            yield Result(one.image.name, "", [], one.image.reason)
-    if skipped and on_error == "skip":
-        logger.warning("%d of %d images could not be read and were skipped", skipped, number)

@@ -10,7 +10,7 @@ import numpy as np
 
 from headkit.adapters.errors import ExportError
 from headkit.adapters.heads.tasks import DEFAULT, get_task
-from headkit.export.graph.metadata import HeadInfo
+from headkit.export.graph.description.head_info import HeadInfo
 
 Array = np.ndarray[Any, Any]
 

@@ -15,10 +15,12 @@ import numpy as np
 
 from headkit.adapters.errors import BackboneMismatch, ExportError, HeadkitError, StoreError
 from headkit.adapters.heads.head import Head
+from headkit.export.graph.description.head_info import HeadInfo
+from headkit.export.graph.description.names import LEVEL_BIAS, LEVEL_WEIGHT
 from headkit.export.graph.heads_in_graph import head_model
 from headkit.export.graph.level_row import last_row, lay_out, reads_row
 from headkit.export.graph.linear import is_linear, weight_and_bias
-from headkit.export.graph.metadata import LEVEL_BIAS, LEVEL_WEIGHT, HeadInfo, ModelInfo
+from headkit.export.graph.metadata import ModelInfo
 from headkit.export.runtimes.onnxruntime import open_session
 from headkit.registry.store.layout import STORE, Entry
 from headkit.registry.store.object_storage import ObjectStorage

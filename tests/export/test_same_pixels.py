@@ -20,7 +20,8 @@ from headkit.adapters.features.extract import extract
 from headkit.adapters.features.runtime import Branches, Pixels, Precision, Run
 from headkit.adapters.heads.head import Head
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, VERSION_1_RULE, PixelRule
-from headkit.export.graph.metadata import HeadInfo, ModelInfo, shared_description
+from headkit.export.graph.description.head_info import HeadInfo
+from headkit.export.graph.metadata import ModelInfo, shared_description
 from headkit.export.precision.calibrate import Images
 from headkit.export.serving.service import Service
 from tests.backbones import random_backbone
