@@ -21,7 +21,10 @@ import headkit
 from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.data.open import open_data
 from headkit.adapters.features.cache import FeatureCache
+from headkit.adapters.features.duplicates import choose_validation
 from headkit.adapters.features.extract import extract
+from headkit.adapters.features.labeled_features import LabeledFeatures
+from headkit.adapters.fitting.linear.solve import solve
 from headkit.adapters.images.pixel_rule import VERSION_1_RULE
 from headkit.benchmarks.bench.machine import machine
 from headkit.export.runtimes.choose import choose_runtime
@@ -279,11 +282,17 @@ def test_old_cache_is_read_instead_of_running_the_backbone(tmp_path: Path) -> No
         headkit.fit(backbone, FOLDER / "images", cache=tmp_path / "cache", runtime="torch")
 
     refusal.remove()
-    head = headkit.fit(backbone, FOLDER / "images", cache=tmp_path / "cache", runtime="torch")
+    options: dict[str, Any] = {"cache": tmp_path / "cache", "runtime": "torch", "levels": "last"}
+    head = headkit.fit(backbone, FOLDER / "images", **options)
     old = headkit.Head.load(head_file("resnet_fitted"))
     assert head.label_names == old.label_names
     assert {*old.metrics} <= {*head.metrics}
     assert len(extracted.targets) == old.metrics["num_train"] + old.metrics["num_val"]
+    # headkit 0.1 held out a fifth, which chose the strength, and fitted the others.
+    held = choose_validation(extracted, old.task, 0.2, 0)
+    train, val = (LabeledFeatures.from_views([extracted], part) for part in (~held, held))
+    solution = solve(train.x, train.y, old.num_classes, x_val=val.x, y_val=val.y)
+    assert (solution.l2, len(train)) == (old.metrics["l2"], old.metrics["num_train"])
     if SAME_MACHINE:
-        for name, tensor in old.tensors.items():
-            assert head.tensors[name].tobytes() == tensor.tobytes()
+        found = solution.linear.weight.float().numpy().reshape(old.tensors["fc.weight"].shape)
+        assert found.tobytes() == old.tensors["fc.weight"].tobytes()
