@@ -235,7 +235,6 @@ def _run_head(
     folder: Path | None,
     options: Mapping[str, Any],
 ) -> _Found:
-    from headkit.adapters.backbone.level_head import without_level_head
     from headkit.adapters.backbone.levels import find_levels
     from headkit.adapters.backbone.module_copy import copy_structure
     from headkit.adapters.compat import unwrap
@@ -252,11 +251,9 @@ def _run_head(
     plain = unwrap(backbone)
     model = attach(copy_structure(plain, share_tensors=True), head)
     # All levels, as ``fit`` extracts them: so both find them in the same cache.
-    levels = find_levels(without_level_head(model)) if head.levels else ()
+    levels = find_levels(model) if head.levels else ()
     requests = [(dataset, View())]
-    with open_extraction(
-        without_level_head(model), requests, rule=head.pixels, levels=levels, **options
-    ) as extraction:
+    with open_extraction(model, requests, rule=head.pixels, levels=levels, **options) as extraction:
         extracted = extraction(dataset)
         examples = LabeledFeatures.from_views([extracted])
         logits = predict_logits(model, examples).numpy()

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from headkit.adapters.backbone.level import Level
+from headkit.adapters.backbone.level_head import without_level_head
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.compat import unwrap
 from headkit.adapters.data.dataset import ImageDataset
@@ -167,6 +168,7 @@ def open_extraction(
         OutputError: The cache cannot be written.
     """
     run_on = choose_executor(executor)
+    model = without_level_head(model)  # the features do not depend on the head that it carries
     with _open_cache(cache) as root:
         extraction = Extraction(
             model,

@@ -454,3 +454,15 @@ def test_levels_are_read_where_they_help(shapes: Path) -> None:
         headkit.fit(random_backbone(), shapes, workers=0, levels=["layer9"])
     with pytest.raises(headkit.ContractError, match="a head over levels is linear"):
         headkit.fit(random_backbone(), shapes, workers=0, levels="all", kind="mlp")
+
+
+def test_a_model_that_carries_a_head_over_levels_is_fitted_again(shapes: Path) -> None:
+    model = random_backbone()
+    first = headkit.fit(model, shapes, workers=0)
+    assert first.levels
+    again = headkit.fit(model, shapes, workers=0)
+    last = headkit.fit(model, shapes, workers=0, levels="last")
+    for name, tensor in first.tensors.items():
+        assert np.array_equal(again.tensors[name], tensor)
+    fresh = headkit.fit(random_backbone(), shapes, workers=0, levels="last")
+    assert np.array_equal(last.tensors["fc.weight"], fresh.tensors["fc.weight"])
