@@ -115,9 +115,7 @@ def build_table(result: dict[str, Any]) -> Table:
     rows = Table(title="A head for handwritten digits", title_justify="left", show_header=False)
     rows.add_row("validation accuracy", f"{result['accuracy']:.4f} on {result['num_val']} images")
     rows.add_row("log loss", f"{result['log_loss']:.4f}")
-    rows.add_row(
-        "fit", f"{result['fit_seconds']} s for {result['num_train'] + result['num_val']} images"
-    )
+    rows.add_row("fit", f"{result['fit_seconds']} s for {result['num_train']} images")
     share = result["model_bytes"] / result["head_bytes"]
     rows.add_row(
         "head file",

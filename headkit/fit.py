@@ -198,10 +198,11 @@ def fit(
     test_source = open_test(data, test, outputs, reading)
     weighing = check_class_weights(class_weights, replace(train_source, label_names=names))
     plan = plan_classifier(backbone, kind)
-    if levels == AUTO and (l2 is not None or train_source.features is not None):
+    sources = [one for one in (train_source, val_source, test_source) if one is not None]
+    given = any(source.features is not None for source in sources)
+    if levels == AUTO and (l2 is not None or given):
         levels = LAST  # features that the user computed have no levels
     sets = level_sets(backbone, plan, levels, kind)
-    sources = [one for one in (train_source, val_source, test_source) if one is not None]
     requests = [(source, View()) for source in sources]
     requests += [(train_source, View(n, seed)) for n in range(1, views)]
     with open_extraction(

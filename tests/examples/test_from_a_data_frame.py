@@ -40,6 +40,6 @@ def test_example_goes_from_a_data_frame_to_predictions(small_weights: Path, tmp_
     assert evaluation["metrics"]["accuracy"] == pytest.approx(accuracy)
     assert accuracy > 0.8
     head = headkit.Head.load(tmp_path / "result" / "head.safetensors")
-    assert head.metrics["num_train"] + head.metrics["num_val"] == 24
+    assert head.metrics["num_train"] == head.metrics["num_val"] == 24
     again = headkit.Predictor(tmp_path / "result" / "model.onnx")(predictions["path"], top_k=1)
     assert [best["label"] for (best,) in again] == predictions["predicted"].tolist()

@@ -176,7 +176,8 @@ def test_features_of_a_folder_are_those_of_plain_timm(shapes: Path) -> None:
     assert (found.val, found.unreadable) == (None, ())
 
 
-def test_features_give_the_head_of_their_images(shapes: Path, reference: Head) -> None:
+def test_features_give_the_head_of_their_images(shapes: Path) -> None:
+    reference = headkit.fit(random_backbone(), shapes, workers=0, levels="last")
     found = headkit.extract(random_backbone(), shapes, workers=0)
     _, labels, _ = read_images(shapes)
     forms = [
@@ -199,7 +200,7 @@ def test_features_give_the_head_of_their_images(shapes: Path, reference: Head) -
 
 def test_features_of_two_branches_give_the_head_of_their_images(shapes: Path) -> None:
     model = random_backbone("crossvit_tiny_240", depth=([1, 1, 0],))
-    expected = headkit.fit(model, shapes, workers=0)
+    expected = headkit.fit(model, shapes, workers=0, levels="last")
     found = headkit.extract(model, shapes, workers=0)
     head = headkit.fit(model, (found.x, [found.label_names[y] for y in found.y]))
     for name, tensor in expected.tensors.items():
@@ -220,7 +221,7 @@ def test_features_too_many_for_memory_give_the_same_head(
 
 def test_validation_data_may_be_in_another_form(shapes: Path) -> None:
     model = random_backbone()
-    expected = headkit.fit(model, shapes, val=shapes, workers=0)
+    expected = headkit.fit(model, shapes, val=shapes, workers=0, levels="last")
     found = headkit.extract(model, shapes, val=shapes, workers=0)
     assert found.val is not None
     splits = {"train": _arrays(shapes), "validation": _arrays(shapes)}
@@ -232,7 +233,7 @@ def test_validation_data_may_be_in_another_form(shapes: Path) -> None:
         (shapes, found.val),
         (splits, None),
     ]:
-        head = headkit.fit(model, data, val=val, workers=0)
+        head = headkit.fit(model, data, val=val, workers=0, levels="last")
         assert (head.metrics["num_train"], head.metrics["num_val"]) == (24, 24)
         assert head.metrics["num_val_in_train"] in (24, 0)  # an image differs from its features
         for name, tensor in expected.tensors.items():
@@ -245,7 +246,7 @@ def test_splits_of_a_mapping_are_used_and_the_test_split_is_not(
     splits = datasets.DatasetDict({"train": _hugging_face(shapes), "test": _hugging_face(shapes)})
     with caplog.at_level(logging.WARNING, "headkit"):
         head = headkit.fit(random_backbone(), splits, workers=0)
-    assert head.metrics["num_train"] + head.metrics["num_val"] == 24
+    assert head.metrics["num_train"] == head.metrics["num_val"] == 24
     assert "the test split" in caplog.text
     assert headkit.evaluate(head, splits, backbone=random_backbone()).num_images == 24
     both = {"train": _arrays(shapes), "val": _arrays(shapes)}
@@ -482,7 +483,7 @@ def test_exported_model_is_measured_on_data_in_memory(shapes: Path, tmp_path: Pa
 
 def test_head_is_measured_on_features_as_on_their_images(shapes: Path) -> None:
     model = random_backbone()
-    head = headkit.fit(model, shapes, workers=0)
+    head = headkit.fit(model, shapes, workers=0, levels="last")
     features = headkit.extract(model, shapes, val=shapes, workers=0)
     expected = headkit.evaluate(head, shapes, backbone=model, workers=0).metrics
     for data in (features, (features.x, [features.label_names[y] for y in features.y])):

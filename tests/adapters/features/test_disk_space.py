@@ -24,7 +24,8 @@ ROOT = Path(__file__).parents[3]
 
 
 def _fit(root: Path, shapes: Path, architecture: str = "test_resnet", **options: Any) -> Any:
-    return headkit.fit(random_backbone(architecture), shapes, cache=root, workers=0, **options)
+    backbone = random_backbone(architecture)
+    return headkit.fit(backbone, shapes, cache=root, workers=0, levels="last", **options)
 
 
 @pytest.fixture
@@ -84,6 +85,8 @@ def test_clearing_everything_leaves_an_empty_cache_that_can_be_used(
 
 def test_limit_removes_what_was_used_longest_ago(filled: Path, shapes: Path) -> None:
     (vit,) = _shards(filled, "test_vit")
+    for path in filled.rglob("predictions-*"):
+        path.unlink()
     freed = limit_cache(vit.stat().st_size, filled)
     assert freed.files == 1
     assert _shards(filled, "test_resnet") == []
@@ -96,6 +99,8 @@ def test_features_that_were_read_again_count_as_used(filled: Path, shapes: Path)
     os.utime(vit, (2e9, 1.5e9))
     (resnet,) = _shards(filled, "test_resnet")
     _fit(filled, shapes)  # finds them in the cache
+    for path in filled.rglob("predictions-*"):
+        path.unlink()
     limit_cache(max(vit.stat().st_size, resnet.stat().st_size), filled)
     assert resnet.exists()
     assert not vit.exists()
@@ -105,7 +110,7 @@ def test_fit_keeps_the_cache_below_its_limit(tmp_path: Path, shapes: Path) -> No
     root = tmp_path / "cache"
     _fit(root, shapes)
     (first,) = _shards(root, "test_resnet")
-    limit_cache(first.stat().st_size, root)
+    limit_cache(sum(path.stat().st_size for path in first.parent.iterdir()), root)
     assert first.exists()
     _fit(root, shapes, "test_vit")
     assert not first.exists()
@@ -236,7 +241,7 @@ def test_commands_show_clear_and_limit_the_cache(run: Any, filled: Path) -> None
     assert "features, torch fp32" in out
     status, out, _ = run("cache", "clear", "--cache", filled, "--backbone", "test_vit")
     assert status == 0
-    assert "removed 2 files" in out
+    assert "removed 3 files" in out  # a shard, its key, and predictions
     status, out, _ = run("cache", "--cache", filled, "limit", "1 GB", "--json")
     assert (status, json.loads(out)["limit"]) == (0, 10**9)
     status, out, _ = run("cache", "--cache", filled, "--json")
