@@ -49,7 +49,8 @@ def demo(result: Mapping[str, Any]) -> str:
     lines = [
         "| measurement | result |",
         "| --- | --- |",
-        f"| validation accuracy | {result['accuracy']:.4f} on {result['num_val']} images |",
+        f"| accuracy in cross-validation | {result['accuracy']:.4f} on {result['num_val']} "
+        "images |",
         f"| duration | {result['total_seconds']:.0f} s on {result['machine']['cores']} cores |",
         f"| size of the head file | {result['head_bytes']:,} bytes; the whole model takes "
         f"{result['model_bytes']:,} bytes ({share:.0f} times as many) |",
