@@ -75,7 +75,7 @@ def predict_out_of_fold(
         images.append(some.images)
         logits.append(predict(some))
     numbers, order = torch.cat(images).sort()
-    return OutOfFold(numbers, torch.cat(logits)[order], len(folds))
+    return OutOfFold(numbers, torch.cat(logits)[order], len(folds) if len(numbers) else 0)
 
 
 def apply_linear(linear: LinearMap, x: Tensor | Rows) -> Tensor:

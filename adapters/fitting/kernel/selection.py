@@ -31,9 +31,7 @@ DEFAULT_RIDGE = 0.1
 WITHIN = 1.0
 """Standard errors by which a set of levels may be worse than the best and win if it is larger.
 
-With few images, the comparison is mostly chance, and more levels are the better bet: on digits,
-MNIST and solar cells, 5 images of each class, the simplest set within one standard error of the
-best lost 1 to 6 points of accuracy (docs/accuracy.md)."""
+With few images, the comparison is mostly chance, and more levels are the better bet."""
 
 
 @dataclass(frozen=True)
