@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 import headkit
 from tests.heads import head_for
 
-RESNET_LEVELS = ("act1", "layer1", "layer2", "layer3", "layer4")
+RESNET_LEVELS = ("act1", "layer1", "layer2", "layer3")
 """Paths of the levels of a ResNet."""
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from headkit.adapters.errors import OutputError
 from headkit.adapters.files import cache_folder, write_atomically
 
 from .cache import PIXEL_DIGEST, FeatureCache
@@ -39,16 +40,18 @@ class Predictions:
     targets: np.ndarray[Any, Any]
 
 
-def keep_predictions(cache: FeatureCache, head_digest: str, predictions: Predictions) -> Path:
+def keep_predictions(
+    cache: FeatureCache, head_digest: str, predictions: Predictions
+) -> Path | None:
     """Write predictions next to the features of ``cache``. Return the path of the file.
+
+    A head is worth more than its predictions: where they cannot be written, such as in a cache that
+    may only be read, this logs a warning and returns None.
 
     Args:
         cache: The cache that the head was fitted from.
         head_digest: ``Head.digest``.
         predictions: What cross-validation predicted.
-
-    Raises:
-        OutputError: The folder cannot be written.
     """
     pixels = np.ascontiguousarray(predictions.pixel_digests.astype(PIXEL_DIGEST))
     tensors = {
@@ -57,7 +60,11 @@ def keep_predictions(cache: FeatureCache, head_digest: str, predictions: Predict
         "targets": np.ascontiguousarray(predictions.targets),
     }
     path = cache.folder / f"predictions-{head_digest[:_DIGITS]}.safetensors"
-    return write_atomically(path, safetensors.numpy.save(tensors, {"head": head_digest}))
+    try:
+        return write_atomically(path, safetensors.numpy.save(tensors, {"head": head_digest}))
+    except OutputError as error:
+        logger.warning("the predictions of cross-validation are not kept: %s", error)
+        return None
 
 
 def find_predictions(head_digest: str, cache: bool | str | Path = True) -> Predictions | None:

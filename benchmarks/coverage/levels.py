@@ -80,7 +80,7 @@ def level_maps(name: str) -> dict[str, Any]:
 
 def _choose(maps: list[Tensor]) -> list[Tensor]:
     count = len(maps)
-    return maps if count <= 6 else [maps[-(-count * (k + 1) // 4) - 1] for k in range(4)]
+    return maps[:-1] if count <= 6 else [maps[-(-count * k // 4) - 1] for k in (1, 2, 3)]
 
 
 def _read_maps(

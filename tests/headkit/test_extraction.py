@@ -26,8 +26,8 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     def count(runtime: Any, name: str) -> None:
         start: Callable[..., Run] = runtime.start
 
-        def start_counting(self: Any, *arguments: Any) -> Run:
-            run = start(self, *arguments)
+        def start_counting(self: Any, *arguments: Any, **options: Any) -> Run:
+            run = start(self, *arguments, **options)
 
             def run_and_count(pixels: Pixels) -> Branches:
                 images[name] += len(pixels)

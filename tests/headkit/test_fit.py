@@ -435,7 +435,7 @@ def test_test_split_measures_the_head_and_influences_no_choice(tmp_path: Path) -
 def test_levels_are_read_where_they_help(shapes: Path) -> None:
     head = headkit.fit(random_backbone(), shapes, workers=0, levels="all")
     assert [level.name for level in head.levels] == [
-        *("last", "act1", "layer1", "layer2", "layer3", "layer4")
+        *("last", "act1", "layer1", "layer2", "layer3")
     ]
     model = random_backbone()
     named = headkit.fit(model, shapes, workers=0, levels=["layer2"])

@@ -34,9 +34,8 @@ from .provenance import RELU, Output, Trace, trace
 
 ALL = "all"
 """Stands for the names of all levels."""
-_MAX_LEVELS = 6
-_KEPT = 4
-"""Number of levels that are kept of more than ``_MAX_LEVELS``."""
+_MAX_MAPS = 6
+"""Of more maps, one at the end of each quarter is kept."""
 _SMALL_EDGE = 96
 """Edge of the images, a multiple of most patches, for models that the meta device cannot run."""
 _CACHE = "_headkit_levels"
@@ -60,8 +59,9 @@ class FoundLevels:
 def find_levels(model: nn.Module) -> tuple[Level, ...]:
     """Return the levels of ``model`` without the last features, in timm's order.
 
-    They are what timm's ``forward_intermediates`` returns. If it returns more than six, they are
-    four of them, at the end of each quarter. A model may have none.
+    They are what timm's ``forward_intermediates`` returns, without the deepest one, which becomes
+    the last features. If it returns more than six, they are three of them, at a quarter, a half and
+    three quarters of the depth. A model may have none.
     """
     return examine_levels(model).levels
 
@@ -217,13 +217,25 @@ def _levels_of(model: nn.Module, x: Tensor, calls: dict[str, int]) -> Iterator[L
         message = f"forward_intermediates fails: {type(error).__name__}: {first_line(error)}"
         raise ContractError(message) from error
     maps = list(inside.result)
-    if len(maps) > _MAX_LEVELS:
-        maps = [maps[-(-len(maps) * (number + 1) // _KEPT) - 1] for number in range(_KEPT)]
-    found = [_find_level(model, inside, calls, number, m, x) for number, m in enumerate(maps)]
-    paths = [level.name for level in found]
+    if len(maps) < 2:
+        raise ContractError("forward_intermediates returns no map before the deepest one")
+    numbers = _choose(len(maps))
+    found = [_find_level(model, inside, calls, number, maps[number], x) for number in numbers]
+    shared = len({level.name for level in found}) < len(found)
     for level in found:
-        name = f"{level.name}:{level.item}" if paths.count(level.name) > 1 else level.name
+        name = f"{level.name}:{level.item}" if shared and level.item is not None else level.name
         yield Level(name, level.width, level.layout, level.prefix, level.item)
+
+
+def _choose(count: int) -> list[int]:
+    """Return the positions of the levels among ``count`` maps.
+
+    The deepest map is left out. The last features have most of what it tells, and a model that
+    needs only its class token computes the other tokens of the last block for nothing else.
+    """
+    if count <= _MAX_MAPS:
+        return [*range(count - 1)]
+    return [-(-count * quarter // 4) - 1 for quarter in (1, 2, 3)]
 
 
 def _find_level(

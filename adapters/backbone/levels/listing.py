@@ -16,8 +16,9 @@ def levels(model: str | nn.Module, **timm_kwargs: Any) -> tuple[Level, ...]:
     """Return the levels of a backbone: intermediate outputs that a head may read.
 
     The first one is ``last``, the features that enter the architecture's own classifier. The others
-    are what timm's ``forward_intermediates`` returns; if it returns more than six, they are four of
-    them. The name of a level is the path of the module whose output it is.
+    are what timm's ``forward_intermediates`` returns, without the deepest one, which becomes the
+    last features; if it returns more than six, they are three of them. The name of a level is the
+    path of the module whose output it is.
 
     Args:
         model: A timm model, or the name of an architecture, whose weights are not loaded.

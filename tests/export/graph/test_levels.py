@@ -22,7 +22,7 @@ from tests.images import X
 from tests.level_heads import logits_of, over_levels, plain_levels
 from tests.logits import assert_close, session, torch_logits
 
-LEVELS = ["layer2", "layer4"]
+LEVELS = ["layer2", "layer3"]
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_model_without_the_levels_refuses_the_head_and_says_how_to_export_it(
     plain = tmp_path / "plain.onnx"
     headkit.export(heads["plain"], plain, "swappable", backbone=model)
     advice = (
-        r"reads the levels layer2, layer4, but the model computes the last features alone: export "
+        r"reads the levels layer2, layer3, but the model computes the last features alone: export "
         r"it again with levels='all' \(--levels all\)"
     )
     with pytest.raises(BackboneMismatch, match=advice):
@@ -190,7 +190,7 @@ def test_model_without_the_levels_refuses_the_head_and_says_how_to_export_it(
     with pytest.raises(BackboneMismatch, match=advice):
         headkit.Predictor(plain, {"some": heads["some"]})
     headkit.export(heads["one"], tmp_path / "one.onnx", backbone=model)
-    with pytest.raises(BackboneMismatch, match="levels layer4, but the model computes only layer2"):
+    with pytest.raises(BackboneMismatch, match="levels layer3, but the model computes only layer2"):
         headkit.graft(tmp_path / "one.onnx", heads["some"], tmp_path / "out.onnx")
     with pytest.raises(ContractError, match="has no level 'layer9', expected some of last, act1"):
         headkit.export(heads["plain"], tmp_path / "x.onnx", backbone=model, levels=["layer9"])
@@ -207,7 +207,7 @@ def test_predictor_returns_the_levels_of_images(
     assert list(found) == ["last", *LEVELS]
     for name, vector in found.items():
         assert_close(vector, expected[name].numpy())
-    assert list(predictor.features([photo], levels="layer4")) == ["last", "layer4"]
+    assert list(predictor.features([photo], levels="layer3")) == ["last", "layer3"]
     assert_close(np.asarray(predictor.features([photo])), expected["last"].numpy())
     with pytest.raises(ExportError, match="does not compute the level 'layer1'; it computes last"):
         predictor.features([photo], levels=["layer1"])
@@ -223,7 +223,7 @@ def test_model_with_levels_requires_a_reader_that_knows_them(swappable: Path) ->
     for damage, reason in (
         ({"requires": "[]"}, "its entry 'requires' lacks 'levels'"),
         ({"levels": '[{"name":"layer2","width":-1,"layout":"NCHW"}]'}, "width"),
-        ({"levels": props["levels"].replace("layer2", "layer3")}, "not among the levels"),
+        ({"levels": props["levels"].replace("layer2", "layer1")}, "not among the levels"),
     ):
         with pytest.raises(ExportError, match=reason):
             ModelInfo.from_props(props | damage, "model")
@@ -238,4 +238,4 @@ def test_model_with_a_head_over_levels_is_exported(
     with torch.no_grad():
         assert_close(attached(X).numpy(), logits_of(model, heads["some"], X))
     done = headkit.export(attached, tmp_path / "backbone.onnx", "backbone")
-    assert list(done.info.values) == ["features", "level_layer2", "level_layer4"]
+    assert list(done.info.values) == ["features", "level_layer2", "level_layer3"]

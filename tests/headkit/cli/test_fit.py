@@ -81,7 +81,7 @@ def test_good_head_has_no_warning(
     assert status == 0, err
     assert text.splitlines()[1:] == [
         "validation: 6 of 24 images were held out once; the head reads the last features and "
-        "act1, layer1, layer2, layer3, layer4",
+        "act1, layer1, layer2, layer3",
         "note: 3 classes have fewer than 10 training images: bright 8, dark 8, striped 8",
     ]
     assert "WARNING" not in err

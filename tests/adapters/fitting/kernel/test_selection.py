@@ -39,9 +39,8 @@ def _solve(
 def test_candidates_go_from_the_last_features_to_all_levels() -> None:
     assert candidate_sets(["last", "a", "b", "c", "d"]) == [
         ("last",),
-        ("last", "b"),
         ("last", "c"),
-        ("last", "a", "b", "c"),
+        ("last", "d"),
         ("last", "a", "b", "c", "d"),
     ]
     assert candidate_sets(["last"]) == [("last",)]
