@@ -29,7 +29,7 @@ from headkit.adapters.heads.kinds import KINDS, default_kind, detect_kind, insta
 from headkit.benchmarks.bench.macs import count_gmacs
 from headkit.export.exporter import export
 
-from .levels import level_maps, levels
+from .levels import level_export, level_maps, levels
 from .models import CLASSES, create, create_on_meta, expect, prepare_smallest_input
 from .random_weights import (
     ignores_input,
@@ -214,6 +214,7 @@ CHECKS: dict[str, Callable[[str], Row]] = {
     "export": check_export,
     "levels": levels,
     "level_maps": level_maps,
+    "level_export": level_export,
 }
 
 

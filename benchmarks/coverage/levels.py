@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -10,12 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, relu
 
 from headkit.adapters.backbone.forward import features
+from headkit.adapters.backbone.freeze import freeze
 from headkit.adapters.backbone.levels import Level, examine_levels, to_map
 from headkit.adapters.backbone.timm_exceptions import DROPPED_RELU, class_names
 from headkit.adapters.errors import ContractError
+from headkit.export.exporter import export
 
 from .models import create, create_on_meta, expect, prepare_smallest_input
-from .random_weights import relative_difference
+from .random_weights import randomize_weights, relative_difference
 
 _TOLERANCE = 1e-5
 """Largest difference between a vector and its definition, divided by the largest value."""
@@ -76,6 +80,33 @@ def level_maps(name: str) -> dict[str, Any]:
         )
         worst = max(worst, difference)
     return {"levels": len(found.levels), "difference": worst, "input": list(x.shape[1:])}
+
+
+def level_export(name: str) -> dict[str, Any]:
+    """Export a backbone whose outputs are the features and all levels, and compare with torch.
+
+    The weights are random, of a fixed seed, and every branch of the network has an effect.
+
+    Returns:
+        ``levels``: the number of levels. ``difference``: the largest difference at batch sizes
+        other than the traced one, relative to the largest value of that output. ``bytes``: the size
+        of the file.
+
+    Raises:
+        ExportError: The export fails, or ONNX Runtime computes other vectors (``ParityError``).
+        ContractError: There are no levels, or rounding decides the logits, so that a comparison
+            would check nothing.
+    """
+    model = create(name)
+    freeze(model)
+    randomize_weights(model)
+    with tempfile.TemporaryDirectory() as folder:
+        done = export(model, Path(folder) / "model.onnx", "backbone", levels="all")
+    return {
+        "levels": len(done.info.levels),
+        "difference": max(done.difference.values()),
+        "bytes": done.num_bytes,
+    }
 
 
 def _choose(maps: list[Tensor]) -> list[Tensor]:

@@ -29,6 +29,7 @@ Results = Mapping[str, Rows]
 CONTENDERS = {
     "last": "last features",
     "levels": "levels",
+    "projection": "projection",
     "neighbors": "neighbors",
     "mlp": "MLP",
     "scikit_learn": "scikit-learn",
@@ -86,6 +87,8 @@ too small to compare it with other data.
 | last features | headkit's linear head on the last features; cross-validation chooses its \
 strength |
 | levels | headkit's linear head over levels of the backbone, which `fit` chooses |
+| projection | the same regression on 4,096 random features, the ReLU of a random projection of all \
+levels (RanPAC, arXiv:2307.02251); headkit has no such head |
 | neighbors | scikit-learn's `KNeighborsClassifier` by cosine on the last features; \
 cross-validation chooses the number of neighbors |
 | MLP | headkit's head of the kind `mlp`, trained by AdamW; a held-out fifth of the training \
@@ -120,7 +123,7 @@ def page(folder: Path) -> str:
 def _section(results: Results, name: str) -> str:
     """Return the table of an image set: a row per backbone and number of images."""
     title, description, metric = TITLES[name]
-    contenders = [REFERENCE, "levels"] if name in OTHER_TASKS else [*CONTENDERS]
+    contenders = [*CONTENDERS][:3] if name in OTHER_TASKS else [*CONTENDERS]
     header = ["backbone", "images per class", *(CONTENDERS[one] for one in contenders)]
     about = f"{description[0].upper()}{description[1:]}. The cells show the {metric}."
     lines = [
@@ -217,8 +220,17 @@ def _tested(results: Results, name: str, planned: int) -> str:
     tested = {cell: one for cell, one in differences.items() if len(one) >= MIN_PAIRS}
     if not tested:
         return text
-    sure = sum(p_value(values) * planned < SIGNIFICANT for values in tested.values())
-    return f"{text}; significantly better (p < {SIGNIFICANT}) in {sure} of {len(tested)}"
+    better, worse = (
+        sum(
+            p_value([sign * value for value in values]) * planned < SIGNIFICANT
+            for values in tested.values()
+        )
+        for sign in (1, -1)
+    )
+    return (
+        f"{text}; significantly (p < {SIGNIFICANT}) better in {better} and worse in {worse} of "
+        f"{len(tested)}"
+    )
 
 
 def p_value(differences: list[float]) -> float:

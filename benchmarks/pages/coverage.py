@@ -17,7 +17,7 @@ generates the page from `benchmarks/results/coverage.jsonl`. The command
 `headkit coverage --structure --macs --fresh --out benchmarks/results/coverage.jsonl` writes that
 file from scratch. More runs add to it. They replace the first three options with
 `--numeric --max-params 1000M`, with `--export --smallest`, with `--export --max-params 30M`, with
-`--levels`, and with `--level-maps --smallest`.
+`--levels`, with `--level-maps --smallest`, and with `--level-export --smallest`.
 
 | check | architectures | passed | what it checks |
 | --- | --- | --- | --- |
@@ -41,8 +41,8 @@ sizes 1, 3 and 8; the tolerance is 1e-4 times the largest logit. {exported}
 {untried}
 
 **levels** runs on the meta device, except for the models that timm cannot run there. It finds the
-modules whose outputs timm's `forward_intermediates` returns; they are the levels that a head may
-read. {levels}
+modules whose outputs timm's `forward_intermediates` returns. All but the deepest are the levels
+that a head may read; if there are more than six, three of them are. {levels}
 
 **level_maps** runs on real tensors with random weights. The map of each level must equal, bit for
 bit, what `forward_intermediates` returns. Where timm applies a ReLU to a copy of the module's
@@ -50,6 +50,10 @@ output (`legacy_xception`, `nasnetalarge`, `pnasnet5large`), the map must equal 
 The vector of each level may differ from its definition by at most 1e-5 times the largest value; the
 largest difference is {worst_level:.1e}. The logits must be the same, bit for bit, with hooks on the
 levels and without them.
+
+**level_export** converts each backbone with all its levels as outputs to ONNX, with random weights,
+and compares as **export** does; the tolerance is 1e-4 times the largest value of an output, and the
+largest difference is {worst_export:.1e}.
 
 {failures}
 
@@ -65,8 +69,8 @@ The columns of the tables are:
 - **levels**: paths of the modules whose outputs are the levels; a number after a colon is an item
   of a module's output.
 - **tags**: pretrained tags with their licences.
-- **s, n, e, l**: results of structure, numeric, export and level_maps: ✓ passed, ✗ failed, - not
-  checked.
+- **s, n, e, l, x**: results of structure, numeric, export, level_maps and level_export: ✓ passed,
+  ✗ failed, - not checked.
 """
 
 
@@ -88,16 +92,15 @@ def page(rows: dict[Key, Row]) -> str:
                     ("macs", "multiply-adds can be counted"),
                     ("levels", "levels can be looked for"),
                     ("level_maps", "levels are what timm returns"),
+                    ("level_export", "ONNX Runtime agrees with torch in all levels"),
                 )
             ),
-            worst=max((r["difference"] for r in numeric.values() if r["passed"]), default=0.0),
+            worst=_worst(numeric),
             untried=_untried(structure, numeric),
             exported=_exported(structure, by_check["export"]),
             levels=_levels(structure, by_check["levels"]),
-            worst_level=max(
-                (r["difference"] for r in by_check["level_maps"].values() if r["passed"]),
-                default=0.0,
-            ),
+            worst_level=_worst(by_check["level_maps"]),
+            worst_export=_worst(by_check["level_export"]),
             failures=_failures(by_check),
         )
     ]
@@ -108,7 +111,7 @@ def page(rows: dict[Key, Row]) -> str:
         sections.append(f"## {family}\n")
         sections.append(
             "| architecture | M | GMAC | features | input | classifier | kind | B/class | levels "
-            f"| tags | s, n, e, l |\n{'| --- ' * 11}|"
+            f"| tags | s, n, e, l, x |\n{'| --- ' * 11}|"
         )
         sections.append("\n".join(_line(name, by_check) for name in names) + "\n")
     return "\n".join(sections)
@@ -117,6 +120,10 @@ def page(rows: dict[Key, Row]) -> str:
 def _summary(check: str, rows: dict[str, Row], what: str) -> str:
     passed = sum(row["passed"] for row in rows.values())
     return f"| {check} | {len(rows)} | {passed} | {what} |"
+
+
+def _worst(rows: dict[str, Row]) -> float:
+    return max((row["difference"] for row in rows.values() if row["passed"]), default=0.0)
 
 
 def _untried(structure: dict[str, Row], numeric: dict[str, Row]) -> str:
@@ -172,7 +179,7 @@ def _line(name: str, by_check: dict[str, dict[str, Row]]) -> str:
     row = by_check["structure"][name]
     marks = "".join(
         _mark(by_check[check].get(name))
-        for check in ("structure", "numeric", "export", "level_maps")
+        for check in ("structure", "numeric", "export", "level_maps", "level_export")
     )
     if not row["passed"]:
         return f"| {name} | | | | | | | | | | {marks} |"

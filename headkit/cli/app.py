@@ -148,6 +148,13 @@ def coverage(
             "--level-maps", help="Compare the levels to what timm returns, on real tensors."
         ),
     ] = False,
+    level_export: Annotated[
+        bool,
+        typer.Option(
+            "--level-export",
+            help="Export each backbone with all levels to ONNX and compare the outputs to torch.",
+        ),
+    ] = False,
     only: Annotated[str, typer.Option(help="Globs for names, separated by commas.")] = "*",
     smallest: Annotated[
         bool,
@@ -187,6 +194,7 @@ def coverage(
         "export": export,
         "levels": levels,
         "level_maps": level_maps,
+        "level_export": level_export,
     }
     checks = [name for name, is_set in flags.items() if is_set]
     if not checks:

@@ -34,6 +34,8 @@ Method = Callable[[Mapping[str, Array], ImageSet, str, Mask, int], Array]
 backbone's architecture, the mask ``[N]`` of the training images and a seed. It returns the logits
 of the other images, ``[M, outputs]``. It may read the targets of the training images alone."""
 
+PROJECTED = 4096
+"""Number of random features; a head on them is about as large as a head over all levels."""
 NEIGHBORS = (1, 3, 5, 9, 15, 25)
 FOLDS = 5
 
@@ -77,16 +79,41 @@ def over_levels(
 ) -> Array:
     """Fit a linear head over the levels that ``fit`` chooses by default."""
     found = find_levels(backbones.load(backbone))
-    examples = label_features(levels, images, found)
+    candidates = candidate_sets([LAST, *(level.name for level in found)])
+    return _ridge(label_features(levels, images, found), images, candidates, training, seed)
+
+
+def projection(
+    levels: Mapping[str, Array], images: ImageSet, backbone: str, training: Mask, seed: int
+) -> Array:
+    """Fit as ``over_levels`` does, to a random projection of all levels and the ReLU of it.
+
+    The projection is that of RanPAC (arXiv:2307.02251), the same in all draws. The levels are
+    standardized on the training images, and each one has the same say.
+    """
+    names = [LAST, *(level.name for level in find_levels(backbones.load(backbone)))]
+    generator = torch.Generator().manual_seed(0)
+    projected = torch.zeros(len(images.targets), PROJECTED)
+    for name in names:
+        x = torch.from_numpy(levels[name])
+        deviation, mean = torch.std_mean(x[training], 0)
+        x = torch.where(deviation > 0, (x - mean) / deviation, 0)
+        random = torch.randn(x.shape[1], PROJECTED, generator=generator)
+        projected += x @ random / x.shape[1] ** 0.5
+    examples = label_features({LAST: projected.relu().numpy()}, images, ())
+    return _ridge(examples, images, [(LAST,)], training, seed)
+
+
+def _ridge(
+    examples: LabeledFeatures,
+    images: ImageSet,
+    candidates: Sequence[tuple[str, ...]],
+    training: Mask,
+    seed: int,
+) -> Array:
+    how = LevelFit(tuple(candidates), get_task(images.task), images.num_outputs, seed=seed)
     chosen = examples.select(torch.from_numpy(training))
-    how = LevelFit(
-        tuple(candidate_sets([LAST, *(level.name for level in found)])),
-        get_task(images.task),
-        images.num_outputs,
-        seed=seed,
-    )
-    blocks = torch.arange(len(examples))
-    fitted = fit_over_levels(chosen, blocks, None, how)
+    fitted = fit_over_levels(chosen, torch.arange(len(examples)), None, how)
     return fitted.predict(examples.select(torch.from_numpy(~training))).numpy()
 
 

@@ -66,6 +66,13 @@ def test_every_family_has_levels_and_they_are_what_timm_returns() -> None:
     assert max(row["difference"] for row in maps.values() if row["passed"]) <= 1e-5
 
 
+def test_a_backbone_of_every_family_is_exported_with_all_levels() -> None:
+    rows = {name: row for (name, check), row in COMMITTED.items() if check == "level_export"}
+    assert len({row["family"] for row in rows.values()}) == 98
+    assert [name for name, row in rows.items() if not row["passed"]] == []
+    assert max(row["difference"] for row in rows.values()) <= 1e-4
+
+
 def test_the_smallest_architectures_are_one_per_family() -> None:
     names = record.smallest_of_each_family(COMMITTED)
     families = {COMMITTED[name, "structure"]["family"] for name in names}

@@ -65,7 +65,7 @@ def test_summary_compares_the_draws_that_both_have(tmp_path: Path) -> None:
     planned = len(cells(CLASSES))
     network, reference = (cell.strip() for cell in line.strip("|").split("|")[1:])
     assert network == f"-1.0 points; better in 1 of 2 cells ({planned} are planned)"
-    assert "significantly better (p < 0.05) in 1 of 2" in reference
+    assert "significantly (p < 0.05) better in 1 and worse in 0 of 2" in reference
     assert "Of 2 cells, the learning rate of the network is 0.0003 in 1 and 0.001 in 1." in page
 
 

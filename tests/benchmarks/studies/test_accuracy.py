@@ -140,9 +140,9 @@ def test_batches_are_full_and_pass_over_all_images_in_turn() -> None:
         assert sorted(order[start : start + 50]) == chosen.tolist()
 
 
-@pytest.mark.parametrize(("images", "steps"), [(10, 160), (800, 300), (2000, 750)])
+@pytest.mark.parametrize(("images", "steps"), [(10, 120), (800, 200), (2000, 500)])
 def test_steps_grow_with_the_images(images: int, steps: int) -> None:
-    assert network.num_steps(images) == max(160, math.ceil(12 * images / 32)) == steps
+    assert network.num_steps(images) == max(120, math.ceil(8 * images / 32)) == steps
 
 
 def test_results_survive_a_torn_line_and_are_claimed_once(
