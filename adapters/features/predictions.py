@@ -8,6 +8,7 @@ shards) and ``targets``.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from headkit.adapters.errors import OutputError
 from headkit.adapters.files import cache_folder, write_atomically
 
 from .cache import PIXEL_DIGEST, FeatureCache
+
+logger = logging.getLogger("headkit")
 
 PATTERN = "predictions-*"
 _DIGITS = 24

@@ -87,8 +87,8 @@ too small to compare it with other data.
 | last features | headkit's linear head on the last features; cross-validation chooses its \
 strength |
 | levels | headkit's linear head over levels of the backbone, which `fit` chooses |
-| projection | the same regression on 4,096 random features, the ReLU of a random projection of all \
-levels (RanPAC, arXiv:2307.02251); headkit has no such head |
+| projection | the same regression on 4,096 random features, the ReLU of a random projection of \
+all levels (RanPAC, arXiv:2307.02251); headkit has no such head |
 | neighbors | scikit-learn's `KNeighborsClassifier` by cosine on the last features; \
 cross-validation chooses the number of neighbors |
 | MLP | headkit's head of the kind `mlp`, trained by AdamW; a held-out fifth of the training \
@@ -98,7 +98,7 @@ features; `GridSearchCV` chooses among the 13 strengths from which headkit choos
 | network | all parameters, trained by AdamW with timm's cosine schedule, warm-up, weight decay, \
 label smoothing and random changes of the images (solar cells are flipped, digits are not); in \
 each cell, a held-out fifth of the first draw's training images chooses the learning rate from \
-1e-4, 3e-4 and 1e-3 |
+1e-4, 3e-4 and 1e-3, after half of the steps |
 """
 
 
