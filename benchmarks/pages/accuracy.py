@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from headkit.benchmarks.studies.accuracy import intervals
 from headkit.benchmarks.studies.accuracy.cells import (
     BACKBONES,
     CLASSES,
@@ -19,6 +20,7 @@ from headkit.benchmarks.studies.accuracy.cells import (
 )
 from headkit.benchmarks.studies.accuracy.results import read, read_machines
 
+from . import level_costs
 from .machines import measured_with
 from .wording import join_words
 
@@ -101,12 +103,18 @@ each cell, a held-out fifth of the first draw's training images chooses the lear
 1e-4, 3e-4 and 1e-3, after half of the steps |
 """
 
+_INTERVALS = f"""Without a test set, `fit` states the accuracy of nested cross-validation with a
+95 % interval. `python -m headkit.benchmarks.studies.accuracy.intervals` fits a head with the
+default options to random images of MNIST ({BACKBONES[0]}), and takes the accuracy on all other
+images as the truth."""
+
 
 def page(folder: Path) -> str:
     """Return the page.
 
     Args:
-        folder: Folder with a file of results for each contender; files may be absent.
+        folder: Folder with a file of results for each contender, and the files of the studies
+            ``intervals`` and ``levels``; files may be absent.
     """
     files = {name: folder / f"{name}.jsonl" for name in CONTENDERS}
     results = {name: read(path) for name, path in files.items()}
@@ -115,8 +123,10 @@ def page(folder: Path) -> str:
     parts += ["## Other tasks"]
     parts += [_section(results, name) for name in OTHER_TASKS]
     parts += ["## Time", _times(results)]
-    machines = [one for path in files.values() for one in read_machines(path).values()]
-    parts.append("\n".join(dict.fromkeys(measured_with(machine) for machine in machines)))
+    parts += ["## Intervals", _intervals(folder / "intervals.jsonl")]
+    parts += ["## Cost of levels", level_costs.tables(folder.parent / "levels.json")]
+    used = [one for path in files.values() for one in read_machines(path).values()]
+    parts.append("\n".join(dict.fromkeys(measured_with(machine) for machine in used)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -278,3 +288,29 @@ def _time_ratios(results: Results) -> str:
     if not ratios:
         return ""
     return f" In the median over cells, the time of a network is {join_words([*ratios.values()])}."
+
+
+def _intervals(path: Path) -> str:
+    """Return a table of what cross-validation states, and of what is true."""
+    draws: dict[int, list[Mapping[str, Any]]] = {}
+    for row in intervals.read(path):
+        draws.setdefault(row["images"], []).append(row)
+    lines = [
+        _INTERVALS,
+        "",
+        "| images | draws | intervals that hold the truth | stated minus true |",
+        "| --- | --- | --- | --- |",
+    ]
+    for size in intervals.SIZES:
+        rows = draws.get(size, [])
+        if len(rows) < MIN_PAIRS:
+            lines.append(f"| {size:,} | {len(rows)} | {MISSING} | {MISSING} |")
+            continue
+        held = [row["interval"][0] <= row["truth"] <= row["interval"][1] for row in rows]
+        errors = [100 * (row["accuracy"] - row["truth"]) for row in rows]
+        spread = statistics.stdev(errors) / len(rows) ** 0.5
+        lines.append(
+            f"| {size:,} | {len(rows):,} | {100 * statistics.mean(held):.1f} % | "
+            f"{statistics.mean(errors):+.2f} ± {spread:.2f} points |"
+        )
+    return "\n".join(lines)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headkit.benchmarks.pages import accuracy
+from headkit.benchmarks.pages import accuracy, level_costs
 from headkit.benchmarks.studies.accuracy.cells import CLASSES, cells
 
 LITE0 = "tf_efficientnet_lite0"
@@ -49,7 +49,7 @@ def test_cells_show_mean_standard_error_and_draws(tmp_path: Path) -> None:
     error = math.sqrt(sum((one - mean) ** 2 for one in scores) / 2 / 3)
     assert row[2] == f"0.667 ± {error:.3f} (3 draws)"
     assert row[-1] == "0.750 (1 draw)"
-    assert row[3:-1] == ["not measured yet"] * 4
+    assert row[3:-1] == ["not measured yet"] * 5
 
 
 def test_summary_compares_the_draws_that_both_have(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_p_value_is_that_of_the_signs_of_all_draws() -> None:
 def test_page_without_results_says_so(tmp_path: Path) -> None:
     page = accuracy.page(tmp_path)
     assert page.count("### ") == 6
-    assert _row_of(page, "Grades of solar cells", "all")[2:] == ["not measured yet"] * 6
+    assert _row_of(page, "Grades of solar cells", "all")[2:] == ["not measured yet"] * 7
     assert "Measured with" not in page
     assert not any(character in page for character in ("nan", "None"))
 
@@ -96,3 +96,25 @@ def test_time_is_the_median_over_the_sets(tmp_path: Path) -> None:
     assert times.splitlines()[4].endswith("| not measured yet |")
     assert "the time of a network is 100 times that of a head on the last features." in times
     assert "Measured with torch 2.14.1 and timm 1.0.31 (processor: EPYC, 2 cores)." in page
+
+
+def test_intervals_are_counted_and_their_bias_is_the_mean_error(tmp_path: Path) -> None:
+    row = {"images": 100, "accuracy": 0.7, "interval": [0.6, 0.8]}
+    truths = [0.7, 0.69, 0.71, 0.59, 0.81, 0.692, 0.7, 0.7]
+    lines = [json.dumps({**row, "draw": draw, "truth": one}) for draw, one in enumerate(truths)]
+    (tmp_path / "intervals.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    page = accuracy.page(tmp_path)
+    assert "| 100 | 8 | 75.0 % | +0.10 ± 2.09 points |" in page
+    assert "| 1,000 | 0 | not measured yet | not measured yet |" in page
+
+
+def test_costs_of_levels_are_ratios(tmp_path: Path) -> None:
+    path = tmp_path / "levels.json"
+    assert level_costs.tables(path).count("not measured yet | not measured yet |") == 8
+    row = {"architecture": "resnet50", "batch": 16, "ratio": 1.0214}
+    section = {"rows": [row], "machine": MACHINE["description"]}
+    path.write_text(json.dumps({"outputs": section}), encoding="utf-8")
+    tables = level_costs.tables(path)
+    assert "| resnet50 | 16 | 1.021 | not measured yet |" in tables
+    assert tables.count("not measured yet | not measured yet |") == 7
+    assert "Measured with torch 2.14.1" in tables
