@@ -18,6 +18,7 @@ import torch
 
 from headkit.adapters.backbone.level import LAST
 from headkit.adapters.backbone.levels import find_levels
+from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.fitting.kernel.candidates import candidate_sets
 from headkit.adapters.fitting.metrics import measure
 from headkit.adapters.fitting.over_levels import LevelFit, fit_over_levels
@@ -47,11 +48,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     done = {(row["images"], row["draw"]) for row in read(options.results)}
     images, backbone = load(SET), BACKBONES[0]
+    levels = find_levels(backbones.load(backbone))
+    examples = label_features(extract(images, backbone).levels, images, levels)
     options.results.parent.mkdir(parents=True, exist_ok=True)
     for size in options.sizes:
         for draw in range(options.draws):
             if (size, draw) not in done:
-                row = {"images": size, "draw": draw, **_measure(images, backbone, size, draw)}
+                row = {"images": size, "draw": draw, **_measure(images, examples, size, draw)}
                 with options.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                     file.flush()
@@ -69,16 +72,16 @@ def read(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _measure(images: ImageSet, backbone: str, size: int, draw: int) -> dict[str, Any]:
+def _measure(images: ImageSet, examples: LabeledFeatures, size: int, draw: int) -> dict[str, Any]:
     """Fit a head to a draw; return what cross-validation states, and the accuracy on the rest."""
     generator = np.random.default_rng((size, draw))
     training = torch.zeros(len(images.targets), dtype=torch.bool)
     training[torch.from_numpy(generator.permutation(len(training))[:size])] = True
-    levels = find_levels(backbones.load(backbone))
-    examples = label_features(extract(images, backbone).levels, images, levels)
     task = get_task(images.task)
     how = LevelFit(
-        tuple(candidate_sets([LAST, *(level.name for level in levels)])), task, images.num_outputs
+        tuple(candidate_sets([LAST, *(level.name for level in examples.levels)])),
+        task,
+        images.num_outputs,
     )
     chosen = examples.select(training)
     fitted = fit_over_levels(chosen, torch.arange(len(examples)), None, how)
