@@ -52,8 +52,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     validation computes the features of each image once. The fitted attribute ``head_`` is then the
     head, which can be saved and exported.
 
-    Unlike ``fit``, it trains on all examples: nothing is held out, so the head has no metrics and
-    the temperature 1.
+    Unlike ``fit``, it reads the last features alone, not levels, and it measures nothing, so the
+    head has no metrics and the temperature 1.
 
     Args:
         backbone: None for features; or a timm entry point, or a timm model, which is not changed.
