@@ -19,12 +19,12 @@ _NORMAL_QUANTILE = 1.959963984540054
 """Quantile of the normal distribution for an interval of 95 %."""
 
 
-def wilson_interval(hits: int, trials: int) -> tuple[float, float]:
+def wilson_interval(hits: float, trials: float) -> tuple[float, float]:
     """Return the 95 % interval of a share, Wilson's score interval (Wilson, 1927).
 
     Args:
         hits: Number of successes, from 0 to ``trials``.
-        trials: Number of trials, at least 1.
+        trials: Number of trials, above 0; a fraction if trials depend on each other.
     """
     share, z2 = hits / trials, _NORMAL_QUANTILE**2
     centre = share + z2 / (2 * trials)

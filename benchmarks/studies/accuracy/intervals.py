@@ -20,7 +20,7 @@ from headkit.adapters.backbone.level import LAST
 from headkit.adapters.backbone.levels import find_levels
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.fitting.kernel.candidates import candidate_sets
-from headkit.adapters.fitting.metrics import measure
+from headkit.adapters.fitting.measured import Measured
 from headkit.adapters.fitting.over_levels import LevelFit, fit_over_levels
 from headkit.adapters.heads.tasks import get_task
 
@@ -85,8 +85,7 @@ def _measure(images: ImageSet, examples: LabeledFeatures, size: int, draw: int) 
     )
     chosen = examples.select(training)
     fitted = fit_over_levels(chosen, torch.arange(len(examples)), None, how)
-    targets = examples.y[fitted.held.images]
-    stated = measure(fitted.held.logits, targets, task.name)
+    stated = Measured.of_folds(fitted.held, examples.y).metrics(task.name, 1.0)
     logits = fitted.predict(examples.select(~training))
     truth = float((logits.argmax(1) == examples.y[~training]).double().mean())
     return {
@@ -94,7 +93,7 @@ def _measure(images: ImageSet, examples: LabeledFeatures, size: int, draw: int) 
         "interval": stated["accuracy_interval"],
         "log_loss": stated["log_loss"],
         "truth": round(truth, 6),
-        "measured": len(targets),
+        "measured": len(fitted.held.images),
         "levels": list(fitted.levels),
     }
 
