@@ -17,8 +17,8 @@ MAX_GROUPS = 20
 FOLDS = 5
 """Maximum number of folds.
 
-With more folds, each trains on more images, but the folds have the same shares of the classes, which
-a head profits from. Of 100 random images, ten folds stated no less than the truth in the mean."""
+With more folds, each head trains on more images. But all folds have the same shares of the classes,
+which helps the heads: of 100 random images, ten folds stated no less than the truth in the mean."""
 
 
 @dataclass(frozen=True)
