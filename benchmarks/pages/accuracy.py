@@ -82,7 +82,8 @@ images per class. `all` takes up to {MAX_IMAGES:,} images, and at most two third
 draw chooses other training images at random, the same ones for all contenders; all other images
 are the test. The images have 128 x 128 pixels. The cells show the mean over the draws, and its
 standard error where there are at least two draws. The draws share images, so the standard error is
-too small to compare it with other data.
+too small to compare it with other data. Draws of these sets also guided the design of the levels
+and of the choice among them, so other data may gain less.
 
 | contender | how it is trained |
 | --- | --- |
