@@ -14,11 +14,10 @@ from headkit.adapters.heads.tasks import Task
 
 MAX_GROUPS = 20
 """Maximum number of groups; each is left out once to make the choices."""
-FEW = 250
-FEW_FOLDS, FOLDS = 5, 8
-"""Maximum numbers of folds below ``FEW`` images and from there on.
+FOLDS = 8
+"""Maximum number of folds.
 
-With more folds, each head trains on more images, and the metrics are less below those of the final
+With more folds, each head trains on more images, and its metrics are less below those of the final
 head. But all folds have the same shares of the classes, as random images have not, and that helps
 the heads: of 100 random images, ten folds stated no less than the truth in the mean."""
 
@@ -65,7 +64,7 @@ def make_partition(y: Tensor, blocks: Tensor, task: Task, seed: int) -> Partitio
     groups = tuple(pair for pair in pairwise(ends) if pair[0] < pair[1])
     if len(groups) < 2:
         return Partition(order, (), ())
-    most = min(len(groups), FEW_FOLDS if len(y) < FEW else FOLDS)
+    most = min(len(groups), FOLDS)
     cuts = np.linspace(0, len(groups), most + 1).round().astype(int).tolist()
     folds = tuple((groups[a][0], groups[b - 1][1]) for a, b in pairwise(cuts))
     return Partition(order, groups, folds)

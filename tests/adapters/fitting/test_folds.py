@@ -41,13 +41,13 @@ def test_a_group_has_an_image_of_each_class() -> None:
         assert sorted(y[partition.order[start:end]].tolist()) == list(range(10))
 
 
-def test_there_are_up_to_twenty_groups_in_five_or_eight_folds() -> None:
+def test_there_are_up_to_twenty_groups_in_eight_folds() -> None:
     counts = {}
     for images in (6, 20, 200, 1000):
         y = torch.arange(images) % 2
         partition = make_partition(y, torch.arange(images), get_task("multiclass"), 0)
         counts[images] = (len(partition.groups), len(partition.folds))
-    assert counts == {6: (3, 3), 20: (10, 5), 200: (20, 5), 1000: (20, 8)}
+    assert counts == {6: (3, 3), 20: (10, 8), 200: (20, 8), 1000: (20, 8)}
 
 
 def test_a_class_with_one_image_is_never_held_out() -> None:
