@@ -73,12 +73,16 @@ class Measured:
             return {}
         metrics = measure(self.logits, self.y, task, temperature)
         if self.folds > 1:
-            trials = CROSS_VALIDATED * len(self)
             for name in [name for name in metrics if name.endswith(_INTERVAL)]:
                 share = metrics[name.removesuffix(_INTERVAL)]
-                ends = wilson_interval(share * trials, trials)
-                metrics[name] = [round(end, 4) for end in ends]
+                metrics[name] = interval_of_folds(share, len(self))
         return metrics
+
+
+def interval_of_folds(share: float, images: int) -> list[float]:
+    """Return the 95 % interval of a share of images that cross-validation predicted."""
+    trials = CROSS_VALIDATED * images
+    return [round(end, 4) for end in wilson_interval(share * trials, trials)]
 
 
 def without_recall(metrics: dict[str, Any]) -> dict[str, Any]:

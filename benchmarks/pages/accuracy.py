@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from headkit.adapters.fitting.measured import interval_of_folds
 from headkit.benchmarks.studies.accuracy import intervals
 from headkit.benchmarks.studies.accuracy.cells import (
     BACKBONES,
@@ -307,7 +308,8 @@ def _intervals(path: Path) -> str:
         if len(rows) < MIN_PAIRS:
             lines.append(f"| {size:,} | {len(rows)} | {MISSING} | {MISSING} |")
             continue
-        held = [row["interval"][0] <= row["truth"] <= row["interval"][1] for row in rows]
+        ends = [interval_of_folds(row["accuracy"], row["measured"]) for row in rows]
+        held = [low <= row["truth"] <= high for row, (low, high) in zip(rows, ends, strict=True)]
         errors = [100 * (row["accuracy"] - row["truth"]) for row in rows]
         spread = statistics.stdev(errors) / len(rows) ** 0.5
         lines.append(

@@ -90,7 +90,6 @@ def _measure(images: ImageSet, examples: LabeledFeatures, size: int, draw: int) 
     truth = float((logits.argmax(1) == examples.y[~training]).double().mean())
     return {
         "accuracy": stated["accuracy"],
-        "interval": stated["accuracy_interval"],
         "log_loss": stated["log_loss"],
         "truth": round(truth, 6),
         "measured": len(fitted.held.images),
