@@ -45,6 +45,11 @@ def exists(path: str | Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110
 
 
+def is_same_file(one: str | Path, other: str | Path) -> bool:
+    """Return True if both paths lead to the same file, also through links."""
+    return exists(one) and exists(other) and Path(one).samefile(other)
+
+
 def why_missing(path: str | os.PathLike[str]) -> str:
     """Return why ``path`` leads to nothing; empty if it leads to a file or a folder.
 

@@ -69,6 +69,12 @@ def rename(head: Head, names: Mapping[str, str]) -> Head:
     if not isinstance(names, Mapping):
         raise ValueError(f"names is {describe(names)}, expected a mapping from old to new names")
     _find(head, list(names))
+    unusable = next((old for old, new in names.items() if not isinstance(new, str) or not new.strip()), None)
+    if unusable is not None:
+        raise ValueError(
+            f"the new name of {describe(unusable)} is {describe(names[unusable])}, expected text "
+            "that is not empty"
+        )
     renamed = tuple(names.get(name, name) for name in _names(head))
     counts = Counter(renamed)
     new = next((name for name in names.values() if counts[name] > 1), None)

@@ -212,8 +212,8 @@ class Head:
             names: New names by old name. Classes that are not mentioned keep theirs.
 
         Raises:
-            ValueError: The head has no label names or no such label, or two classes would have the
-                same name.
+            ValueError: The head has no label names or no such label, a new name is empty, or two
+                classes would have the same name.
         """
         return classes.rename(self, names)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from headkit.adapters.errors import ExportError, OutputError, first_line
 from headkit.adapters.file_kinds import ADAPTER, HEAD, MODEL, check_argument, check_output
-from headkit.adapters.files import exists
+from headkit.adapters.files import is_same_file
 from headkit.adapters.heads.head import Head
 from headkit.export.predict.adapter_files import write_adapter
 from headkit.export.runtimes.exported_model import read_exported
@@ -84,9 +84,9 @@ def graft(
     check_argument("the model", onnx_path, MODEL, _USAGE)
     check_argument("the head", path, HEAD, _USAGE)
     out = check_output(out, MODEL, ADAPTER)
-    if path is not None and _same_file(path, out):
+    if path is not None and is_same_file(path, out):
         raise OutputError(f"cannot write {out}: it is the head file; choose another path")
-    if _same_file(Path(onnx_path), out) and not (overwrite or force):
+    if is_same_file(onnx_path, out) and not (overwrite or force):
         raise OutputError(
             f"cannot write {out}: it is the model itself; choose another path, or pass "
             "overwrite=True (--overwrite) to replace it, or force=True (--force), which also skips "
@@ -112,10 +112,6 @@ def graft(
         info = _replace(source, info, head, name, add=add)
         source.write(out)
         return info
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    return exists(one) and exists(other) and one.samefile(other)
 
 
 def _write_adapter(source: OpenModel, head: Head, out: Path) -> ModelInfo:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from timm.data import create_transform
 
 import headkit
@@ -136,6 +137,53 @@ def test_commands_change_the_classes_of_a_file(run: Run, tmp_path: Path) -> None
         assert status == 2
         assert message in err
     assert out.read_bytes() == before
+
+
+def test_head_file_is_replaced_only_on_request(run: Run, tmp_path: Path) -> None:
+    head = random_head(label_names=("cat", "dog", "fox"))
+    path = head.save(tmp_path / "head.safetensors")
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(path)
+    before = path.read_bytes()
+    changes = (("select", "fox", "cat"), ("drop", "dog"), ("rename", "dog=wolf"))
+    for command, *labels in changes:
+        for one, other in ((path, path), (link, path), (path, link)):
+            status, _, err = run("heads", command, one, *labels, "--out", other)
+            assert status == 2
+            assert "it is the head file itself; choose another path, or pass --overwrite" in err
+    assert path.read_bytes() == before
+    for command, *labels in changes:
+        head.save(path)
+        assert run("heads", command, path, *labels, "--out", path, "--overwrite")[0] == 0
+        assert path.read_bytes() != before
+    assert headkit.Head.load(path).label_names == ("cat", "wolf", "fox")
+
+
+def test_checkpoint_is_not_replaced_by_its_head(run: Run, tmp_path: Path) -> None:
+    model = random_backbone(num_classes=3)
+    path = tmp_path / "checkpoint.safetensors"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
+    before = path.read_bytes()
+    status, _, err = run("heads", "extract", path, "--backbone", SMALL, "--out", path)
+    assert status == 2
+    assert "it is the checkpoint; choose another path" in err
+    assert path.read_bytes() == before
+
+
+def test_new_names_are_distinct_and_not_empty(run: Run, tmp_path: Path) -> None:
+    head = random_head(label_names=("cat", "dog", "fox"))
+    path, out = head.save(tmp_path / "head.safetensors"), tmp_path / "new.safetensors"
+    for names, message in (
+        (("cat=",), "the new name of 'cat' is '', expected text that is not empty"),
+        (("cat= ",), "the new name of 'cat' is ' ', expected text that is not empty"),
+        (("cat=a", "cat=b"), "'cat' gets the names 'a' and 'b', expected one new name"),
+    ):
+        status, _, err = run("heads", "rename", path, *names, "--out", out)
+        assert status == 2
+        assert message in err
+    assert not out.exists()
+    with pytest.raises(ValueError, match="the new name of 'cat' is '', expected text"):
+        head.rename({"cat": ""})
 
 
 def test_changing_and_comparing_heads_needs_no_torch(tmp_path: Path) -> None:

@@ -21,17 +21,24 @@ HeadFile = Annotated[
     str, typer.Argument(help="Head file, or reference to a head in the store.", metavar="HEAD")
 ]
 Out = Annotated[Path, typer.Option(help="Path of the new head file, with the suffix .safetensors.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Allow --out to be the head file itself.")
+]
 Labels = Annotated[list[str], typer.Argument(help="Label names.", metavar="LABEL...")]
 
 
-def select(head: HeadFile, labels: Labels, out: Out, as_json: Json = False) -> None:
+def select(
+    head: HeadFile, labels: Labels, out: Out, overwrite: Overwrite = False, as_json: Json = False
+) -> None:
     """Write a head with only these classes, in this order. Nothing is trained again."""
-    _write(_load(head, out).select(labels), out, as_json)
+    _write(_load(head, out, overwrite).select(labels), out, as_json)
 
 
-def drop(head: HeadFile, labels: Labels, out: Out, as_json: Json = False) -> None:
+def drop(
+    head: HeadFile, labels: Labels, out: Out, overwrite: Overwrite = False, as_json: Json = False
+) -> None:
     """Write a head without these classes. Nothing is trained again."""
-    _write(_load(head, out).drop(labels), out, as_json)
+    _write(_load(head, out, overwrite).drop(labels), out, as_json)
 
 
 def rename(
@@ -40,12 +47,12 @@ def rename(
         list[str], typer.Argument(help="Old and new name of a class.", metavar="OLD=NEW...")
     ],
     out: Out,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Write a head whose classes have other names."""
-    loaded = _load(head, out)
-    pairs = dict(_split(name, loaded) for name in names)
-    _write(loaded.rename(pairs), out, as_json)
+    loaded = _load(head, out, overwrite)
+    _write(loaded.rename(_parse_names(names, loaded)), out, as_json)
 
 
 def diff(
@@ -92,12 +99,41 @@ def diff(
     show(found.to_json(), as_json, "\n".join(_format(found)))
 
 
-def _load(head: str, out: Path) -> Head:
+def _load(head: str, out: Path, overwrite: bool) -> Head:
+    """Load the head that is changed.
+
+    Raises:
+        OutputError: ``out`` cannot be written, or is the head file without ``overwrite``.
+    """
+    from headkit.adapters.errors import OutputError
     from headkit.adapters.file_kinds import HEAD, check_output
+    from headkit.adapters.files import is_same_file
     from headkit.registry.resolve import load_head
 
     check_output(out, HEAD)
+    if is_same_file(head, out) and not overwrite:
+        raise OutputError(
+            f"cannot write {out}: it is the head file itself; choose another path, or pass "
+            "--overwrite to replace it"
+        )
     return load_head(head)
+
+
+def _parse_names(texts: list[str], head: Head) -> dict[str, str]:
+    """Return the new names by old name.
+
+    Raises:
+        ValueError: A text has no ``=``, or a name gets two new names.
+    """
+    names: dict[str, str] = {}
+    for text in texts:
+        old, new = _split(text, head)
+        if names.get(old, new) != new:
+            raise ValueError(
+                f"{old!r} gets the names {names[old]!r} and {new!r}, expected one new name"
+            )
+        names[old] = new
+    return names
 
 
 def _split(text: str, head: Head) -> tuple[str, str]:
