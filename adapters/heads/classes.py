@@ -69,7 +69,9 @@ def rename(head: Head, names: Mapping[str, str]) -> Head:
     if not isinstance(names, Mapping):
         raise ValueError(f"names is {describe(names)}, expected a mapping from old to new names")
     _find(head, list(names))
-    unusable = next((old for old, new in names.items() if not isinstance(new, str) or not new.strip()), None)
+    unusable = next(
+        (old for old, new in names.items() if not isinstance(new, str) or not new.strip()), None
+    )
     if unusable is not None:
         raise ValueError(
             f"the new name of {describe(unusable)} is {describe(names[unusable])}, expected text "
