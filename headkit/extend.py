@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from headkit.adapters.backbone.fingerprint import backbone_info
+from headkit.adapters.backbone.preprocessing import preprocessing
 from headkit.adapters.data.dataset import ImageDataset, shorten_list
 from headkit.adapters.errors import BackboneMismatch, DataError
 from headkit.adapters.features.cache import FeatureCache
 from headkit.adapters.features.extract import ExtractedFeatures
-from headkit.adapters.features.predictions import Predictions, find_predictions
+from headkit.adapters.features.predictions import Predictions, find_predictions, read_key
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.tasks import get_task
+
+logger = logging.getLogger("headkit")
+
+CAUSES = {
+    "preprocessing": "another image size or crop (--img-size, --crop-pct, --crop-mode)",
+    "model_args": "other arguments of the backbone (--img-size)",
+    "engine": "another runtime, precision or version of the runtime (--runtime, --precision)",
+    "levels": "other levels (--levels, --l2, --kind)",
+    "decoding": "other versions of Pillow, timm or torchvision",
+    "pixels": "another rule for reading images",
+}
+"""What an entry of a cache's key stands for, see ``FeatureCache``."""
+_REST = "fit all images, the old and the new ones"
 
 
 @dataclass(frozen=True)
@@ -42,8 +57,10 @@ class OldImages:
 
         Raises:
             BackboneMismatch: The head was trained on another backbone.
-            DataError: The cache does not know the images, or the new data have another task.
+            DataError: The cache does not know all images, the new data have another task, or their
+                images are resized or cropped in another way.
         """
+        _check_preprocessing(head, backbone)
         if backbone_info(backbone).fingerprint != head.backbone.fingerprint:
             raise BackboneMismatch(
                 f"the head to extend was trained on {head.architecture} with the fingerprint "
@@ -58,11 +75,39 @@ class OldImages:
         found = None if cache is False else find_predictions(head.digest, cache)
         if found is None:
             raise DataError(
-                "the cache does not know which images the head was trained on: fit all images, the "
-                "old and the new ones, or pass the folder of the cache that fitted the head as "
-                "cache (--cache)"
+                "the cache does not know which images the head was trained on. The head may have "
+                "been edited since (headkit heads), fitted with another cache, without one or from "
+                "features, or the cache was cleared: pass the head file that fit wrote, and the "
+                f"folder of its cache as cache (--cache); or {_REST}"
+            )
+        number, known = head.metrics.get("num_train"), len(found.targets)
+        if not found.complete and known != number:
+            raise DataError(
+                f"the cache knows {known} of the {number} images that the "
+                "head was trained on, because an earlier version of headkit kept only the images "
+                f"that were held out: {_REST}"
+            )
+        if found.views > 1:
+            logger.warning(
+                "the head to extend was trained on %d crops of each image; of its images, only the "
+                "eval crop trains the new head",
+                found.views,
             )
         return cls(head, found)
+
+    @property
+    def runtime(self) -> str | None:
+        """Name of the runtime that computed the features in fp32; None if it is unknown."""
+        engine = self.predictions.key.get("engine")
+        if not isinstance(engine, dict) or engine.get("precision") != "fp32":
+            return None
+        return str(engine["name"]) if engine.get("name") else None
+
+    @property
+    def lacks_levels(self) -> bool:
+        """True if the features are known to have no levels."""
+        key = self.predictions.key
+        return bool(key) and not key.get("levels")
 
     def label_names(self, source: ImageDataset) -> tuple[str, ...]:
         """Return the labels of the head, followed by those that only the new images have."""
@@ -96,8 +141,7 @@ class OldImages:
         if lost:
             raise DataError(
                 f"the cache lacks the features of {lost} of the {len(locations)} images that the "
-                "head was trained on, for this runtime and these levels: fit all images, the old "
-                "and the new ones"
+                f"head was trained on: {_find_cause(old.key, read_key(cache.folder))}"
             )
         outputs = [list(names).index(name) for name in source.label_names]
         own = [*range(self.head.num_classes)]
@@ -117,6 +161,44 @@ class OldImages:
             names=[*(f"old image {number}" for number in range(len(locations))), *extracted.names],
             pixel_digests=np.concatenate([old.pixel_digests, extracted.pixel_digests]),
         )
+
+
+def _check_preprocessing(head: Head, backbone: Any) -> None:
+    """Raise ``DataError`` unless the backbone sees images as the head's training images."""
+    new = preprocessing(backbone)
+    differences = [
+        f"{name} {_show(value)}, not {_show(new[name])}"
+        for name, value in head.pretrained_cfg.items()
+        if name in new and value != new[name]
+    ]
+    if differences:
+        raise DataError(
+            "the head to extend was trained on images of another size or crop: it has "
+            f"{'; '.join(differences)}. The cache has the features of the old images for these "
+            "values alone: pass them again (--img-size, --crop-pct, --crop-mode), or "
+            f"{_REST}"
+        )
+
+
+def _show(value: Any) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _find_cause(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Say why a cache lacks features, given the keys of their cache and of the one in use."""
+    if not old or not new:
+        possible = "; ".join(CAUSES.values())
+        return (
+            f"they may have been computed with {possible}. Pass the options of the first fit "
+            f"again, or {_REST}"
+        )
+    causes = [text for name, text in CAUSES.items() if old.get(name) != new.get(name)]
+    if not causes:
+        return f"they were removed from the cache, so {_REST}"
+    return (
+        f"they were computed with {'; and with '.join(causes)}. Pass the options of the first fit "
+        f"again, or {_REST}"
+    )
 
 
 def _renumber(

@@ -194,13 +194,16 @@ def fit(
         _check_extension(train_source, val_source, views)
         old = OldImages.find(load_head(extend), cache, backbone, train_source)
         names = old.label_names(train_source)
+        if runtime == "auto" and precision == "fp32" and old.runtime is not None:
+            runtime = old.runtime  # the features of the old images are there for this one alone
     outputs = HeadOutputs(train_source.task, names)
     test_source = open_test(data, test, outputs, reading)
     weighing = check_class_weights(class_weights, replace(train_source, label_names=names))
     plan = plan_classifier(backbone, kind)
     sources = [one for one in (train_source, val_source, test_source) if one is not None]
     given = any(source.features is not None for source in sources)
-    if levels == AUTO and (l2 is not None or given):
+    without = given or (old is not None and old.lacks_levels)
+    if levels == AUTO and (l2 is not None or without):
         levels = LAST  # features that the user computed have no levels
     sets = level_sets(backbone, plan, levels, kind)
     requests = [(source, View()) for source in sources]
@@ -277,10 +280,10 @@ def fit(
     )
     if decisions is not None:
         head = head.with_changes(thresholds=tuple(decisions))
-    if isinstance(extracted.cache, FeatureCache) and cache is not False and len(of_folds):
+    if isinstance(extracted.cache, FeatureCache) and cache is not False:
         images = fitted.held.images.numpy()
         predictions = Predictions(
-            of_folds.logits.numpy(), extracted.pixel_digests[images], extracted.targets[images]
+            of_folds.logits.numpy(), images, extracted.pixel_digests, extracted.targets, views
         )
         keep_predictions(extracted.cache, head.digest, predictions)
     if report is not None and len(measured):
