@@ -256,7 +256,17 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     The wrapper of ``torch.compile`` keeps the model in the attribute ``_orig_mod``; the others keep
     it in ``module``. A public way to get the model of a compiled one would replace this function.
+
+    Raises:
+        ContractError: ``model`` is no module.
     """
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise ContractError(
+            f"the model is of type {type(model).__name__}, expected a timm model, such as "
+            "load_backbone returns"
+        )
     while True:
         children = dict(model.named_children())
         inner = children.get("_orig_mod", children.get("module"))

@@ -19,7 +19,7 @@ from headkit.adapters.backbone.classifier import (
     replace_classifier,
 )
 from headkit.adapters.backbone.fingerprint import forget_untrained
-from headkit.adapters.backbone.level import LAST, Level
+from headkit.adapters.backbone.level import LAST, Level, LevelNames, level_names
 from headkit.adapters.backbone.level_head import without_level_head
 from headkit.adapters.backbone.levels import vector_levels
 from headkit.adapters.backbone.module_copy import copy_structure
@@ -99,7 +99,7 @@ def export(
     label_names: Sequence[str] | None = None,
     preprocess: bool = False,
     probabilities: bool = False,
-    levels: str | Sequence[str] | None = None,
+    levels: LevelNames | None = None,
     precision: str = "fp32",
     images: ImageLike | Iterable[ImageLike] | None = None,
     max_cost: float = MAX_COST,
@@ -133,8 +133,9 @@ def export(
         probabilities: Add the output ``probabilities``: softmax or sigmoid of the logits divided
             by the head's temperature.
         levels: Levels that the backbone computes, so that heads over them can be grafted or
-            passed later: names, or ``all``. Default: those that the given heads read. In the form
-            ``backbone``, each one is an output ``level_NAME``.
+            passed later: names, in a sequence or separated by commas, or ``all``. Default: those
+            that the given heads read. In the form ``backbone``, each one is an output
+            ``level_NAME``.
         precision: Precision of the backbone: ``fp32``, ``fp16`` (half the size, for GPUs) or
             ``int8`` (static quantization, a quarter of the size, for CPUs). Heads stay float32.
         images: For a reduced precision, a folder or list of images like those that the model will
@@ -299,16 +300,18 @@ def _load_model_and_heads(
 
 
 def _choose_levels(
-    model: nn.Module, heads: Sequence[Head], levels: str | Sequence[str] | None
+    model: nn.Module, heads: Sequence[Head], levels: LevelNames | None
 ) -> tuple[Level, ...]:
     """Return the requested levels, or else those that some head reads.
 
     Raises:
         ContractError: The model has no such level.
+        ValueError: ``levels`` is empty.
     """
     if levels is None:
-        levels = [level.name for head in heads for level in head.levels if level.name != LAST]
-    return vector_levels(model, levels)
+        read = [level.name for head in heads for level in head.levels if level.name != LAST]
+        return vector_levels(model, read)
+    return vector_levels(model, level_names(levels))
 
 
 def _add_preprocessing(

@@ -8,11 +8,18 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor, nn
 
+from headkit.adapters.backbone.level import LevelNames
 from headkit.adapters.compat import unwrap
 from headkit.adapters.errors import ContractError
 
 from .classifier import Classifier, find_classifier, name_of, replace_classifier
-from .forward_record import Features, ForwardRecord, drop_repeated, record_forward
+from .forward_record import (
+    Features,
+    ForwardRecord,
+    drop_repeated,
+    explain_unpooled,
+    record_forward,
+)
 from .level_head import without_level_head
 from .levels import LAST, Level, LevelRecorder, choose_levels, last_row
 from .module_copy import copy_structure
@@ -28,11 +35,11 @@ def features(model: nn.Module, x: Any, levels: None = None) -> Features: ...
 
 
 @overload
-def features(model: nn.Module, x: Any, levels: str | Sequence[str]) -> dict[str, Tensor]: ...
+def features(model: nn.Module, x: Any, levels: LevelNames) -> dict[str, Tensor]: ...
 
 
 def features(
-    model: nn.Module, x: Any, levels: str | Sequence[str] | None = None
+    model: nn.Module, x: Any, levels: LevelNames | None = None
 ) -> Features | dict[str, Tensor]:
     """Return the exact input of the classifier: pre-logits, after pooling and norm.
 
@@ -44,8 +51,9 @@ def features(
             that it returns in eval mode.
         x: Normalized images ``[batch, channels, height, width]``, or another input that the
             architecture takes.
-        levels: Names of levels to return from the same forward pass, or ``all`` for all of them;
-            ``headkit.levels(model)`` lists them.
+        levels: Names of levels to return from the same forward pass, in a sequence or separated by
+            commas, or ``all`` for all of them; ``headkit.levels(model)`` lists them, and its items
+            can stand for their names.
 
     Returns:
         ``[batch, num_features]`` for most architectures, ``[batch, num_features, 1, 1]`` if the
@@ -58,8 +66,12 @@ def features(
     Raises:
         ContractError: The features are not pooled, the classifier's outputs are not the logits, or
             the model has no such level.
+        ValueError: ``x`` has no images, or ``levels`` is empty.
     """
     model = unwrap(model)
+    if isinstance(x, Tensor) and x.shape[:1] == (0,):
+        # Most transformers cannot run no images.
+        raise ValueError(f"x has the shape {list(x.shape)}, expected at least one image")
     chosen = () if levels is None else choose_levels(model, levels)
     plain = model if levels is None else without_level_head(model)
     entered, vectors = _features(plain, x, chosen)
@@ -165,12 +177,9 @@ def _find_problem(model: nn.Module, classifier: Classifier, record: ForwardRecor
             "outputs or is in train mode"
         )
     tokens = find_row(COMBINE_LOGITS, model) is not None
-    for tensor in (record.result, *(() if tokens else record.inputs.values())):
+    for tensor in (*(() if tokens else record.inputs.values()), record.result):
         if tensor.ndim != 2 and tensor.shape[2:] != (1, 1):
-            return (
-                f"the features have the shape {list(tensor.shape)}, so they are not pooled: "
-                "create the model with a global_pool other than ''"
-            )
+            return explain_unpooled(tensor)
     unused = [path for path in classifier.paths if path not in record.outputs]
     if unused:
         return f"its classifier {', '.join(unused)} is not called in a forward pass"

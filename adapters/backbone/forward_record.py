@@ -40,7 +40,8 @@ def record_forward(model: nn.Module, classifier: Classifier, x: Any) -> ForwardR
 
     Raises:
         ContractError: The model does not call a module of its classifier exactly once with a single
-            tensor, or the module returns something else than a tensor.
+            tensor, the module returns something else than a tensor, or it fails because the
+            features are not pooled.
     """
     record = ForwardRecord()
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -75,8 +76,22 @@ def record_forward(model: nn.Module, classifier: Classifier, x: Any) -> ForwardR
         for path in classifier.paths:
             if path in modules:  # a model without classes may lack the module
                 add_hooks(path, stack)
-        record.result = uncompiled(model)(x)
+        try:
+            record.result = uncompiled(model)(x)
+        except RuntimeError as error:
+            failed = [t for path, t in record.inputs.items() if path not in record.outputs]
+            if any(tensor.ndim != 2 for tensor in failed):
+                raise ContractError(f"{name_of(model)}: {explain_unpooled(failed[0])}") from error
+            raise
     return record
+
+
+def explain_unpooled(features: Tensor) -> str:
+    """Return what to say of features that are not pooled."""
+    return (
+        f"the features have the shape {list(features.shape)}, expected [batch, channels], so they "
+        "are not pooled: create the model with a global_pool other than ''"
+    )
 
 
 def drop_repeated(classifier: Classifier, record: ForwardRecord) -> Features:

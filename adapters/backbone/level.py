@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 from headkit.adapters.bounds import Bound, check_object, integer, one_of, optional, text
 
 LAST = "last"
 """Name of the last features, those that enter the architecture's own classifier."""
+ALL = "all"
+"""Stands for the names of all levels."""
 LAYOUTS = ("", "NCHW", "NHWC", "NLC", "reroll")
 """Layouts of a level's map: "" for the last features, which are a vector; NLC for tokens; reroll
 for tokens that the model's method ``reroll`` lays out."""
@@ -80,6 +82,37 @@ class Level:
         return cls(**check_object(value, _LEVEL, _REQUIRED, where))
 
 
+LevelNames: TypeAlias = str | Level | Sequence[str | Level]
+"""How a caller names levels, see ``level_names``."""
+
+
+def level_names(levels: LevelNames) -> list[str]:
+    """Return the names of levels that an argument gives, each once.
+
+    Args:
+        levels: A name, several names separated by commas, a level, or a sequence of names and
+            levels.
+
+    Raises:
+        ValueError: There is no name, or something else than names and levels.
+    """
+    given = [levels] if isinstance(levels, str | Level) else levels
+    if not isinstance(given, Iterable):
+        raise ValueError(f"levels is {levels!r}, {_EXPECTED}")
+    names: dict[str, None] = {}
+    for one in given:
+        if isinstance(one, Level):
+            names[one.name] = None
+        elif isinstance(one, str):
+            names.update((part.strip(), None) for part in one.split(",") if part.strip())
+        else:
+            raise ValueError(f"levels has {one!r}, {_EXPECTED}")
+    if not names:
+        raise ValueError(f"levels is empty, {_EXPECTED}")
+    return list(names)
+
+
+_EXPECTED = "expected 'all', 'last' or names of levels, such as headkit.levels(model) lists"
 _LEVEL: Mapping[str, Bound] = {
     "name": text(
         MAX_NAME,

@@ -75,7 +75,21 @@ def _copy_attribute(name: str, value: Any, memo: dict[int, Any]) -> Any:
         memo[id(value)] = kept = type(value)()  # a handle of a hook refers to the registry
         kept.update((key, copy.deepcopy(hook, memo)) for key, hook in value.items() if _stays(hook))
         return kept
-    return copy.deepcopy(value, memo)
+    return copy.deepcopy(_detach(value), memo)
+
+
+def _detach(value: Any) -> Any:
+    """Return ``value`` with tensors that can be copied, if a module keeps results of a call.
+
+    Attention biases of levit are such results: ``copy.deepcopy`` refuses them if gradients were on.
+    """
+    if isinstance(value, Tensor):
+        return value.detach() if value.grad_fn is not None else value
+    if type(value) is dict:
+        return {key: _detach(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_detach, value))
+    return value
 
 
 def _stays(hook: Any) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headkit.adapters.backbone.classifier import find_classifier, name_of, replace_classifier
 from headkit.adapters.backbone.level import LAST
 from headkit.adapters.backbone.level_head import level_head_of
-from headkit.adapters.backbone.levels import choose_levels, find_levels
+from headkit.adapters.backbone.levels import LevelNames, choose_levels, find_levels, level_names
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.backbone.timm_exceptions import COMBINE_LOGITS, find_row
 from headkit.adapters.compat import unwrap
@@ -63,23 +63,26 @@ def plan_classifier(model: nn.Module, kind: Kind | None) -> Plan:
 
 
 def level_sets(
-    model: nn.Module, plan: Plan, levels: str | Sequence[str], kind: Kind | None
+    model: nn.Module, plan: Plan, levels: LevelNames, kind: Kind | None
 ) -> tuple[tuple[str, ...], ...]:
     """Return the sets of levels that a head may read, the simplest first; empty for ``last``.
 
     Args:
         model: The backbone.
         plan: See ``plan_classifier``.
-        levels: ``last``, ``auto`` (choose among several sets), ``all``, or names of levels.
+        levels: ``last``, ``auto`` (choose among several sets), ``all``, or names of levels, see
+            ``level_names``.
         kind: The kind of head that the user asked for, if any.
 
     Raises:
         ContractError: The model has no such level, or the head is not linear.
+        ValueError: There is no name.
     """
-    if levels == LAST or list(levels) == [LAST]:
+    names = level_names(levels)
+    if names == [LAST]:
         return ()
     linear = plan.linear or find_row(COMBINE_LOGITS, model) is not None
-    if levels == AUTO:
+    if names == [AUTO]:
         found = find_levels(model) if kind in (None, "linear") and linear else ()
         return tuple(candidate_sets([LAST, *(level.name for level in found)])) if found else ()
     if kind not in (None, "linear"):
@@ -87,7 +90,7 @@ def level_sets(
             f"kind is {kind!r}, but a head over levels is linear: omit kind (--kind), or pass "
             "levels='last' (--levels last)"
         )
-    chosen = [level.name for level in choose_levels(model, levels)]
+    chosen = [level.name for level in choose_levels(model, names)]
     return ((LAST, *(name for name in chosen if name != LAST)),)
 
 

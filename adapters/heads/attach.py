@@ -27,7 +27,7 @@ from headkit.adapters.backbone.fingerprint import backbone_info, check_trained
 from headkit.adapters.backbone.freeze import freeze
 from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.backbone.labels import label_names_of, set_label_names
-from headkit.adapters.backbone.level import LAST
+from headkit.adapters.backbone.level import LAST, LevelNames
 from headkit.adapters.backbone.level_head import level_head_of
 from headkit.adapters.backbone.levels import choose_levels, find_levels, last_level
 from headkit.adapters.backbone.levels.install import install_level_head
@@ -49,7 +49,7 @@ def adapt(
     num_classes: int,
     kind: Kind | None = None,
     *,
-    levels: str | Sequence[str] | None = None,
+    levels: LevelNames | None = None,
     weights: str | Path | None = None,
     remap: bool = False,
     **timm_kwargs: Any,
@@ -66,8 +66,9 @@ def adapt(
         kind: ``own`` for the architecture's own classifier, ``linear``, ``mlp`` or ``cosine``. If
             None, ``linear`` if the architecture's own classifier has hidden layers and is larger,
             else ``own``.
-        levels: Names of the levels that the classifier reads in addition to the last features, or
-            ``all``. The kind is then ``linear``.
+        levels: Names of the levels that the classifier reads in addition to the last features, in
+            a sequence or separated by commas, or ``all``; items of ``headkit.levels(model)`` can
+            stand for their names. The kind is then ``linear``.
         weights: See ``load_backbone``.
         remap: See ``load_backbone``.
         **timm_kwargs: See ``load_backbone``.
@@ -75,7 +76,8 @@ def adapt(
     Raises:
         UnknownArchitecture, WeightsError: See ``load_backbone``.
         ContractError: The model has no classifier that can be replaced, or no such levels.
-        ValueError: ``kind`` is another kind than ``linear`` for a classifier over levels.
+        ValueError: ``kind`` is another kind than ``linear`` for a classifier over levels, or
+            ``levels`` is empty.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, expected at least 1")

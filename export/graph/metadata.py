@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from headkit.adapters.backbone.level import LAST, Level
+from headkit.adapters.backbone.level import ALL, LAST, Level, LevelNames, level_names
 from headkit.adapters.bounds import (
     Bound,
     check_object,
@@ -210,27 +210,26 @@ class ModelInfo:
                     f"{own[level.name].to_json()}: export the head with its own backbone"
                 )
 
-    def choose_levels(self, names: str | Sequence[str]) -> tuple[Level, ...]:
+    def choose_levels(self, names: LevelNames) -> tuple[Level, ...]:
         """Return levels of the model by name, in its order; ``last`` adds nothing.
 
         Args:
-            names: Names of levels, or ``all``.
+            names: Names of levels, see ``level_names``, or ``all``.
 
         Raises:
             ExportError: The model does not compute such a level.
+            ValueError: There is no name.
         """
-        if names == "all":
-            return self.levels
-        wanted = [names] if isinstance(names, str) else list(names)
+        wanted = level_names(names)
         own = [level.name for level in self.levels]
-        unknown = [name for name in wanted if name not in (LAST, *own)]
+        unknown = [name for name in wanted if name not in (ALL, LAST, *own)]
         if unknown:
             raise ExportError(
                 f"the model does not compute the level {', '.join(map(repr, unknown))}; it "
                 f"computes {', '.join((LAST, *own))}: export it again with levels='all' "
                 "(--levels all), or with the names of the levels"
             )
-        return tuple(level for level in self.levels if level.name in wanted)
+        return tuple(level for level in self.levels if ALL in wanted or level.name in wanted)
 
     def with_heads(self, *heads: HeadInfo) -> ModelInfo:
         """Return a copy with other heads."""

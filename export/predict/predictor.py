@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args, overload
 
 import numpy as np
 
-from headkit.adapters.backbone.level import LAST
+from headkit.adapters.backbone.level import LAST, LevelNames
 from headkit.adapters.display import format_count, format_line, format_table
 from headkit.adapters.images.open import ImageLike, ImageReader
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
@@ -276,7 +276,7 @@ class Predictor:
         self,
         images: ImageLike | Iterable[ImageLike],
         *,
-        levels: str | Sequence[str],
+        levels: LevelNames,
         pixels: PixelRule | None = None,
         batch_size: int = 16,
     ) -> dict[str, Array]: ...
@@ -285,7 +285,7 @@ class Predictor:
         self,
         images: ImageLike | Iterable[ImageLike],
         *,
-        levels: str | Sequence[str] | None = None,
+        levels: LevelNames | None = None,
         pixels: PixelRule | None = None,
         batch_size: int = 16,
     ) -> Array | tuple[Array, ...] | dict[str, Array]:
@@ -296,7 +296,8 @@ class Predictor:
 
         Args:
             images: See ``__call__``.
-            levels: Names of levels that the model computes, or ``all``.
+            levels: Names of levels that the model computes, in a sequence or separated by commas,
+                or ``all``.
             pixels: Rule by which images become pixels. Default: that of the model's own head, or
                 of the first head; without heads, the current rule.
             batch_size: See ``__call__``.

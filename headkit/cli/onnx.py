@@ -96,7 +96,7 @@ def export(
         remap=remap,
         preprocess=preprocess,
         probabilities=probabilities,
-        levels=levels if levels in (None, "all") else levels.split(","),
+        levels=levels,
         precision=precision,
         images=images,
         max_cost=max_cost,

@@ -288,9 +288,9 @@ def _parse_thresholds(text: str) -> str | float:
 
 
 def _parse_levels(text: str) -> str | list[str]:
-    names = [name for part in text.split(",") if (name := part.strip())]
-    if not names:
-        raise ValueError("levels is empty, expected auto, last, all, or names separated by commas")
+    from headkit.adapters.backbone.level import level_names
+
+    names = level_names(text)
     return names[0] if len(names) == 1 else names
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from headkit.adapters.backbone.level import LAST, Level
+from headkit.adapters.backbone.level import ALL, LAST, Level, LevelNames, level_names
 
 from .find import (
-    ALL,
     choose_levels,
     examine_levels,
     find_levels,
@@ -21,12 +20,14 @@ __all__ = [
     "ALL",
     "LAST",
     "Level",
+    "LevelNames",
     "LevelRecorder",
     "choose_levels",
     "examine_levels",
     "find_levels",
     "last_level",
     "last_row",
+    "level_names",
     "level_vector",
     "levels",
     "to_map",

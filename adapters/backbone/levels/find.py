@@ -20,8 +20,12 @@ from headkit.adapters.backbone.classifier import (
     num_features,
     replace_classifier,
 )
-from headkit.adapters.backbone.forward_record import drop_repeated, record_forward
-from headkit.adapters.backbone.level import LAST, Level
+from headkit.adapters.backbone.forward_record import (
+    drop_repeated,
+    explain_unpooled,
+    record_forward,
+)
+from headkit.adapters.backbone.level import ALL, LAST, Level, LevelNames, level_names
 from headkit.adapters.backbone.level_head import LEVEL_HEAD, remove_level_head
 from headkit.adapters.backbone.module_copy import all_tensors, copy_structure
 from headkit.adapters.backbone.timm_exceptions import DROPPED_RELU, class_names
@@ -32,8 +36,6 @@ from .layout import to_map
 from .pooling import pooled_width
 from .provenance import RELU, Output, Trace, trace
 
-ALL = "all"
-"""Stands for the names of all levels."""
 _MAX_MAPS = 6
 """Of more maps, one at the end of each quarter is kept."""
 _SMALL_EDGE = 96
@@ -75,23 +77,25 @@ def last_level(model: nn.Module) -> Level:
     return examine_levels(model).last
 
 
-def choose_levels(model: nn.Module, names: str | Sequence[str]) -> tuple[Level, ...]:
+def choose_levels(model: nn.Module, names: LevelNames) -> tuple[Level, ...]:
     """Return levels of ``model`` by name, in the order of the model.
 
     Args:
         model: A timm model.
-        names: Names of levels, of which ``last`` is one, or ``all`` for what ``find_levels``
-            returns.
+        names: Names of levels, see ``level_names``; ``last`` is one of them, and ``all`` stands for
+            what ``find_levels`` returns.
 
     Raises:
         ContractError: The model has no such level.
+        ValueError: There is no name.
     """
+    wanted = level_names(names)
     found = examine_levels(model)
-    if names == ALL:
+    if ALL in wanted:
         if not found.levels:
             raise ContractError(f"{name_of(unwrap(model))} has no levels: {found.reason}")
-        return found.levels
-    wanted = [names] if isinstance(names, str) else list(names)
+        wanted.remove(ALL)
+        wanted.extend(level.name for level in found.levels)
     existing = {level.name: level for level in (found.last, *found.levels)}
     unknown = [name for name in wanted if name not in existing]
     if unknown:
@@ -102,7 +106,7 @@ def choose_levels(model: nn.Module, names: str | Sequence[str]) -> tuple[Level, 
     return tuple(level for name, level in existing.items() if name in wanted)
 
 
-def vector_levels(model: nn.Module, names: str | Sequence[str]) -> tuple[Level, ...]:
+def vector_levels(model: nn.Module, names: LevelNames) -> tuple[Level, ...]:
     """Return what ``choose_levels`` returns, without ``last``: a module's output gives a vector.
 
     Without names, nothing is searched.
@@ -199,10 +203,7 @@ def last_row(features: Tensor | Sequence[Tensor]) -> Tensor:
     branches = [features] if isinstance(features, Tensor) else list(features)
     pooled = [b.flatten(1) for b in branches if b.ndim == 2 or tuple(b.shape[2:]) == (1, 1)]
     if not pooled:
-        raise ContractError(
-            f"the features have the shape {list(branches[0].shape)}, expected [batch, channels]: "
-            "create the model with a global_pool other than ''"
-        )
+        raise ContractError(explain_unpooled(branches[0]))
     return torch.cat(pooled, 1) if len(pooled) > 1 else pooled[0]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from headkit.adapters.backbone.level import Level
-from headkit.adapters.backbone.load import create_model
+from headkit.adapters.backbone.load import check_architecture, create_model
 
 from .find import examine_levels
 
@@ -26,10 +26,11 @@ def levels(model: str | nn.Module, **timm_kwargs: Any) -> tuple[Level, ...]:
 
     Raises:
         UnknownArchitecture: timm has no such architecture.
-        ContractError: The features are not pooled, or headkit does not know how the model uses its
-            classifier.
+        ContractError: ``model`` is neither, its features are not pooled, or headkit does not know
+            how it uses its classifier.
     """
     if isinstance(model, str):
+        check_architecture(model)
         found = examine_levels(create_model(model, pretrained=False, device="meta", **timm_kwargs))
         if found.reason:  # perhaps timm needs values to run the model
             found = examine_levels(create_model(model, pretrained=False, **timm_kwargs))

@@ -147,8 +147,8 @@ def with_classes(model: nn.Module, num_classes: int) -> nn.Module:
         (_Idle, r"reset_classifier\(3\) of made_up \(_Idle\) creates no tensor"),
         (
             _Unpooled,
-            r"have the shape \[2, 3, 2, 2\], so they are not pooled: create the model with a "
-            "global_pool other than ''",
+            r"have the shape \[2, 3, 2, 2\], expected \[batch, channels\], so they are not pooled: "
+            "create the model with a global_pool other than ''",
         ),
         (_Tied, "shares tensors with the backbone"),
     ],

@@ -1,6 +1,9 @@
 """Levels against plain timm: ``forward_intermediates``, hooks and ``adaptive_avg_pool2d``."""
 
+import re
+from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from headkit.adapters.backbone.levels import (
     last_level,
     to_map,
 )
+from headkit.adapters.fitting.classifier import level_sets, plan_classifier
 
 
 def _model(name: str, **kwargs: Any) -> Any:
@@ -232,6 +236,119 @@ def test_levels_are_chosen_by_name_in_the_order_of_the_model() -> None:
         match=r"no level 'layer9', expected some of last, act1, layer1, layer2, layer3",
     ):
         headkit.features(model, _x(64, 64), levels=["layer9"])
+
+
+def test_levels_can_be_named_in_several_ways() -> None:
+    model = _model("test_resnet")
+    _, level1, *_, level3 = headkit.levels(model)
+    names = [level1.name, level3.name]
+    ways: list[Any] = [
+        names,
+        tuple(reversed(names)),
+        f"{level1.name}, {level3.name}",
+        [f"{level3.name},{level1.name}"],
+        [level1, level3],
+        (level1.name, level3),
+        [*names, *names, level1],
+    ]
+    for given in ways:
+        assert choose_levels(model, given) == (level1, level3)
+    assert choose_levels(model, level3) == choose_levels(model, level3.name) == (level3,)
+    assert choose_levels(model, headkit.levels(model)) == headkit.levels(model)
+    assert choose_levels(model, ["all", "last"]) == headkit.levels(model)
+    x = _x(160, 160)
+    with torch.no_grad():
+        found = headkit.features(model, x, levels=[level3, level1.name])
+        expected = headkit.features(model, x, levels="all")
+    assert list(found) == [LAST, level1.name, level3.name]
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    adapted = headkit.adapt(model, 2, levels=f"{level1.name},{level3.name}")
+    widths = expected[LAST].shape[1] + level1.width + level3.width
+    assert adapted.get_submodule("level_head").weight.shape == (2, widths)
+
+
+@pytest.mark.parametrize("empty", ["", " , ", [], (), [""]])
+def test_empty_levels_are_refused(empty: Any, tmp_path: Path) -> None:
+    model = _model("test_resnet", num_classes=3)
+    calls: list[Callable[[], object]] = [
+        lambda: headkit.features(model, _x(160, 160), levels=empty),
+        lambda: headkit.adapt(model, 2, levels=empty),
+        lambda: headkit.export(model, tmp_path / "model.onnx", levels=empty),
+        lambda: level_sets(model, plan_classifier(model, None), empty, None),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="levels is empty, expected 'all', 'last' or names"):
+            call()
+
+
+def test_something_else_than_names_is_no_level() -> None:
+    model = _model("test_resnet")
+    with pytest.raises(ValueError, match="levels is 3, expected 'all', 'last' or names of levels"):
+        choose_levels(model, 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="levels has 3, expected 'all', 'last' or names of"):
+        choose_levels(model, ["layer1", 3])  # type: ignore[list-item]
+
+
+def test_fit_reads_levels_that_are_named_in_several_ways() -> None:
+    model = _model("test_resnet")
+    plan = plan_classifier(model, None)
+    _, one, *_, other = headkit.levels(model)
+    expected = ((LAST, one.name, other.name),)
+    for given in (f"{other.name},{one.name}", [one, other], (LAST, other, one.name, one.name)):
+        assert level_sets(model, plan, given, None) == expected
+    assert level_sets(model, plan, ["last", "last"], None) == ()
+    assert level_sets(model, plan, ["auto"], None) == level_sets(model, plan, "auto", None)
+
+
+def test_levels_of_something_that_is_no_model() -> None:
+    with pytest.raises(headkit.UnknownArchitecture, match=r"'resnet19'; nearest: resnet1"):
+        headkit.levels("resnet19")
+    for call in (
+        lambda: headkit.levels(3),  # type: ignore[arg-type]
+        lambda: headkit.features(3, _x(64, 64)),  # type: ignore[call-overload]
+        lambda: headkit.adapt(3, 2),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(headkit.ContractError, match="model is of type int, expected a timm mo"):
+            call()
+
+
+@pytest.mark.parametrize("num_classes", [0, 10])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("test_resnet", [96, 5, 5]),  # a linear classifier fails
+        ("levit_128s", [16, 384]),  # a norm in front of it fails
+        ("test_vit", [101, 64]),  # it returns logits for each token
+        ("test_convnext", [64, 5, 5]),
+        ("test_mambaout", [5, 5, 256]),
+    ],
+)
+def test_models_that_do_not_pool_say_so(name: str, shape: list[int], num_classes: int) -> None:
+    model = _model(name, num_classes=num_classes, global_pool="")
+    edge = model.pretrained_cfg["input_size"][-1]
+    x = _x(edge, edge)
+    message = ", expected [batch, channels], so they are not pooled: create the model with a "
+    with pytest.raises(headkit.ContractError, match=re.escape(f"{[1, *shape]}{message}")):
+        headkit.levels(model)
+    with pytest.raises(headkit.ContractError, match=re.escape(f"{[2, *shape]}{message}")):
+        headkit.features(model, x)
+    with pytest.raises(headkit.ContractError, match=re.escape(message)):
+        headkit.features(model, x, levels="all")
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_no_images_are_refused(name: str) -> None:
+    model = _model(name)
+    for levels in (None, "all", "last"):
+        with pytest.raises(ValueError, match=r"shape \[0, 3, 160, 160\], expected at least one im"):
+            headkit.features(model, _x(160, 160, batch=0), levels=levels)
+
+
+def test_levels_of_a_model_that_was_called_with_gradients() -> None:
+    expected = headkit.levels("levit_128s")
+    model = _model("levit_128s")
+    model(_x(224, 224))  # keeps attention biases, which have gradients
+    assert headkit.levels(model) == expected
 
 
 def test_model_without_forward_intermediates_has_no_levels(
