@@ -12,7 +12,12 @@ import numpy as np
 
 from headkit.adapters.data.evaluation import HeadOutputs, open_evaluation
 from headkit.adapters.data.options import ReadOptions
-from headkit.adapters.heads.difference import HeadDifference, find_differences, labels_of
+from headkit.adapters.heads.difference import (
+    HeadDifference,
+    find_differences,
+    labels_of,
+    match_classes,
+)
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.tasks import get_task
 
@@ -45,7 +50,8 @@ def diff_heads(
     which both give the same class (``agreement``) and the pairs of classes that differ, the most
     images first (``changes``: ``a``, ``b``, ``count``). For multilabel heads, ``agreement`` is the
     share of equal decisions about the labels that both have, at the heads' thresholds. For
-    regression heads, ``mean_difference`` is the mean absolute difference of the shared outputs.
+    regression heads, ``mean_difference`` is the mean absolute difference of the shared outputs. A
+    class that was only renamed is the same class.
 
     Args:
         a: A head, the path of a head file, or a reference to a store.
@@ -64,7 +70,7 @@ def diff_heads(
     Raises:
         HeadFormatError, RegistryError: A head cannot be read.
         DataError, UnknownArchitecture, WeightsError, BackboneMismatch: See ``evaluate``.
-        ValueError: The heads have different tasks or no common label, so that their predictions
+        ValueError: The heads have different tasks or no common class, so that their predictions
             cannot be compared.
     """
     from headkit.registry.resolve import load_head
@@ -104,7 +110,7 @@ def _check_comparable(a: Head, b: Head) -> None:
             f"the tasks of the heads are {a.task} and {b.task}, expected the same task: their "
             "predictions cannot be compared, omit data (--data)"
         )
-    if not set(labels_of(a)) & set(labels_of(b)):
+    if not match_classes(a, b):
         raise ValueError(
             "the heads have no common label: their predictions cannot be compared, omit data "
             "(--data)"
@@ -113,14 +119,18 @@ def _check_comparable(a: Head, b: Head) -> None:
 
 def _compare(heads: tuple[Head, Head], logits: list[Array]) -> dict[str, Any]:
     task = get_task(heads[0].task)
-    names = [labels_of(head) for head in heads]
+    matched = match_classes(*heads)
     number = len(logits[0])
     if task.exclusive:
-        classes = [
-            np.array(labels)[scores.argmax(1)] for labels, scores in zip(names, logits, strict=True)
+        classes = [scores.argmax(1) for scores in logits]
+        same_in_b = np.full(heads[0].num_classes, -1)
+        for row_a, row_b in matched:
+            same_in_b[row_a] = row_b
+        different = same_in_b[classes[0]] != classes[1]
+        changed = [
+            np.array(labels_of(head))[rows[different]].tolist()
+            for head, rows in zip(heads, classes, strict=True)
         ]
-        different = classes[0] != classes[1]
-        changed = [one[different].tolist() for one in classes]
         pairs = Counter(zip(*changed, strict=True))
         return {
             "num_images": number,
@@ -130,8 +140,7 @@ def _compare(heads: tuple[Head, Head], logits: list[Array]) -> dict[str, Any]:
                 for pair, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
             ][:MAX_CHANGES],
         }
-    shared = [label for label in names[0] if label in set(names[1])]
-    columns = [[labels.index(label) for label in shared] for labels in names]
+    columns = [[pair[side] for pair in matched] for side in (0, 1)]
     values = [
         task.scores(one, head.temperature)[:, chosen]
         for head, one, chosen in zip(heads, logits, columns, strict=True)

@@ -76,6 +76,43 @@ def test_head_without_a_class_is_compared_on_the_images_of_all(folder: Path, sha
     assert found.weights == {}
 
 
+def test_renamed_classes_are_no_changed_predictions(
+    folder: Path, shapes: Path, run: Run, tmp_path: Path
+) -> None:
+    path = folder / "a.safetensors"
+    new = {"bright": "light", "dark": "striped", "striped": "dark"}
+    renamed = headkit.Head.load(path).rename(new).save(tmp_path / "renamed.safetensors")
+    arguments = ("--data", shapes, "--weights", folder / "small.safetensors", "--workers", 0)
+    assert run("heads", "diff", path, renamed, *arguments)[1].splitlines() == [
+        "labels renamed: 3 (bright -> light, dark -> striped, striped -> dark)",
+        "nothing else differs",
+        "predictions on 24 images: agreement 1.0000",
+    ]
+    other = headkit.Head.load(folder / "b.safetensors").rename({"bright": "light"})
+    found = headkit.diff_heads(
+        path, other, shapes, weights=folder / "small.safetensors", workers=0, cache=False
+    )
+    one, two = (_logits(folder, name, shapes).argmax(1) for name in "ab")
+    expected = ((one == two) & (one > 0)).mean()  # another class is called bright
+    assert found.agreement["agreement"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_head_over_levels_and_ordinary_head_say_what_only_one_of_them_has(
+    run: Run, tmp_path: Path
+) -> None:
+    paths = [
+        head.save(tmp_path / f"{name}.safetensors")
+        for name, head in (("levels", level_head()), ("ordinary", random_head()))
+    ]
+    printed = run("heads", "diff", *paths)[1]
+    assert "levels removed: layer1, blocks.2\n" in printed
+    assert "levels added" not in printed
+    assert "another shape" not in printed
+    for name in ("weight", "bias"):
+        assert f"level_head.{name}: only A has it\n" in printed
+        assert f"fc.{name}: only B has it\n" in printed
+
+
 def test_multilabel_and_regression_heads_are_compared(
     folder: Path, shapes: Path, small_weights: Path
 ) -> None:
@@ -108,7 +145,7 @@ def test_heads_that_cannot_be_compared_on_images_say_why() -> None:
     with pytest.raises(ValueError, match="the tasks of the heads are multiclass and regression"):
         headkit.diff_heads(random_head(), random_head(task="regression"), "x")
     with pytest.raises(ValueError, match="no common label"):
-        headkit.diff_heads(random_head(), random_head(label_names=("a", "b", "c")), "x")
+        headkit.diff_heads(random_head(), level_head(label_names=("a", "b", "c")), "x")
 
 
 def test_commands_change_the_classes_of_a_file(run: Run, tmp_path: Path) -> None:
@@ -124,8 +161,7 @@ def test_commands_change_the_classes_of_a_file(run: Run, tmp_path: Path) -> None
     assert run("heads", "rename", path, "a=b=cat", "dog=a=b", "--out", out)[0] == 0
     assert headkit.Head.load(out).label_names == ("cat", "a=b", "fox")
     printed = run("heads", "diff", path, out)[1]
-    assert "labels removed: 1 (dog)" in printed
-    assert "labels added: 1 (cat)" in printed
+    assert printed == "labels renamed: 2 (a=b -> cat, dog -> a=b)\nnothing else differs\n"
     assert run("heads", "diff", path, path)[1] == "no difference\n"
     before = out.read_bytes()
     for arguments, message in (
@@ -194,8 +230,8 @@ sys.modules["torch"] = sys.modules["timm"] = None
 import headkit
 head = headkit.Head.load(sys.argv[1])
 part = head.select(["class 2", "class 0"]).rename({"class 0": "x"})
-print(headkit.diff_heads(sys.argv[1], part).added, len(headkit.info(sys.argv[1])["levels"]))
+print(headkit.diff_heads(sys.argv[1], part).renamed, len(headkit.info(sys.argv[1])["levels"]))
 """
     arguments = [sys.executable, "-c", code, str(tmp_path / "head.safetensors")]
     result = subprocess.run(arguments, check=True, capture_output=True, text=True)
-    assert result.stdout == "('x',) 3\n"
+    assert result.stdout == "{'class 0': 'x'} 3\n"

@@ -158,9 +158,12 @@ def _write(head: Head, out: Path, as_json: bool) -> None:
 def _format(found: HeadDifference) -> list[str]:
     from headkit.adapters.display import format_count
 
+    renamed = [f"{old} -> {new}" for old, new in found.renamed.items()]
     lines = [
         f"labels {word}: {format_count(len(labels), labels)}"
-        for word, labels in (("removed", found.removed), ("added", found.added))
+        for word, labels in (
+            *(("removed", found.removed), ("added", found.added), ("renamed", renamed)),
+        )
         if labels
     ]
     if found.reordered:
@@ -175,9 +178,16 @@ def _format(found: HeadDifference) -> list[str]:
             f"{title}{name}: {_cut(one)} -> {_cut(two)}" for name, (one, two) in pairs.items()
         ]
     lines += [
+        f"{name}: only {head} has it"
+        for head, word in (("A", "removed"), ("B", "added"))
+        for name in found.tensors.get(word, ())
+    ]
+    lines += [
         f"{name}: " + ("another shape" if value is None else f"differs by at most {value:.4g}")
         for name, value in found.weights.items()
     ]
+    if renamed and len(lines) == 1:
+        lines.append("nothing else differs")
     return [*(lines or ["no difference"]), *_format_agreement(found.agreement)]
 
 

@@ -234,7 +234,7 @@ def _tuple(entered: Any) -> tuple[torch.Tensor, ...]:
 
 def test_features_that_are_not_pooled_are_an_error() -> None:
     model = headkit.adapt(_model("test_resnet", num_classes=0, global_pool=""), 3)
-    with pytest.raises((headkit.ContractError, RuntimeError), match=r"not pooled|mat1"):
+    with pytest.raises(headkit.ContractError, match="not pooled"):
         headkit.features(model, _x(model))
 
 

@@ -38,15 +38,45 @@ def test_classes_are_matched_by_name() -> None:
     assert (found.added, found.removed, found.reordered) == ((), ("class 2",), True)
     assert found.weights == {}
     renamed = find_differences(head, head.rename({"class 0": "x"}))
-    assert (renamed.added, renamed.removed) == (("x",), ("class 0",))
-    assert renamed.weights == {}
+    assert renamed == HeadDifference(renamed={"class 0": "x"})
+
+
+def test_renamed_classes_are_matched_by_their_weights() -> None:
+    head = random_head(4)
+    swapped = find_differences(head, head.rename({"class 0": "class 1", "class 1": "class 0"}))
+    assert swapped == HeadDifference(renamed={"class 0": "class 1", "class 1": "class 0"})
+    part = head.select(["class 3", "class 1", "class 0"]).rename({"class 3": "x"})
+    found = find_differences(head, part)
+    assert found == HeadDifference(removed=("class 2",), renamed={"class 3": "x"}, reordered=True)
+    unnamed = find_differences(head.with_changes(label_names=None), head)
+    assert unnamed == HeadDifference(renamed={str(row): f"class {row}" for row in range(4)})
+    weight = np.array(head.tensors["fc.weight"])
+    weight[0] += 0.5
+    other = head.with_changes(tensors={**head.tensors, "fc.weight": weight})
+    found = find_differences(head, other.rename({"class 0": "x", "class 1": "y"}))
+    assert (found.removed, found.added) == (("class 0",), ("x",))
+    assert found.renamed == {"class 1": "y"}
+    assert found.weights == {}
+    kept = find_differences(head, other.rename({"class 1": "y"}))
+    assert (kept.renamed, list(kept.weights)) == ({"class 1": "y"}, ["fc.weight"])
+    assert abs((kept.weights["fc.weight"] or 0) - 0.5) <= 1e-6
+
+
+def test_classes_with_equal_weights_are_matched_by_name_first() -> None:
+    head = random_head(3)
+    zeros = {name: np.zeros_like(tensor) for name, tensor in head.tensors.items()}
+    untrained = head.with_changes(tensors=zeros)
+    turned = untrained.select(["class 2", "class 0", "class 1"])
+    assert find_differences(untrained, turned) == HeadDifference(reordered=True)
 
 
 def test_levels_and_other_tensors_differ() -> None:
     found = find_differences(random_head(), level_head())
-    assert found.levels == {"removed": [], "added": ["last", "layer1", "blocks.2"]}
-    assert found.weights == dict.fromkeys(
-        ["fc.bias", "fc.weight", "level_head.bias", "level_head.weight"]
-    )
+    assert found.levels == {"removed": [], "added": ["layer1", "blocks.2"]}
+    assert found.tensors == {
+        "removed": ["fc.bias", "fc.weight"],
+        "added": ["level_head.bias", "level_head.weight"],
+    }
+    assert found.weights == {}
     assert found.max_weight is None
     assert found.values["kind"] == ("own", "linear")
