@@ -108,6 +108,7 @@ def evaluate(
         info = predictor.info.head(name)
         names = tuple(info.label_names)
         temperature = float(info.description.get("temperature", 1.0))
+        thresholds = info.description.get("thresholds")
         task: TaskName = info.description.get("task", DEFAULT)
         dataset = open_evaluation(data, HeadOutputs(task, names), split, options)
         found = _run_predictor(predictor, info, dataset, batch_size, max_unreadable, progress)
@@ -119,7 +120,7 @@ def evaluate(
         if name is not None:
             raise ValueError(f"name is {name!r}, but a head file has one head: omit name (--name)")
         names = head.label_names or tuple(map(str, range(head.num_classes)))
-        temperature, task = head.temperature, head.task
+        temperature, task, thresholds = head.temperature, head.task, head.thresholds
         dataset = open_evaluation(data, HeadOutputs(task, names), split, options)
         is_path = isinstance(head_or_onnx, str | Path)
         found = _run_head(
@@ -140,7 +141,7 @@ def evaluate(
             },
         )
         model = str(head_or_onnx) if is_path else head.architecture
-    return _measure(model, dataset, names, task, temperature, found)
+    return _measure(model, dataset, names, task, temperature, thresholds, found)
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,10 @@ def _measure(
     names: tuple[str, ...],
     task: TaskName,
     temperature: float,
+    thresholds: Sequence[float] | None,
     found: _Found,
 ) -> Evaluation:
-    arguments = (found.logits, found.y, task, temperature)
+    arguments = (found.logits, found.y, task, temperature, thresholds)
     metrics = {
         **measure(*arguments),
         **measure_more(*arguments),

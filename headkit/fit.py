@@ -245,7 +245,9 @@ def fit(
         ]
     if val_source is not None:
         measured = on_others[0]
-    metrics = measured.metrics(train_source.task, temperature)
+        metrics = measured.metrics(train_source.task, temperature, decisions)
+    else:
+        metrics = measured.metrics_of_choices(train_source.task, thresholds)
     if not metrics:
         logger.warning(
             "no image can be held out, so the head will have no metrics: pass val (--val) or more "
@@ -268,7 +270,7 @@ def fit(
         on_test = on_others[-1]
         metrics["test"] = {
             "num_images": len(on_test),
-            **without_recall(on_test.metrics(train_source.task, temperature)),
+            **without_recall(on_test.metrics(train_source.task, temperature, decisions)),
         }
     head = head_of(
         fitted.model,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from headkit.adapters.features.labeled_features import LabeledFeatures
@@ -15,15 +18,19 @@ from headkit.adapters.heads.tasks.statistics import wilson_interval
 from .adamw import predict_logits
 from .metrics import fit_temperature, measure
 from .out_of_fold import OutOfFold
-from .thresholds import choose_thresholds
+from .thresholds import UNDECIDED, choose_thresholds
 
-CROSS_VALIDATED = 0.8
+CROSS_VALIDATED = 0.7
 """What an image counts in an interval if cross-validation predicted it.
 
 Cross-validation measures the mean of the heads that are fitted to such images. The head at hand
-differs from the mean by chance, which adds about a quarter to the variance (measured in the study
-``accuracy.intervals``; Bates, Hastie and Tibshirani, 2021)."""
+differs from the mean by chance (Bates, Hastie and Tibshirani, 2021). The study
+``accuracy.intervals`` measures how often the intervals hold the truth."""
+PARTS = 5
+"""Number of parts of the images; each is measured with what the others choose."""
 _INTERVAL = "_interval"
+_OF_RANKS = ("mean_average_precision",)
+"""Metrics that depend on the order of the logits alone."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +74,41 @@ class Measured:
         scores = spec.scores(self.logits.numpy(), temperature)
         return choose_thresholds(scores, self.y.double().numpy(), goal)
 
-    def metrics(self, task: TaskName, temperature: float) -> dict[str, Any]:
-        """Return the metrics at a temperature, see ``measure``; none without images."""
-        if not len(self):
+    def metrics(
+        self, task: TaskName, temperature: float, thresholds: Sequence[float] | None = None
+    ) -> dict[str, Any]:
+        """Return the metrics of a head, see ``measure``; none without images.
+
+        The images must not have chosen the temperature or the thresholds.
+        """
+        return measure(self.logits, self.y, task, temperature, thresholds) if len(self) else {}
+
+    def metrics_of_choices(self, task: TaskName, goal: str | float) -> dict[str, Any]:
+        """Return the metrics of a head whose temperature and thresholds these images choose.
+
+        Each fifth of the images is measured with what the other images choose.
+
+        Args:
+            task: The kind of targets.
+            goal: See ``choose_thresholds``.
+        """
+        count = len(self)
+        if not count:
             return {}
-        metrics = measure(self.logits, self.y, task, temperature)
+        part = np.random.default_rng(0).permutation(count) % min(PARTS, count)
+        scaled = self.logits.clone()
+        thresholds = np.full(tuple(self.logits.shape), UNDECIDED)
+        for number in range(part.max() + 1):
+            own = torch.from_numpy(part == number)
+            rest = Measured(self.logits[~own], self.y[~own])
+            temperature = rest.best_temperature(task)
+            scaled[own] = self.logits[own] / temperature
+            chosen = rest.thresholds(task, temperature, goal)
+            if chosen is not None:
+                thresholds[own.numpy()] = chosen
+        metrics = measure(scaled, self.y, task, 1.0, thresholds)
+        ranked = measure(self.logits, self.y, task)
+        metrics |= {name: value for name, value in ranked.items() if name in _OF_RANKS}
         if self.folds > 1:
             for name in [name for name in metrics if name.endswith(_INTERVAL)]:
                 share = metrics[name.removesuffix(_INTERVAL)]

@@ -30,7 +30,13 @@ def fit_temperature(logits: Any, y: Any, task: TaskName) -> float:
     return get_task(task).best_temperature(z, _to_array(y)) if z.size else 1.0
 
 
-def measure(logits: Any, y: Any, task: TaskName, temperature: float = 1.0) -> dict[str, Any]:
+def measure(
+    logits: Any,
+    y: Any,
+    task: TaskName,
+    temperature: float = 1.0,
+    thresholds: Any = None,
+) -> dict[str, Any]:
     """Measure logits against targets.
 
     Numbers are rounded to 6 decimal places, recalls to 4, so that a head file can store them.
@@ -41,6 +47,8 @@ def measure(logits: Any, y: Any, task: TaskName, temperature: float = 1.0) -> di
             ``[N, num_outputs]``.
         task: The kind of targets.
         temperature: Divisor of the logits; ignored for regression.
+        thresholds: Probabilities ``[num_outputs]`` or ``[N, num_outputs]`` from which on a label
+            counts as present, for multilabel. Default: 0.5.
 
     Returns:
         The metrics of ``Task.measure``. The recall of a class without images is None.
@@ -51,11 +59,17 @@ def measure(logits: Any, y: Any, task: TaskName, temperature: float = 1.0) -> di
     z = _to_array(logits)
     if not len(z):
         raise ValueError("logits are empty, expected at least one image")
-    metrics = get_task(task).measure(z, _to_array(y), temperature)
+    metrics = get_task(task).measure(z, _to_array(y), temperature, _or_none(thresholds))
     return {name: _round(value) for name, value in metrics.items()}
 
 
-def measure_outputs(logits: Any, y: Any, task: TaskName, temperature: float = 1.0) -> Outputs:
+def measure_outputs(
+    logits: Any,
+    y: Any,
+    task: TaskName,
+    temperature: float = 1.0,
+    thresholds: Any = None,
+) -> Outputs:
     """Return the metrics of each output by name, see ``Task.measure_outputs``.
 
     Args:
@@ -63,11 +77,14 @@ def measure_outputs(logits: Any, y: Any, task: TaskName, temperature: float = 1.
         y: See ``measure``.
         task: See ``measure``.
         temperature: See ``measure``.
+        thresholds: See ``measure``.
 
     Returns:
         Values of 6 significant digits, one per output; None if a value is undefined.
     """
-    columns = get_task(task).measure_outputs(_to_array(logits), _to_array(y), temperature)
+    columns = get_task(task).measure_outputs(
+        _to_array(logits), _to_array(y), temperature, _or_none(thresholds)
+    )
     return {
         name: [None if np.isnan(one) else _shorten(one) for one in values.tolist()]
         for name, values in columns.items()
@@ -75,10 +92,16 @@ def measure_outputs(logits: Any, y: Any, task: TaskName, temperature: float = 1.
 
 
 def measure_more(
-    logits: Any, y: Any, task: TaskName, temperature: float = 1.0
+    logits: Any,
+    y: Any,
+    task: TaskName,
+    temperature: float = 1.0,
+    thresholds: Any = None,
 ) -> dict[str, float | None]:
     """Return the metrics that ``evaluate`` adds to ``measure``, see ``Task.measure_more``."""
-    more = get_task(task).measure_more(_to_array(logits), _to_array(y), temperature)
+    more = get_task(task).measure_more(
+        _to_array(logits), _to_array(y), temperature, _or_none(thresholds)
+    )
     return {name: _round(value) for name, value in more.items()}
 
 
@@ -130,6 +153,10 @@ def _to_array(values: Any) -> Array:
 
 def _shorten(number: float) -> float:
     return number if isinstance(number, int) else float(f"{number:.6g}")
+
+
+def _or_none(thresholds: Any) -> Array | None:
+    return None if thresholds is None else _to_array(thresholds)
 
 
 def _round(value: Any) -> Any:

@@ -146,10 +146,7 @@ def solve_levels(
         weight = (weight / weight.mean()).double()[order]
     kernels = {name: LevelKernel.from_features(x) for name, x in features.items()}
     targets = encode(y, task, num_outputs)
-    others = [
-        tuple(one for one in partition.groups if not start <= one[0] < end)
-        for start, end in partition.folds
-    ]
+    others = [_inner_groups(partition, fold, len(y)) for fold in partition.folds]
     tried: dict[_Key, _Tried] = {}
     for levels in sets:
         kernel = average([kernels[name] for name in levels])
@@ -166,7 +163,7 @@ def solve_levels(
     choice, compared = _choose(whole, y, targets, usable, task, sets, ridges)
     logits = targets.new_empty(left_out, num_outputs)
     for number, (start, end) in enumerate(partition.folds):
-        rest = torch.tensor([*range(start), *range(end, left_out)])
+        rest = torch.tensor([row for a, b in others[number] for row in range(a, b)]).long()
         inner = {key: one.nested[number] for key, one in tried.items()}
         own, _ = _choose(inner, y, targets, _usable(y, rest, task), task, sets, ridges)
         outer = inner[own.levels, own.ridge][start:end]
@@ -174,6 +171,19 @@ def solve_levels(
     measured, back = order[:left_out].sort()
     linear = _fit(choice, kernels, features, targets, weight)
     return LevelSolution(choice.levels, linear, choice.ridge, compared, measured, logits[back])
+
+
+def _inner_groups(
+    partition: Partition, fold: tuple[int, int], rows: int
+) -> tuple[tuple[int, int], ...]:
+    """Return the groups outside of a fold, or none if they are a single one that is all the rest.
+
+    Without that group and the fold, no image would be left to predict it.
+    """
+    start, end = fold
+    groups = tuple(one for one in partition.groups if not start <= one[0] < end)
+    held = sum(b - a for a, b in (fold, *groups))
+    return () if len(groups) == 1 and held == rows else groups
 
 
 def _fit(

@@ -109,16 +109,36 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def measure(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
-        """Return the metrics of logits ``[N, num_outputs]`` at a temperature, unrounded."""
+    def measure(
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
+    ) -> dict[str, Any]:
+        """Return the metrics of logits ``[N, num_outputs]`` at a temperature, unrounded.
+
+        ``thresholds``, ``[num_outputs]`` or ``[N, num_outputs]``, are the probabilities from which
+        on a label counts as present (multilabel; default 0.5). Other tasks ignore them.
+        """
 
     @abstractmethod
-    def measure_more(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+    def measure_more(
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
+    ) -> dict[str, Any]:
         """Return the metrics that ``evaluate`` adds to those of ``measure``, unrounded."""
 
     @abstractmethod
     def measure_outputs(
-        self, logits: Array, y: Targets, temperature: float = 1.0
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return metrics of each output, ``[num_outputs]`` each; NaN if one is undefined."""
 

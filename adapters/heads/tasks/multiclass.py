@@ -82,7 +82,13 @@ class Multiclass(Task):
 
         return best_temperature(lambda inverse: _cross_entropy(z * inverse, true), slope)
 
-    def measure(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+    def measure(
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
+    ) -> dict[str, Any]:
         """Return ``accuracy`` with its interval, ``log_loss``, ``ece``, and ``recall`` per class.
 
         ``accuracy_interval`` is the 95 % interval of Wilson. ``ece`` is the expected calibration
@@ -101,7 +107,13 @@ class Multiclass(Task):
             "recall": np.where(images > 0, hits / np.maximum(images, 1), np.nan),
         }
 
-    def measure_more(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+    def measure_more(
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
+    ) -> dict[str, Any]:
         """Return averages over classes and the Brier score.
 
         ``balanced_accuracy`` is the mean recall of the classes that have images. The micro averages
@@ -124,7 +136,11 @@ class Multiclass(Task):
         }
 
     def measure_outputs(
-        self, logits: Array, y: Targets, temperature: float = 1.0
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return ``precision``, ``recall``, ``f1`` and ``support`` of each class."""
         counts = _count(logits, np.asarray(y, np.int64))

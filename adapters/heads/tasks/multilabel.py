@@ -78,19 +78,25 @@ class Multilabel(Task):
 
         return best_temperature(lambda inverse: _cross_entropy(logits * inverse, y), slope)
 
-    def measure(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+    def measure(
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
+    ) -> dict[str, Any]:
         """Return the metrics of labels.
 
         Returns:
             ``exact_match`` (share of images with all labels right) and its 95 % interval
             ``exact_match_interval``, ``log_loss`` (mean over outputs), ``macro_f1`` and
-            ``micro_f1`` (at a probability of 0.5),
+            ``micro_f1``,
             ``mean_average_precision`` (over the labels that have images; None if no label has),
             ``ece`` (expected calibration error over all pairs of image and label), ``recall`` of
             each label (NaN for a label without images).
         """
         z = logits / temperature
-        predicted, positive = z > 0, y > 0
+        predicted, positive = self._present(logits, temperature, thresholds), y > 0
         hits = (predicted & positive).sum(0)
         total = predicted.sum(0) + positive.sum(0)
         f1 = 2 * hits / np.maximum(total, 1)
@@ -108,9 +114,15 @@ class Multilabel(Task):
             "recall": np.where(present, hits / np.maximum(positive.sum(0), 1), np.nan),
         }
 
-    def measure_more(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+    def measure_more(
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
+    ) -> dict[str, Any]:
         """Return averages of precision and recall, and ``brier``, the mean over all outputs."""
-        hits, predicted, actual = _count(logits, y)
+        hits, predicted, actual = _count(self._present(logits, temperature, thresholds), y)
         precision, recall, _ = precision_recall_f1(hits, predicted, actual)
         return {
             "macro_precision": np.nan_to_num(precision).mean(),
@@ -121,13 +133,15 @@ class Multilabel(Task):
         }
 
     def measure_outputs(
-        self, logits: Array, y: Targets, temperature: float = 1.0
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Return ``precision``, ``recall``, ``f1``, ``support``, ``average_precision`` per label.
-
-        A label is predicted if its probability is above 0.5.
-        """
-        precision, recall, f1 = precision_recall_f1(*_count(logits, y))
+        """Return precision, recall, F1, support and average precision of each label."""
+        present = self._present(logits, temperature, thresholds)
+        precision, recall, f1 = precision_recall_f1(*_count(present, y))
         positive = y > 0
         z = logits / temperature
         return {
@@ -142,6 +156,14 @@ class Multilabel(Task):
                 ]
             ),
         }
+
+    def _present(
+        self, logits: Array, temperature: float, thresholds: Array | None
+    ) -> NDArray[np.bool_]:
+        """Return which labels count as present, ``[N, num_outputs]``."""
+        if thresholds is None:
+            return np.asarray(logits > 0)
+        return np.asarray(self.scores(logits, temperature) >= thresholds)
 
     def tensor_scores(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
         """Return the sigmoid of each logit."""
@@ -208,9 +230,9 @@ def check_matrix(y: Tensor, count: int, num_outputs: int, name: str) -> None:
         raise ValueError(f"{name} has values that are NaN or infinite")
 
 
-def _count(logits: Array, y: Targets) -> tuple[Array, Array, Array]:
+def _count(predicted: NDArray[np.bool_], y: Targets) -> tuple[Array, Array, Array]:
     """Return the numbers of hits, predictions and images of each label, ``[num_outputs]`` each."""
-    predicted, positive = logits > 0, y > 0
+    positive = y > 0
     counted = (predicted & positive, predicted, positive)
     hits, predictions, actual = (part.sum(0).astype(float) for part in counted)
     return hits, predictions, actual

@@ -59,7 +59,13 @@ class Regression(Task):
         """Return 1."""
         return 1.0
 
-    def measure(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+    def measure(
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
+    ) -> dict[str, Any]:
         """Return ``mse``, ``mae`` and ``r2``, means over outputs. The temperature is ignored."""
         error = logits - y
         return {
@@ -68,12 +74,22 @@ class Regression(Task):
             "r2": _r2(logits, y).mean(),
         }
 
-    def measure_more(self, logits: Array, y: Targets, temperature: float = 1.0) -> dict[str, Any]:
+    def measure_more(
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
+    ) -> dict[str, Any]:
         """Return ``rmse``, the mean over outputs of each one's root mean squared error."""
         return {"rmse": _rmse(logits, y).mean()}
 
     def measure_outputs(
-        self, logits: Array, y: Targets, temperature: float = 1.0
+        self,
+        logits: Array,
+        y: Targets,
+        temperature: float = 1.0,
+        thresholds: Array | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return ``mae``, ``rmse`` and ``r2`` of each output."""
         return {

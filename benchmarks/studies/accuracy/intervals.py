@@ -85,7 +85,7 @@ def _measure(images: ImageSet, examples: LabeledFeatures, size: int, draw: int) 
     )
     chosen = examples.select(training)
     fitted = fit_over_levels(chosen, torch.arange(len(examples)), None, how)
-    stated = Measured.of_folds(fitted.held, examples.y).metrics(task.name, 1.0)
+    stated = Measured.of_folds(fitted.held, examples.y).metrics_of_choices(task.name, "f1")
     logits = fitted.predict(examples.select(~training))
     truth = float((logits.argmax(1) == examples.y[~training]).double().mean())
     return {

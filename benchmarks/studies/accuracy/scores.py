@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from headkit.adapters.heads.tasks import get_task
+
 from .sets import Array, ImageSet
 
 
@@ -13,11 +15,12 @@ def score(images: ImageSet, logits: Array, targets: Array) -> dict[str, float]:
     It is the accuracy or the balanced accuracy (the mean recall of the classes) for multiclass, the
     mean average precision for multilabel, and R² for regression.
     """
-    if images.task == "regression":
+    task = get_task(images.task)
+    if not task.has_classes:
         error = np.abs(logits - targets)
         spread = np.square(targets - targets.mean(0)).sum()
         values = {"score": 1 - np.square(error).sum() / spread, "mae": error.mean()}
-    elif images.task == "multilabel":
+    elif not task.exclusive:
         from sklearn.metrics import average_precision_score
 
         values = {

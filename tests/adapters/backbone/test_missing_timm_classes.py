@@ -14,7 +14,8 @@ import torch
 from headkit.adapters.backbone import encoders, timm_exceptions
 from headkit.adapters.backbone.classifier import find_classifier
 from headkit.adapters.backbone.forward import features
-from headkit.adapters.backbone.timm_exceptions import ENCODERS
+from headkit.adapters.backbone.levels import examine_levels
+from headkit.adapters.backbone.timm_exceptions import DROPPED_RELU, ENCODERS
 from headkit.adapters.errors import ContractError
 from headkit.benchmarks.coverage.contract import structure
 from headkit.benchmarks.coverage.record import load, smallest_of_each_family
@@ -43,6 +44,14 @@ OF_CLASS = {
     "volo_d4_448 volo_d5_224 volo_d5_448 volo_d5_512",
 }
 """Classes of timm that our code names -> the architectures that have a module of the class."""
+
+OF_LEVELS = {
+    "Xception": "legacy_xception",
+    "NASNetALarge": "nasnetalarge",
+    "PNASNet5Large": "pnasnet5large",
+    "CrossVit": "crossvit_9_240",
+}
+"""Classes that our code names for their levels alone -> an architecture of the class."""
 
 NEIGHBOURS = ("test_resnet", "test_vit", "test_efficientnet", "test_byobnet", "mobilenetv5_base")
 """Small architectures without these classes, some from a family that has one."""
@@ -102,7 +111,31 @@ def test_each_class_of_timm_that_the_code_names_is_deleted() -> None:
                 names.add(node.attr)
             elif isinstance(node, ast.alias):
                 names.add(node.name)
-    assert names & classes - torch_or_onnx - ours == OF_CLASS.keys()
+    assert names & classes - torch_or_onnx - ours == {*OF_CLASS, *OF_LEVELS}
+
+
+@pytest.mark.parametrize("name", sorted(DROPPED_RELU))
+def test_class_whose_relu_is_not_in_the_table_has_no_levels(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = timm.create_model(OF_LEVELS[name], device="meta")
+    monkeypatch.setattr("headkit.adapters.backbone.levels.find.DROPPED_RELU", frozenset())
+    found = examine_levels(model)
+    assert found.levels == ()
+    assert "no module returns what forward_intermediates returns" in found.reason
+
+
+def test_grid_of_images_that_the_model_scales_needs_its_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(OF_LEVELS["CrossVit"]).eval()
+    x = torch.randn(1, 3, 120, 240)
+    with torch.no_grad():
+        expected = features(model, x, levels="blocks.0:0")["blocks.0:0"]
+        monkeypatch.setattr("headkit.adapters.backbone.levels.layout.SCALED_SIZE", {})
+        found = features(model, x, levels="blocks.0:0")["blocks.0:0"]
+    assert not torch.allclose(found, expected, atol=1e-2)
 
 
 @pytest.mark.slow
@@ -147,7 +180,7 @@ def test_class_whose_row_is_missing_is_a_contract_error(
     def find_in_shortened(searched: Any, module: Any) -> Any:
         return find_row(rows if searched is full else searched, module)
 
-    for module in ("classifier", "forward"):
+    for module in ("classifier", "forward", "forward_record"):
         monkeypatch.setattr(f"headkit.adapters.backbone.{module}.find_row", find_in_shortened)
     if table == "RESET_ARGUMENTS":
         with pytest.raises(ContractError, match=rf"\({name}\): the classifier moves"):

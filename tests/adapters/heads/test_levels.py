@@ -228,7 +228,7 @@ def test_levels_that_the_backbone_lacks_are_refused_and_the_model_stays() -> Non
     other = headkit.adapt(active_backbone(), 4)
     with torch.no_grad():
         before = other(x)
-        for level in (Level("layer9", 576, "NCHW"), Level("layer4", 576, "NHWC")):
+        for level in (Level("layer9", 1152, "NCHW"), Level("layer3", 1152, "NHWC")):
             changed = head.with_changes(levels=(*head.levels[:-1], level))
             with pytest.raises(headkit.BackboneMismatch, match=f"reads the level .*{level.name}"):
                 headkit.attach(other, changed)

@@ -140,3 +140,38 @@ def test_weights_of_images_move_the_balance() -> None:
     )
     shares = [int((one.logits.argmax(1) == 0).sum()) for one in (plain, weighted)]
     assert shares[1] > shares[0]
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (2, 3), (1, 2), (2,) * 8, (1, 1, 2), (3, 3), (20, 2)])
+def test_few_images_a_class_are_predicted_out_of_fold(sizes: tuple[int, ...]) -> None:
+    """With two groups, no image is left to predict one of them without the other."""
+    y = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(len(sizes), 6, generator=generator) * 5
+    features = {
+        name: means[y] + torch.randn(len(y), 6, generator=generator) for name in ("last", "a", "b")
+    }
+    task = get_task("multiclass")
+    partition = make_partition(y, torch.arange(len(y)), task, 0)
+    solution = solve_levels(
+        features, y, task, len(sizes), candidate_sets(["last", "a", "b"]), partition
+    )
+    assert len(solution.measured) == sum(size for size in sizes if size > 1)
+    assert bool(solution.logits.isfinite().all())
+    right = solution.logits.argmax(1) == y[solution.measured]
+    assert float(right.double().mean()) > 0.5
+
+
+def test_two_images_of_a_regression_and_copies_are_predicted() -> None:
+    task = get_task("regression")
+    y = torch.tensor([[0.0], [1.0]])
+    features = {"last": torch.eye(2), "a": torch.eye(2)}
+    partition = make_partition(y, torch.arange(2), task, 0)
+    found = solve_levels(features, y, task, 1, candidate_sets(["last", "a"]), partition)
+    assert found.logits[:, 0].tolist() == pytest.approx([1.0, 0.0])  # the mean of the other one
+    rows = torch.arange(4).repeat(5)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))[rows]
+    spec = get_task("multiclass")
+    partition = make_partition(rows % 2, rows, spec, 0)
+    found = solve_levels({"last": x, "a": x}, rows % 2, spec, 2, [("last", "a")], partition)
+    assert bool(found.logits.isfinite().all())
