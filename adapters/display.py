@@ -45,6 +45,11 @@ def format_count(count: int, names: Sequence[str] | None) -> str:
     return f"{count} ({format_names(names)})" if names else str(count)
 
 
+def count_of(number: int, one: str, many: str) -> str:
+    """Return a number and its noun: ``1 image``, or ``2 images``."""
+    return f"{number} {one if number == 1 else many}"
+
+
 def format_line(kind: str, facts: Mapping[str, object]) -> str:
     """Return the facts on one line: ``Kind(name=value, …)``."""
     shown = (f"{name}={escape_unprintable(str(value))}" for name, value in facts.items())

@@ -15,12 +15,17 @@ from headkit.adapters.backbone.config.input_size import ImageSize
 from headkit.adapters.backbone.level import LAST
 from headkit.adapters.backbone.levels import find_levels
 from headkit.adapters.data.dataset import ImageDataset
-from headkit.adapters.data.evaluation import HeadOutputs, open_evaluation
+from headkit.adapters.data.evaluation import HeadOutputs, NoSuchSplit, open_evaluation
 from headkit.adapters.data.open import open_data
 from headkit.adapters.data.options import ClassFrom, ReadOptions
-from headkit.adapters.errors import ContractError, DataError
+from headkit.adapters.errors import DataError
 from headkit.adapters.features.cache import FeatureCache
-from headkit.adapters.features.duplicates import choose_validation, count_duplicates, number_copies
+from headkit.adapters.features.duplicates import (
+    choose_validation,
+    count_duplicates,
+    count_shared,
+    number_copies,
+)
 from headkit.adapters.features.executors.choose import choose_executor
 from headkit.adapters.features.extract import Progress
 from headkit.adapters.features.labeled_features import LabeledFeatures
@@ -32,21 +37,29 @@ from headkit.adapters.fitting.data_checks import check_classes, check_crops
 from headkit.adapters.fitting.fit_head import HeadFit, fit_head
 from headkit.adapters.fitting.measured import Measured, without_recall
 from headkit.adapters.fitting.report import check_report, write_report
-from headkit.adapters.fitting.thresholds import F1, check_goal
+from headkit.adapters.fitting.thresholds import F1
 from headkit.adapters.heads.attach import head_of
 from headkit.adapters.heads.head import Head
-from headkit.adapters.heads.kinds import KINDS, Kind
+from headkit.adapters.heads.kinds import Kind
 from headkit.adapters.heads.summary import remarks, store_few_images, store_skipped
 from headkit.adapters.heads.tasks import TaskName, get_task
 from headkit.registry.resolve import load_head
 
+from .checks import (
+    check_arguments,
+    check_extension,
+    check_holdout,
+    check_penalty,
+    check_thresholds,
+)
 from .extend import OldImages
-from .extraction import check_sizes, get_backbone, open_extraction
+from .extraction import get_backbone, open_extraction
 
 logger = logging.getLogger("headkit")
 
 OWN_TEST_SPLIT = "split"
 """Value of ``test`` that stands for the test split of the data."""
+_FULL_NAME = {"val": "validation", "test": "test"}
 IN_SUMMARY = "in_summary"
 """Attribute of log records that repeat what the metrics of the head say, see ``heads.summary``."""
 
@@ -73,7 +86,7 @@ def fit(
     holdout: float | None = None,
     l2: float | Sequence[float] | None = None,
     class_weights: ClassWeights | None = None,
-    thresholds: str | float = F1,
+    thresholds: str | float | None = None,
     views: int = 1,
     runtime: str = "auto",
     precision: str = "fp32",
@@ -126,24 +139,27 @@ def fit(
         kind: Kind of head, see ``adapt``. Default: the architecture's own classifier if it is
             linear or part of how the architecture computes logits, else ``linear``.
         levels: What a linear head reads. ``auto`` chooses by cross-validation between the last
-            features and several sets of levels; ``last``: the last features alone; ``all``: the
-            last features and all levels; or names of levels, see ``headkit.levels``.
+            features and several sets of levels, unless you pass ``l2``; ``last``: the last features
+            alone; ``all``: the last features and all levels; or names of levels, see
+            ``headkit.levels``.
         weights: Weights file of the backbone, see ``load_backbone``.
         remap: Match the tensors of ``weights`` by position, see ``load_backbone``.
         img_size: Edge of the input images in pixels, or height and width, see ``load_backbone``.
         crop_pct: Edge of the crop divided by the edge of the resized image, see timm.
         crop_mode: ``center``, ``squash`` or ``border``, see timm.
         holdout: Share of each class that is held out once to measure the head, between 0 and 1, in
-            place of cross-validation. Default: cross-validation of a linear head for at most 2,000
-            images, else 0.2.
+            place of cross-validation; the temperature and the thresholds then come from these
+            images too. It excludes ``val``. Default: cross-validation of a linear head for at most
+            2,000 images, else 0.2.
         l2: Strength of the L2 penalty of a linear head, or several, of which cross-validation
-            chooses one; the head then reads the last features unless you name ``levels``. Default:
-            a range of strengths, see ``solve``.
+            chooses one; with ``levels="auto"``, the head then reads the last features alone.
+            Default: a range of strengths, see ``solve``.
         class_weights: ``balanced`` to weigh classes inversely to their number of images, or weights
             by label name; other classes weigh 1. Metrics are never weighted.
         thresholds: How to choose the decision threshold of each label of a multilabel head: ``f1``,
             or a precision that each label must reach, see ``choose_thresholds``. They are chosen
-            with the predictions of cross-validation.
+            with the predictions of cross-validation. Default: ``f1`` for a multilabel head; others
+            have no thresholds.
         views: Number of crops of each training image: the eval crop, then random crops, which are
             flipped at random.
         runtime: Runtime of the backbone: ``auto``, ``torch``, ``onnxruntime`` or ``openvino``. On a
@@ -173,8 +189,15 @@ def fit(
         ValueError: An argument is out of its range.
     """
     # Arguments are checked before the extraction, which takes minutes.
-    _check(holdout=holdout, l2=l2, kind=kind, views=views, batch_size=batch_size, workers=workers)
-    check_goal(thresholds)
+    check_arguments(
+        holdout=holdout,
+        l2=l2,
+        kind=kind,
+        thresholds=thresholds,
+        views=views,
+        batch_size=batch_size,
+        workers=workers,
+    )
     if report is not None:
         check_report(report)
     choose_executor(executor)
@@ -184,14 +207,17 @@ def fit(
         "label_column": label_column,
         "label_separator": label_separator,
     }
-    own_test = isinstance(test, str) and test == OWN_TEST_SPLIT
-    train_source, val_source = open_data(data, val, task=task, uses_test=own_test, **reading)
+    train_source, val_source = open_data(
+        data, val, task=task, uses_test=test is not None, **reading
+    )
+    check_thresholds(thresholds, train_source.task)
+    check_holdout(holdout, val, val_source)
     names = train_source.label_names
     inputs: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode}
     backbone = get_backbone(backbone, weights, remap, {**inputs, **timm_kwargs})
     old = None
     if extend is not None:
-        _check_extension(train_source, val_source, views)
+        check_extension(train_source, val_source, views)
         old = OldImages.find(load_head(extend), cache, backbone, train_source)
         names = old.label_names(train_source)
         if runtime == "auto" and precision == "fp32" and old.runtime is not None:
@@ -200,12 +226,15 @@ def fit(
     test_source = open_test(data, test, outputs, reading)
     weighing = check_class_weights(class_weights, replace(train_source, label_names=names))
     plan = plan_classifier(backbone, kind)
-    sources = [one for one in (train_source, val_source, test_source) if one is not None]
+    measuring = {"val": val_source, "test": test_source}
+    apart = {name: source for name, source in measuring.items() if source is not None}
+    sources = [train_source, *apart.values()]
     given = any(source.features is not None for source in sources)
     without = given or (old is not None and old.lacks_levels)
     if levels == AUTO and (l2 is not None or without):
         levels = LAST  # features that the user computed have no levels
     sets = level_sets(backbone, plan, levels, kind)
+    check_penalty(l2, plan, sets)
     requests = [(source, View()) for source in sources]
     requests += [(train_source, View(n, seed)) for n in range(1, views)]
     with open_extraction(
@@ -222,13 +251,15 @@ def fit(
         levels=find_levels(backbone) if sets else (),
     ) as extraction:
         extracted = extraction(train_source)
-        others = [extraction(source) for source in sources[1:]]
+        others = {name: extraction(source) for name, source in apart.items()}
         crops = [extraction(train_source, View(n, seed)) for n in range(1, views)]
         check_crops(extracted, crops)
         check_classes(train_source, extracted.targets)
         if old is not None:
             extracted = old.join(extracted, train_source, names)
-        duplicates = count_duplicates(extracted, others[0] if val_source is not None else None)
+        duplicates = count_duplicates(extracted)
+        for name, one in others.items():
+            duplicates[f"num_{name}_in_train"] = count_shared(extracted, one, _FULL_NAME[name])
         examples = LabeledFeatures.from_views([extracted, *crops])
         names = names or get_task(train_source.task).label_names(examples.y)
         mask = None
@@ -237,17 +268,19 @@ def fit(
             mask = torch.from_numpy(chosen)
         how = HeadFit(plan, sets, len(names), train_source.task, weighing, l2, seed)
         fitted = fit_head(backbone, examples, number_copies(extracted), mask, how)
-        measured = of_folds = Measured.of_folds(fitted.held, torch.from_numpy(extracted.targets))
-        temperature = measured.best_temperature(train_source.task)
-        decisions = measured.thresholds(train_source.task, temperature, thresholds)
-        on_others = [
-            Measured.of_data(fitted.model, LabeledFeatures.from_views([one])) for one in others
-        ]
-    if val_source is not None:
-        measured = on_others[0]
+        of_folds = Measured.of_folds(fitted.held, torch.from_numpy(extracted.targets))
+        temperature = of_folds.best_temperature(train_source.task)
+        goal = F1 if thresholds is None else thresholds
+        decisions = of_folds.thresholds(train_source.task, temperature, goal)
+        on_others = {
+            name: Measured.of_data(fitted.model, LabeledFeatures.from_views([one]))
+            for name, one in others.items()
+        }
+    measured = on_others.get("val", of_folds)
+    if "val" in on_others:
         metrics = measured.metrics(train_source.task, temperature, decisions)
     else:
-        metrics = measured.metrics_of_choices(train_source.task, thresholds)
+        metrics = of_folds.metrics_of_choices(train_source.task, goal)
     if not metrics:
         logger.warning(
             "no image can be held out, so the head will have no metrics: pass val (--val) or more "
@@ -258,7 +291,7 @@ def fit(
         "validation": _name_validation(val_source is not None, fitted.held.folds),
         "num_train": len(extracted.targets),
         "num_val": len(measured),
-        "num_unreadable": sum(len(one.unreadable) for one in (extracted, *others)),
+        "num_unreadable": sum(len(one.unreadable) for one in (extracted, *others.values())),
         **duplicates,
         **fitted.choices,
         **store_few_images(
@@ -266,8 +299,8 @@ def fit(
         ),
         **store_skipped(skipped),
     }
-    if test_source is not None:
-        on_test = on_others[-1]
+    if "test" in on_others:
+        on_test = on_others["test"]
         metrics["test"] = {
             "num_images": len(on_test),
             **without_recall(on_test.metrics(train_source.task, temperature, decisions)),
@@ -314,47 +347,18 @@ def open_test(
         return None
     options = ReadOptions(**reading)
     if isinstance(test, str) and test == OWN_TEST_SPLIT:
-        return open_evaluation(data, outputs, "test", options)
+        try:
+            return open_evaluation(data, outputs, "test", options)
+        except NoSuchSplit as error:
+            raise DataError(
+                f"test is {OWN_TEST_SPLIT!r}, but {error.where} has "
+                f"{f'only the splits {error.present}' if error.present else 'no splits'}: pass the "
+                "test images as test (--test DATA), or omit test (--test)"
+            ) from error
     return open_evaluation(test, outputs, None, options)
-
-
-def _check_extension(train: ImageDataset, val: ImageDataset | None, views: int) -> None:
-    """Raise ``DataError`` if data cannot extend a head."""
-    if train.features is not None:
-        raise DataError(f"{train.name} has features, but a head is extended by images")
-    if val is not None:
-        raise DataError(
-            "the data have a validation split, but an extended head is measured by "
-            "cross-validation: pass the images for measuring as test (--test)"
-        )
-    if views > 1:
-        raise DataError(
-            f"views is {views}, but the cache has only one crop of the old images: omit views"
-        )
 
 
 def _name_validation(own: bool, folds: int) -> str:
     if own:
         return "own"
     return "none" if not folds else "holdout" if folds == 1 else "cross_validation"
-
-
-def _check(
-    *,
-    holdout: float | None,
-    l2: float | Sequence[float] | None,
-    kind: str | None,
-    views: int,
-    batch_size: int,
-    workers: int | None,
-) -> None:
-    if holdout is not None and not 0 < holdout < 1:
-        raise ValueError(f"holdout is {holdout}, expected a fraction between 0 and 1")
-    for strength in () if l2 is None else (l2,) if isinstance(l2, int | float) else l2:
-        if not strength > 0:
-            raise ValueError(f"l2 is {strength}, expected a positive number")
-    if kind is not None and kind not in KINDS:
-        raise ContractError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
-    if views < 1:
-        raise ValueError(f"views is {views}, expected at least 1")
-    check_sizes(batch_size, workers)

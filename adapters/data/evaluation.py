@@ -43,6 +43,24 @@ class HeadOutputs:
     label_names: tuple[str, ...]
 
 
+class NoSuchSplit(DataError):
+    """Data lack the split that is requested.
+
+    Attributes:
+        where: The data, as messages name them.
+        present: The splits that the data have, as text; empty without splits.
+    """
+
+    def __init__(self, where: str, split: str, present: str) -> None:
+        self.where, self.present = where, present
+        super().__init__(
+            f"{where} has no split {split}: it has {present}"
+            if present
+            else f"{where} has no splits, but the split {split} is requested: omit split (--split) "
+            "to measure on all images"
+        )
+
+
 def open_evaluation(
     data: Any, outputs: HeadOutputs, split: str | None = None, options: ReadOptions | None = None
 ) -> ImageDataset:
@@ -136,10 +154,7 @@ def _choose_split(root: Path | str, present: Any, split: str | None) -> SplitNam
         raise ValueError(f"split is {split!r}, expected train, val or test")
     if not present:
         if wanted is not None:
-            raise DataError(
-                f"{root} has no splits, but the split {split} is requested: omit split (--split) "
-                "to measure on all images"
-            )
+            raise NoSuchSplit(str(root), str(split), "")
         return None
     listed = ", ".join(sorted(present))
     if wanted is None:
@@ -150,7 +165,7 @@ def _choose_split(root: Path | str, present: Any, split: str | None) -> SplitNam
                 "measure on it"
             )
     if wanted not in present:
-        raise DataError(f"{root} has no split {wanted}: it has {listed}")
+        raise NoSuchSplit(str(root), wanted, listed)
     return wanted
 
 

@@ -47,22 +47,19 @@ def number_copies(extracted: ExtractedFeatures) -> Tensor:
     return torch.from_numpy(group.reshape(-1).astype(np.int64))
 
 
-def count_duplicates(train: ExtractedFeatures, val: ExtractedFeatures | None) -> dict[str, int]:
-    """Count images that occur more than once, and warn of them.
+def count_duplicates(train: ExtractedFeatures) -> dict[str, int]:
+    """Count training images that occur more than once, and warn of them.
 
     Two images are equal if they look the same to the backbone after resizing and cropping,
     whatever files they come from.
 
     Args:
-        train: Images to train on, or to split.
-        val: Validation images if they are a data set of their own; None if ``train`` is split.
+        train: Images to train on.
 
     Returns:
-        ``num_duplicates``: the number of training images that repeat an earlier one. If ``val`` is
-        not None, also ``num_val_in_train``: the number of validation images that are training
-        images too.
+        ``num_duplicates``: the number of training images that repeat an earlier one.
     """
-    unique, first, group = np.unique(train.pixel_digests, return_index=True, return_inverse=True)
+    _, first, group = np.unique(train.pixel_digests, return_index=True, return_inverse=True)
     group = group.reshape(-1)
     copies = np.flatnonzero(first[group] != np.arange(len(group)))
     counts = {"num_duplicates": len(copies)}
@@ -86,18 +83,29 @@ def count_duplicates(train: ExtractedFeatures, val: ExtractedFeatures | None) ->
                     [(train.names[i], train.names[first[group[i]]]) for i in other[:_LISTED]]
                 ),
             )
-    if val is None:
-        return counts
-    at = np.minimum(np.searchsorted(unique, val.pixel_digests), len(unique) - 1)
-    shared = np.flatnonzero(unique[at] == val.pixel_digests)
+    return counts
+
+
+def count_shared(train: ExtractedFeatures, other: ExtractedFeatures, split: str) -> int:
+    """Return the number of images that measure a head and train it too, and warn of them.
+
+    Args:
+        train: Images to train on.
+        other: Images to measure on.
+        split: What ``other`` is called in the warning, such as ``validation``.
+    """
+    unique, first = np.unique(train.pixel_digests, return_index=True)
+    at = np.minimum(np.searchsorted(unique, other.pixel_digests), len(unique) - 1)
+    shared = np.flatnonzero(unique[at] == other.pixel_digests)
     if len(shared):
         logger.warning(
-            "%d of %d validation images are also training images, which inflates the metrics: %s",
+            "%d of %d %s images are also training images, which inflates the metrics: %s",
             len(shared),
             len(at),
-            _format_pairs([(val.names[i], train.names[first[at[i]]]) for i in shared[:_LISTED]]),
+            split,
+            _format_pairs([(other.names[i], train.names[first[at[i]]]) for i in shared[:_LISTED]]),
         )
-    return {**counts, "num_val_in_train": len(shared)}
+    return len(shared)
 
 
 def _format_pairs(pairs: list[tuple[Any, Any]]) -> str:

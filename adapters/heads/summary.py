@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headkit.adapters.display import cut_name, escape_unprintable
+from headkit.adapters.display import count_of, cut_name, escape_unprintable
 
 from .tasks import TaskName, get_task
 
@@ -126,19 +126,20 @@ def remarks(metrics: Mapping[str, Any], names: Sequence[str], task: TaskName) ->
         total = max(_number(metrics.get("num_few_images")), len(few))
         found.append(
             Remark(
-                f"{_count(total, 'class has', 'classes have')} fewer than {FEW_IMAGES} training "
+                f"{count_of(total, 'class has', 'classes have')} fewer than {FEW_IMAGES} training "
                 f"images: {_list(((name, str(n)) for name, n in few), total)}"
             )
         )
-    shared = _number(metrics.get("num_val_in_train"))
-    if shared:
-        found.append(
-            Remark(
-                f"{_count(shared, 'validation image is', 'validation images are')} also in the "
-                "training data, which inflates the metrics",
-                serious=True,
+    for name, split in (("val", "validation"), ("test", "test")):
+        shared = _number(metrics.get(f"num_{name}_in_train"))
+        if shared:
+            found.append(
+                Remark(
+                    f"{count_of(shared, f'{split} image is', f'{split} images are')} also in the "
+                    "training data, which inflates the metrics",
+                    serious=True,
+                )
             )
-        )
     return [*found, *_remark_on_skipped(metrics)]
 
 
@@ -163,15 +164,17 @@ def format_validation(metrics: Mapping[str, Any]) -> str:
     """Say which images measured the head; empty for a head that does not say."""
     images = _number(metrics.get("num_val"))
     if metrics.get("validation") == "cross_validation":
-        return f"validation: cross-validation, each of {images} images was held out once"
+        which = f"each of {images} images" if images != 1 else "1 image"
+        return f"validation: cross-validation, {which} was held out once"
     if metrics.get("validation") == "holdout":
         total = _number(metrics.get("num_train"))
-        return f"validation: {images} of {total} images were held out once"
+        were = "was" if images == 1 else "were"
+        return f"validation: {images} of {count_of(total, 'image', 'images')} {were} held out once"
     if metrics.get("validation") == "held_out":  # headkit 0.1: the head has not seen these images
         total = images + _number(metrics.get("num_train"))
         return f"validation: {images} of {total} images, held out of the training data"
     if metrics.get("validation") == "own":
-        return f"validation: {images} images from a separate validation split"
+        return f"validation: {count_of(images, 'image', 'images')} from a separate validation split"
     return ""
 
 
@@ -183,7 +186,7 @@ def _remark_on_recall(metrics: Mapping[str, Any], names: Sequence[str]) -> list[
     if weak:
         found.append(
             Remark(
-                f"{len(weak)} of {_count(len(names), 'class', 'classes')} "
+                f"{len(weak)} of {count_of(len(names), 'class', 'classes')} "
                 f"{'has' if len(weak) == 1 else 'have'} a recall below half of the mean "
                 f"({sum(known) / len(known):.2f}): "
                 f"{_list(((name, f'{value:.2f}') for name, value in weak), len(weak))}",
@@ -194,8 +197,8 @@ def _remark_on_recall(metrics: Mapping[str, Any], names: Sequence[str]) -> list[
     if unmeasured and known:
         found.append(
             Remark(
-                f"the recall of {_count(len(unmeasured), 'class', 'classes')} is unknown, because "
-                f"there are no images to measure it on: "
+                f"the recall of {count_of(len(unmeasured), 'class', 'classes')} is unknown, "
+                f"because there are no images to measure it on: "
                 + _list(((name, "") for name in unmeasured), len(unmeasured))
             )
         )
@@ -214,7 +217,9 @@ def _remark_on_skipped(metrics: Mapping[str, Any]) -> list[Remark]:
     found = []
     unreadable = _number(metrics.get("num_unreadable"))
     if unreadable:
-        found.append(Remark(f"skipped {_count(unreadable, 'image', 'images')} that cannot be read"))
+        found.append(
+            Remark(f"skipped {count_of(unreadable, 'image', 'images')} that cannot be read")
+        )
     stored = metrics.get("skipped")
     skipped = {r: _number(n) for r, n in stored.items()} if isinstance(stored, dict) else {}
     splits = {r: n for r, n in skipped.items() if r.startswith(SPLIT_REASON)}
@@ -222,12 +227,12 @@ def _remark_on_skipped(metrics: Mapping[str, Any]) -> list[Remark]:
     if others:
         reasons = ", ".join(f"{escape_unprintable(r)} ({n})" for r, n in others.items())
         total = sum(others.values())
-        found.append(Remark(f"skipped {_count(total, 'file', 'files')} of the data: {reasons}"))
+        found.append(Remark(f"skipped {count_of(total, 'file', 'files')} of the data: {reasons}"))
     for reason, n in splits.items():
         split = escape_unprintable(reason.removeprefix(SPLIT_REASON))
         found.append(
             Remark(
-                f"the split {split} ({_count(n, 'image', 'images')}) is not used; "
+                f"the split {split} ({count_of(n, 'image', 'images')}) is not used; "
                 f"`headkit evaluate HEAD --data DATA --split {split}` measures the head on it"
             )
         )
@@ -259,7 +264,3 @@ def _list(pairs: Iterable[tuple[str, str]], total: int) -> str:
     shown = [f"{cut_name(name)} {value}".rstrip() for name, value in list(pairs)[:MAX_LISTED]]
     more = f" and {total - len(shown)} more" if total > len(shown) else ""
     return ", ".join(shown) + more
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"

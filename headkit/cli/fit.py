@@ -59,24 +59,29 @@ def describe_fit(head: Head, path: Path) -> dict[str, Any]:
 
 def format_fit(head: Head, path: Path) -> list[str]:
     """Return the lines that tell people the result of a fit."""
+    from headkit.adapters.display import count_of
     from headkit.adapters.heads.summary import format_metrics, format_validation, remarks
     from headkit.adapters.heads.tasks import get_task
 
     names = head.label_names or tuple(map(str, range(head.num_classes)))
-    outputs = "classes" if get_task(head.task).has_classes else "outputs"
+    nouns = ("class", "classes") if get_task(head.task).has_classes else ("output", "outputs")
     measured = format_metrics(head.metrics) or "nothing was measured"
     first = (
-        f"{path}: {head.num_classes} {outputs}, {path.stat().st_size:,} bytes; on "
-        f"{head.metrics['num_val']} images {measured}"
+        f"{path}: {count_of(head.num_classes, *nouns)}, {path.stat().st_size:,} bytes; on "
+        f"{count_of(head.metrics['num_val'], 'image', 'images')} {measured}"
     )
     validation = "; ".join(filter(None, (format_validation(head.metrics), _reads(head))))
     test = head.metrics.get("test")
-    tested = f"test: {format_metrics(test)} on {test['num_images']} images" if test else ""
+    tested = ""
+    if test:
+        images = count_of(test["num_images"], "image", "images")
+        tested = f"test: {format_metrics(test)} on {images}"
     notes = [f"note: {remark.text}" for remark in remarks(head.metrics, names, head.task)]
     return [first, *filter(None, (validation, tested)), *notes]
 
 
 def _reads(head: Head) -> str:
-    """Return what a head over levels reads."""
+    """Return what a head reads."""
     others = [level.name for level in head.levels if level.name != "last"]
-    return f"the head reads the last features and {', '.join(others)}" if others else ""
+    levels = f" and {', '.join(others)}" if others else ""
+    return f"the head reads the last features{levels}"

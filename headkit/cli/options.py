@@ -88,24 +88,25 @@ Kind = Annotated[
 Levels = Annotated[
     str,
     typer.Option(
-        help="What a linear head reads: auto (chosen by cross-validation), last (the last "
-        "features), all (the last features and all levels), or names of levels separated by "
-        "commas."
+        help="What a linear head reads: auto (chosen by cross-validation; with --l2, the last "
+        "features alone), last (the last features), all (the last features and all levels), or "
+        "names of levels separated by commas."
     ),
 ]
 Holdout = Annotated[
     float | None,
     typer.Option(
         help="Fraction of each class to hold out once to measure the head, instead of "
-        "cross-validation. Default: cross-validation; 0.2 for more than 2,000 images and for heads "
-        "that are not linear."
+        "cross-validation. It cannot be combined with --val. Default: cross-validation; 0.2 for "
+        "more than 2,000 images and for heads that are not linear."
     ),
 ]
 L2 = Annotated[
     str | None,
     typer.Option(
         help="Strength of the L2 penalty for a linear head, or several strengths separated by "
-        "commas: cross-validation chooses one. Default: search a wide range."
+        "commas: cross-validation chooses one. With --levels auto, the head then reads the last "
+        "features alone. Default: search a wide range."
     ),
 ]
 ClassWeights = Annotated[
@@ -116,10 +117,10 @@ ClassWeights = Annotated[
     ),
 ]
 Thresholds = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="How to choose the decision threshold of each label of a multilabel head: f1, or a "
-        "precision that each label must reach, such as 0.9."
+        "precision that each label must reach, such as 0.9. Default: f1 for a multilabel head."
     ),
 ]
 Views = Annotated[
@@ -197,7 +198,7 @@ def fit_options(
     holdout: Holdout = None,
     l2: L2 = None,
     class_weights: ClassWeights = None,
-    thresholds: Thresholds = "f1",
+    thresholds: Thresholds = None,
     views: Views = 1,
     runtime: Runtime = "auto",
     precision: Precision = "fp32",
@@ -280,7 +281,9 @@ def _parse_size(text: str | None) -> int | tuple[int, ...] | None:
     return edges[0] if len(edges) == 1 else edges
 
 
-def _parse_thresholds(text: str) -> str | float:
+def _parse_thresholds(text: str | None) -> str | float | None:
+    if text is None:
+        return None
     try:
         return float(text)
     except ValueError:

@@ -9,11 +9,14 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from timm.data import create_dataset, create_transform
 
 import headkit
+from headkit.adapters.features.predictions import find_predictions
 from headkit.adapters.fitting.linear.solve import VAR_SMOOTHINGS
+from headkit.adapters.heads.tasks.statistics import HIGHEST, LOWEST
 from tests.backbones import random_backbone
 from tests.images import write_shapes
 
@@ -291,6 +294,55 @@ def test_validation_images_among_the_training_images_are_reported(
     assert "1 of the duplicates have a different label from the original image" in caplog.text
 
 
+def test_test_images_among_the_training_images_are_reported(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for label in ("bright", "dark", "striped"):
+        (tmp_path / "test" / label).mkdir(parents=True)
+        for number in (6, 7):
+            image = folder / label / f"{number}.png"
+            image.rename(tmp_path / "test" / label / image.name)
+    apart = headkit.fit(random_backbone(), folder, test=tmp_path / "test", workers=0)
+    assert apart.metrics["num_test_in_train"] == 0
+    assert "num_val_in_train" not in apart.metrics
+    for number in range(3):
+        shutil.copy(
+            folder / "dark" / f"{number}.png", tmp_path / "test" / "dark" / f"a{number}.png"
+        )
+    head = headkit.fit(random_backbone(), folder, test=tmp_path / "test", workers=0)
+    assert head.metrics["num_test_in_train"] == 3
+    assert head.metrics["test"]["num_images"] == 9
+    assert "3 of 9 test images are also training images" in caplog.text
+    assert "3 test images are also in the training data, which inflates the metrics" in caplog.text
+
+
+def test_held_out_images_and_val_exclude_each_other(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holdout is 0.2 \(--holdout\), but val \(--val\)"):
+        headkit.fit(random_backbone(), folder, val=folder, holdout=0.2, workers=0)
+    write_shapes(tmp_path / "split" / "train", images=2)
+    write_shapes(tmp_path / "split" / "val", images=2)
+    with pytest.raises(
+        ValueError, match=r"--holdout\), but the data have a validation split, .*val"
+    ):
+        headkit.fit(random_backbone(), tmp_path / "split", holdout=0.2, workers=0)
+
+
+def test_temperature_comes_from_the_images_that_are_held_out(folder: Path, tmp_path: Path) -> None:
+    for number in (1, 4, 6):
+        (folder / "dark" / f"{number}.png").rename(folder / "striped" / f"dark{number}.png")
+    cache = tmp_path / "cache"
+    head = headkit.fit(random_backbone(), folder, workers=0, holdout=0.25, cache=cache)
+    found = find_predictions(head.digest, cache)
+    assert found is not None
+    assert 0 < len(found.images) < 24
+
+    def loss(temperature: float) -> float:
+        scores = log_softmax(found.logits / temperature, axis=1)
+        return float(-scores[np.arange(len(scores)), found.targets[found.images]].mean())
+
+    assert loss(head.temperature) <= min(map(loss, np.geomspace(LOWEST, HIGHEST, 200))) + 1e-6
+
+
 def test_random_crops_train_the_head_but_do_not_validate_it(shapes: Path) -> None:
     one = headkit.fit(random_backbone(), shapes, workers=0, l2=1e-2)
     several = headkit.fit(random_backbone(), shapes, workers=0, l2=1e-2, views=3)
@@ -393,6 +445,8 @@ def test_no_cache_leaves_no_files(shapes: Path, tmp_path: Path, monkeypatch: Any
         ({"l2": [1e-3, 0]}, "l2 is 0, expected a positive"),
         ({"views": 0}, "views is 0"),
         ({"thresholds": 2.0}, "thresholds is 2.0, expected 'f1' or a precision"),
+        ({"thresholds": 0.9}, "thresholds is 0.9, but the task is multiclass.*--thresholds"),
+        ({"thresholds": "f1"}, "thresholds is 'f1', but the task is multiclass"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"workers": -1}, "workers is -1"),
         ({"task": "segmentation"}, "task is 'segmentation'"),
@@ -406,6 +460,14 @@ def test_options_are_checked_before_extraction(
     monkeypatch.setattr("headkit.extraction.extract", lambda *_, **__: pytest.fail("extracted"))
     with pytest.raises(ValueError, match=message):
         headkit.fit(random_backbone(), shapes, **options)
+
+
+def test_l2_is_refused_for_a_head_that_adamw_trains(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headkit.extraction.extract", lambda *_, **__: pytest.fail("extracted"))
+    with pytest.raises(headkit.ContractError, match="AdamW trains this head of the kind mlp"):
+        headkit.fit(random_backbone(), shapes, l2=0.1, kind="mlp")
 
 
 def test_arguments_that_load_a_backbone_are_refused_for_a_model(

@@ -4,9 +4,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from headkit.cli.options import L2, Levels
 from tests.backbones import SMALL
 from tests.images import write_shapes
 
@@ -85,3 +87,55 @@ def test_good_head_has_no_warning(
         "note: 3 classes have fewer than 10 training images: bright 8, dark 8, striped 8",
     ]
     assert "WARNING" not in err
+
+
+def test_summary_says_what_the_head_reads_if_l2_turns_levels_off(
+    run: Run, shapes: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    fit = ("fit", "--backbone", SMALL, "--weights", small_weights, "--data", shapes)
+    status, text, err = run(*fit, "--out", tmp_path / "a.safetensors", "--workers", 0, "--l2", 0.1)
+    assert status == 0, err
+    assert text.splitlines()[1].endswith("held out once; the head reads the last features")
+    for option in (Levels, L2):
+        text = get_args(option)[1].help
+        assert ("--l2" if option is Levels else "--levels auto") in text
+        assert "the last features alone" in text
+
+
+def test_one_output_is_singular(run: Run, small_weights: Path, tmp_path: Path) -> None:
+    write_shapes(tmp_path / "data")
+    rows = [f"{path},{len(path.name)}.{path.stem}" for path in tmp_path.glob("data/*/*.png")]
+    (tmp_path / "data.csv").write_text("\n".join(["path,label", *rows]))
+    status, text, err = run(
+        *("fit", "--backbone", SMALL, "--weights", small_weights, "--data", tmp_path / "data.csv"),
+        *("--task", "regression", "--out", tmp_path / "a.safetensors", "--workers", 0),
+    )
+    assert status == 0, err
+    assert ".safetensors: 1 output, " in text.splitlines()[0]
+
+
+def test_test_option_is_named_where_the_data_have_no_test_split(
+    run: Run, shapes: Path, collapsed: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    fit = ("fit", "--backbone", SMALL, "--weights", small_weights, "--workers", 0)
+    out = ("--out", tmp_path / "head.safetensors")
+    status, _, err = run(*fit, *out, "--data", shapes, "--test", "split")
+    assert status == 2
+    assert "test is 'split', but" in err
+    assert "has no splits: pass the test images as test (--test DATA)" in err
+    assert "--split" not in err
+    shutil.move(collapsed / "test", tmp_path / "apart")
+    status, _, err = run(*fit, *out, "--data", collapsed, "--test", "split")
+    assert "has only the splits train, val: pass the test images as test (--test DATA)" in err
+
+
+def test_given_test_images_are_not_called_unused(
+    run: Run, collapsed: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    status, text, err = run(
+        *("fit", "--backbone", SMALL, "--weights", small_weights, "--data", collapsed),
+        *("--test", collapsed / "test", "--out", tmp_path / "a.safetensors", "--workers", 0),
+    )
+    assert status == 0, err
+    assert "on 3 images" in text
+    assert "is not used" not in text
