@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
@@ -91,6 +92,25 @@ def test_adapter_of_another_task_is_refused(model: nn.Module, plain: Path, tmp_p
     headkit.graft(tmp_path / "tags.onnx", head.with_changes(task="multilabel"), path)
     with pytest.raises(headkit.ExportError, match=r"'multiclass', but the adapter .* 'multilabel'"):
         headkit.Predictor(plain, {"tags": path})
+
+
+def test_model_with_probabilities_takes_heads_of_its_own_task(
+    model: nn.Module, plain: Path, scaled: Path, tmp_path: Path
+) -> None:
+    tags = head_for(model, 3).with_changes(task="multilabel")
+    expected = 1 / (1 + np.exp(-torch_logits(model, tags, X)))
+    image = np.full((160, 160, 3), 200, np.uint8)
+    predictor = headkit.Predictor(plain, heads={"tags": tags})
+    pixels = predictor.preprocess(Image.fromarray(image))[None]
+    scores = 1 / (1 + np.exp(-torch_logits(model, tags, torch.from_numpy(pixels))[0]))
+    found = predictor([image], head="tags", top_k=3)[0]
+    assert np.allclose([row["score"] for row in found], sorted(scores)[::-1], atol=1e-5)
+    with pytest.raises(headkit.ExportError, match="task is 'multiclass', but the task of this"):
+        headkit.Predictor(scaled, heads={"tags": tags})
+    grafted = tmp_path / "tags.onnx"
+    headkit.graft(scaled, tags, grafted)
+    feed = {"pixel_values": X.numpy()}
+    assert_close(session(grafted).run(["probabilities"], feed)[0], expected)
 
 
 def test_adapter_of_another_backbone_is_refused(plain: Path, tmp_path: Path) -> None:
