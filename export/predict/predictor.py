@@ -296,8 +296,7 @@ class Predictor:
 
         Args:
             images: See ``__call__``.
-            levels: Names of levels that the model computes, in a sequence or separated by commas,
-                or ``all``.
+            levels: Names of levels that the model computes, or ``all``; see ``headkit.features``.
             pixels: Rule by which images become pixels. Default: that of the model's own head, or
                 of the first head; without heads, the current rule.
             batch_size: See ``__call__``.
