@@ -13,6 +13,7 @@ import onnx
 from torch import nn
 
 from headkit.adapters.backbone.fingerprint import backbone_info
+from headkit.adapters.backbone.level import LAST
 from headkit.adapters.backbone.levels import vector_levels
 from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.compat import model_arguments
@@ -73,7 +74,7 @@ def onnx_backbone(
             model,
             temporary / "backbone.onnx",
             "backbone",
-            levels=[level["name"] for level in chosen],
+            levels=[LAST, *(level["name"] for level in chosen)],
             optimize=optimize,
         )
         graph = onnx.load(plain.path)
