@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import ExportError, HeadFormatError, HeadkitError, OutputError
-from .files import check_writable, is_file
+from .files import check_writable, is_file, is_same_file
 
 MAX_HEADER_BYTES = 2**25
 """Maximum length of a safetensors header that is read to detect the kind of a file."""
@@ -37,11 +38,17 @@ ADAPTER = FileKind("an adapter file of ONNX Runtime", ".onnx_adapter", ExportErr
 TENSORS = FileKind("a file of tensors without a head", ".safetensors", HeadkitError)
 
 
-def check_output(path: str | Path, *kinds: FileKind) -> Path:
+def check_output(path: str | Path, *kinds: FileKind, inputs: Iterable[object] = ()) -> Path:
     """Raise an error now, not after minutes of work, if a file of ``kinds`` cannot be written.
 
+    Args:
+        path: The file to write.
+        *kinds: The kinds of files that it may be.
+        inputs: What is read; the paths among it are not to be replaced.
+
     Raises:
-        OutputError: ``path`` has a suffix of none of the kinds; or see ``check_writable``.
+        OutputError: ``path`` has a suffix of none of the kinds, or is an input; or see
+            ``check_writable``.
     """
     path = Path(path)
     if path.suffix not in [kind.suffix for kind in kinds]:
@@ -49,6 +56,8 @@ def check_output(path: str | Path, *kinds: FileKind) -> Path:
         raise OutputError(
             f"cannot write {path}: its suffix is {path.suffix!r}, expected {expected}"
         )
+    if any(isinstance(one, str | Path) and is_same_file(one, path) for one in inputs):
+        raise OutputError(f"cannot write {path}: it is also an input; choose another path")
     return check_writable(path)
 
 

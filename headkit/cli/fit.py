@@ -35,7 +35,7 @@ def fit(
     """Train a head on the features of a frozen backbone, and save the head."""
     from headkit.adapters.file_kinds import HEAD, check_output
 
-    check_output(out, HEAD)
+    check_output(out, HEAD, inputs=(weights, options.get("extend"), data))
     from headkit.fit import fit as fit_head
 
     with progress_bar() as progress:

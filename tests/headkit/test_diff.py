@@ -202,7 +202,7 @@ def test_checkpoint_is_not_replaced_by_its_head(run: Run, tmp_path: Path) -> Non
     before = path.read_bytes()
     status, _, err = run("heads", "extract", path, "--backbone", SMALL, "--out", path)
     assert status == 2
-    assert "it is the checkpoint; choose another path" in err
+    assert "it is also an input; choose another path" in err
     assert path.read_bytes() == before
 
 

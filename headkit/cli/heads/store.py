@@ -268,13 +268,9 @@ def extract(
     as_json: Json = False,
 ) -> None:
     """Take the head out of the checkpoint of a fully trained model."""
-    from headkit.adapters.errors import OutputError
     from headkit.adapters.file_kinds import HEAD, check_output
-    from headkit.adapters.files import is_same_file
 
-    check_output(out, HEAD)
-    if is_same_file(checkpoint, out):
-        raise OutputError(f"cannot write {out}: it is the checkpoint; choose another path")
+    check_output(out, HEAD, inputs=[checkpoint])
     from headkit.adapters.heads.from_checkpoint import extract_head, read_label_names
 
     head = extract_head(

@@ -139,3 +139,15 @@ def test_given_test_images_are_not_called_unused(
     assert status == 0, err
     assert "on 3 images" in text
     assert "is not used" not in text
+
+
+def test_the_head_does_not_replace_the_weights(
+    run: Run, collapsed: Path, small_weights: Path, tmp_path: Path
+) -> None:
+    weights = Path(shutil.copy(small_weights, tmp_path / "w.safetensors"))
+    status, _, err = run(
+        *("fit", "--backbone", SMALL, "--weights", weights, "--data", collapsed, "--out", weights)
+    )
+    assert status == 2
+    assert "it is also an input; choose another path" in err
+    assert weights.read_bytes() == small_weights.read_bytes()
