@@ -51,9 +51,9 @@ The vector of each level may differ from its definition by at most 1e-5 times th
 largest difference is {worst_level}. The logits must be the same, bit for bit, with hooks on the
 levels and without them.
 
-**level_export** converts each backbone with all its levels as outputs to ONNX, with random weights,
-and compares as **export** does; the tolerance is 1e-4 times the largest value of an output, and the
-largest difference is {worst_export}.
+**level_export** converts a backbone with all its levels as outputs to ONNX, with random weights,
+and compares as **export** does. The tolerance is 1e-4 times the largest value of an output, and the
+largest difference is {worst_export}. {exported_levels}
 
 {failures}
 
@@ -100,6 +100,7 @@ def page(rows: dict[Key, Row]) -> str:
             exported=_exported(structure, by_check["export"]),
             levels=_levels(structure, by_check["levels"]),
             worst_level=_worst(by_check["level_maps"]),
+            exported_levels=_exported_levels(structure, by_check["level_export"]),
             worst_export=_worst(by_check["level_export"]),
             failures=_failures(by_check),
         )
@@ -120,6 +121,12 @@ def page(rows: dict[Key, Row]) -> str:
 def _summary(check: str, rows: dict[str, Row], what: str) -> str:
     passed = sum(row["passed"] for row in rows.values())
     return f"| {check} | {len(rows)} | {passed} | {what} |"
+
+
+def _exported_levels(structure: dict[str, Row], rows: dict[str, Row]) -> str:
+    tried = {row["family"] for row in rows.values()}
+    families = {row["family"] for row in structure.values()}
+    return f"The check has run for {len(tried)} of {len(families)} families."
 
 
 def _worst(rows: dict[str, Row]) -> str:
