@@ -123,14 +123,15 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_version_2_file_says_what_its_reader_must_know(tmp_path: Path) -> None:
-    path, described = tmp_path / "x.safetensors", random_head().to_json()
+    head = random_head()  # another one may have been made in another second
+    path, described = tmp_path / "x.safetensors", head.to_json()
 
     def read(version: str, **changes: object) -> Head:
         text = json.dumps({**described, **changes})
-        save_file(dict(random_head().tensors), path, {**METADATA, "version": version, "head": text})
+        save_file(dict(head.tensors), path, {**METADATA, "version": version, "head": text})
         return Head.load(path)
 
-    assert read("2", requires=[], unknown_key=1) == read("2") == random_head()
+    assert read("2", requires=[], unknown_key=1) == read("2") == head
     with pytest.raises(headkit.HeadFormatError, match=r"requires 'delta'.*install a newer"):
         read("2", requires=["delta"])
     with pytest.raises(headkit.HeadFormatError, match="alpha is 'black', expected one of white"):
