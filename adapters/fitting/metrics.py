@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from headkit.adapters.heads.tasks import TaskName, get_task
+from headkit.adapters.heads.tasks import Decisions, TaskName, get_task
 
 Array = NDArray[np.float64]
 Outputs: TypeAlias = dict[str, list[float | None]]
@@ -59,7 +59,7 @@ def measure(
     z = _to_array(logits)
     if not len(z):
         raise ValueError("logits are empty, expected at least one image")
-    metrics = get_task(task).measure(z, _to_array(y), temperature, _or_none(thresholds))
+    metrics = get_task(task).measure(z, _to_array(y), _decisions(temperature, thresholds))
     return {name: _round(value) for name, value in metrics.items()}
 
 
@@ -83,7 +83,7 @@ def measure_outputs(
         Values of 6 significant digits, one per output; None if a value is undefined.
     """
     columns = get_task(task).measure_outputs(
-        _to_array(logits), _to_array(y), temperature, _or_none(thresholds)
+        _to_array(logits), _to_array(y), _decisions(temperature, thresholds)
     )
     return {
         name: [None if np.isnan(one) else _shorten(one) for one in values.tolist()]
@@ -100,7 +100,7 @@ def measure_more(
 ) -> dict[str, float | None]:
     """Return the metrics that ``evaluate`` adds to ``measure``, see ``Task.measure_more``."""
     more = get_task(task).measure_more(
-        _to_array(logits), _to_array(y), temperature, _or_none(thresholds)
+        _to_array(logits), _to_array(y), _decisions(temperature, thresholds)
     )
     return {name: _round(value) for name, value in more.items()}
 
@@ -155,8 +155,8 @@ def _shorten(number: float) -> float:
     return number if isinstance(number, int) else float(f"{number:.6g}")
 
 
-def _or_none(thresholds: Any) -> Array | None:
-    return None if thresholds is None else _to_array(thresholds)
+def _decisions(temperature: float, thresholds: Any) -> Decisions:
+    return Decisions(temperature, None if thresholds is None else _to_array(thresholds))
 
 
 def _round(value: Any) -> Any:

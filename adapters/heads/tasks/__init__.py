@@ -5,12 +5,12 @@ Importing this package does not import torch; the methods that compute with tens
 
 from __future__ import annotations
 
-from .base import DEFAULT, Task, TaskName
+from .base import DEFAULT, Decisions, Task, TaskName
 from .multiclass import Multiclass
 from .multilabel import Multilabel
 from .regression import Regression
 
-__all__ = ["DEFAULT", "TASKS", "Task", "TaskName", "get_task"]
+__all__ = ["DEFAULT", "TASKS", "Decisions", "Task", "TaskName", "get_task"]
 
 TASKS: dict[str, Task] = {task.name: task for task in (Multiclass(), Multilabel(), Regression())}
 """The tasks by name."""

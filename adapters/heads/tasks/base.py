@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +18,26 @@ DEFAULT: TaskName = "multiclass"
 """The task of a head whose description names no task."""
 Array = NDArray[np.float64]
 Targets = NDArray[Any]
+Columns = dict[str, NDArray[Any]]
+"""Values of each output, by the name of the metric."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """How logits become probabilities and labels.
+
+    Attributes:
+        temperature: Divisor of the logits.
+        thresholds: Probabilities ``[num_outputs]`` or ``[N, num_outputs]`` from which on a label
+            counts as present (multilabel; None: 0.5). Other tasks ignore them.
+    """
+
+    temperature: float = 1.0
+    thresholds: Array | None = None
+
+
+PLAIN = Decisions()
+"""A temperature of 1, and thresholds of 0.5."""
 
 
 class Task(ABC):
@@ -109,37 +130,15 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def measure(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, Any]:
-        """Return the metrics of logits ``[N, num_outputs]`` at a temperature, unrounded.
-
-        ``thresholds``, ``[num_outputs]`` or ``[N, num_outputs]``, are the probabilities from which
-        on a label counts as present (multilabel; default 0.5). Other tasks ignore them.
-        """
+    def measure(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> dict[str, Any]:
+        """Return the metrics of logits ``[N, num_outputs]``, unrounded."""
 
     @abstractmethod
-    def measure_more(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, Any]:
+    def measure_more(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> dict[str, Any]:
         """Return the metrics that ``evaluate`` adds to those of ``measure``, unrounded."""
 
     @abstractmethod
-    def measure_outputs(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    def measure_outputs(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> Columns:
         """Return metrics of each output, ``[num_outputs]`` each; NaN if one is undefined."""
 
     # Training, in torch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Array, Targets, Task
+from .base import PLAIN, Array, Columns, Decisions, Targets, Task
 from .statistics import (
     average_over_classes,
     best_temperature,
@@ -82,19 +82,13 @@ class Multiclass(Task):
 
         return best_temperature(lambda inverse: _cross_entropy(z * inverse, true), slope)
 
-    def measure(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, Any]:
+    def measure(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> dict[str, Any]:
         """Return ``accuracy`` with its interval, ``log_loss``, ``ece``, and ``recall`` per class.
 
         ``accuracy_interval`` is the 95 % interval of Wilson. ``ece`` is the expected calibration
         error of the most likely class. The recall of a class without images is NaN.
         """
-        z, true = logits / temperature, np.asarray(y, np.int64)
+        z, true = logits / using.temperature, np.asarray(y, np.int64)
         p, best = _softmax(z), z.argmax(1)
         right = best == true
         images = np.bincount(true, minlength=z.shape[1])
@@ -107,13 +101,7 @@ class Multiclass(Task):
             "recall": np.where(images > 0, hits / np.maximum(images, 1), np.nan),
         }
 
-    def measure_more(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, Any]:
+    def measure_more(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> dict[str, Any]:
         """Return averages over classes and the Brier score.
 
         ``balanced_accuracy`` is the mean recall of the classes that have images. The micro averages
@@ -122,7 +110,7 @@ class Multiclass(Task):
         """
         true = np.asarray(y, np.int64)
         counts = _count(logits, true)
-        p = _softmax(logits / temperature)
+        p = _softmax(logits / using.temperature)
         p[np.arange(len(p)), true] -= 1
         brier = np.square(p).sum(1).mean() / (2 if p.shape[1] == 2 else 1)
         accuracy = counts[0].sum() / len(true)
@@ -135,13 +123,7 @@ class Multiclass(Task):
             "brier": brier,
         }
 
-    def measure_outputs(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    def measure_outputs(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> Columns:
         """Return ``precision``, ``recall``, ``f1`` and ``support`` of each class."""
         counts = _count(logits, np.asarray(y, np.int64))
         precision, recall, f1 = precision_recall_f1(*counts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Array, Targets, Task
+from .base import PLAIN, Array, Columns, Decisions, Targets, Task
 from .statistics import (
     average_precision,
     best_temperature,
@@ -78,13 +78,7 @@ class Multilabel(Task):
 
         return best_temperature(lambda inverse: _cross_entropy(logits * inverse, y), slope)
 
-    def measure(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, Any]:
+    def measure(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> dict[str, Any]:
         """Return the metrics of labels.
 
         Returns:
@@ -95,8 +89,8 @@ class Multilabel(Task):
             ``ece`` (expected calibration error over all pairs of image and label), ``recall`` of
             each label (NaN for a label without images).
         """
-        z = logits / temperature
-        predicted, positive = self._present(logits, temperature, thresholds), y > 0
+        z = logits / using.temperature
+        predicted, positive = self._present(logits, using), y > 0
         hits = (predicted & positive).sum(0)
         total = predicted.sum(0) + positive.sum(0)
         f1 = 2 * hits / np.maximum(total, 1)
@@ -114,36 +108,24 @@ class Multilabel(Task):
             "recall": np.where(present, hits / np.maximum(positive.sum(0), 1), np.nan),
         }
 
-    def measure_more(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, Any]:
+    def measure_more(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> dict[str, Any]:
         """Return averages of precision and recall, and ``brier``, the mean over all outputs."""
-        hits, predicted, actual = _count(self._present(logits, temperature, thresholds), y)
+        hits, predicted, actual = _count(self._present(logits, using), y)
         precision, recall, _ = precision_recall_f1(hits, predicted, actual)
         return {
             "macro_precision": np.nan_to_num(precision).mean(),
             "macro_recall": np.nan_to_num(recall).mean(),
             "micro_precision": hits.sum() / max(1, predicted.sum()),
             "micro_recall": hits.sum() / max(1, actual.sum()),
-            "brier": np.square(_sigmoid(logits / temperature) - (y > 0)).mean(),
+            "brier": np.square(_sigmoid(logits / using.temperature) - (y > 0)).mean(),
         }
 
-    def measure_outputs(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    def measure_outputs(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> Columns:
         """Return precision, recall, F1, support and average precision of each label."""
-        present = self._present(logits, temperature, thresholds)
+        present = self._present(logits, using)
         precision, recall, f1 = precision_recall_f1(*_count(present, y))
         positive = y > 0
-        z = logits / temperature
+        z = logits / using.temperature
         return {
             "precision": precision,
             "recall": recall,
@@ -157,13 +139,11 @@ class Multilabel(Task):
             ),
         }
 
-    def _present(
-        self, logits: Array, temperature: float, thresholds: Array | None
-    ) -> NDArray[np.bool_]:
+    def _present(self, logits: Array, using: Decisions) -> NDArray[np.bool_]:
         """Return which labels count as present, ``[N, num_outputs]``."""
-        if thresholds is None:
+        if using.thresholds is None:
             return np.asarray(logits > 0)
-        return np.asarray(self.scores(logits, temperature) >= thresholds)
+        return np.asarray(self.scores(logits, using.temperature) >= using.thresholds)
 
     def tensor_scores(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
         """Return the sigmoid of each logit."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import Array, Targets, Task
+from .base import PLAIN, Array, Columns, Decisions, Targets, Task
 from .multilabel import check_matrix
 
 if TYPE_CHECKING:
@@ -59,13 +59,7 @@ class Regression(Task):
         """Return 1."""
         return 1.0
 
-    def measure(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, Any]:
+    def measure(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> dict[str, Any]:
         """Return ``mse``, ``mae`` and ``r2``, means over outputs. The temperature is ignored."""
         error = logits - y
         return {
@@ -74,23 +68,11 @@ class Regression(Task):
             "r2": _r2(logits, y).mean(),
         }
 
-    def measure_more(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, Any]:
+    def measure_more(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> dict[str, Any]:
         """Return ``rmse``, the mean over outputs of each one's root mean squared error."""
         return {"rmse": _rmse(logits, y).mean()}
 
-    def measure_outputs(
-        self,
-        logits: Array,
-        y: Targets,
-        temperature: float = 1.0,
-        thresholds: Array | None = None,
-    ) -> dict[str, NDArray[Any]]:
+    def measure_outputs(self, logits: Array, y: Targets, using: Decisions = PLAIN) -> Columns:
         """Return ``mae``, ``rmse`` and ``r2`` of each output."""
         return {
             "mae": np.abs(logits - y).mean(0),
