@@ -9,8 +9,8 @@ TOOLS := .venv-tools/.installed
 LOCK := requirements-dev.txt
 INSTALL := -m pip install --quiet --disable-pip-version-check
 LOWEST_TESTS := tests/adapters/heads tests/adapters/fitting tests/adapters/test_older_timm.py tests/export/graph \
-	tests/export/predict tests/headkit/test_demo.py tests/headkit/test_fit.py tests/test_compatibility.py \
-	tests/test_lowest.py
+	tests/export/predict tests/headkit/test_demo.py tests/headkit/test_fit.py tests/headkit/test_measuring.py \
+	tests/test_compatibility.py tests/test_lowest.py
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test fuzz test-slow lint coverage bench bench-full docs clean wheel-files test-lowest locked lock audit

@@ -23,7 +23,7 @@ from headkit.benchmarks.studies.accuracy.results import read, read_machines
 
 from . import level_costs
 from .machines import measured_with
-from .wording import join_words
+from .wording import MISSING, join_words
 
 Rows = Mapping[tuple[str, str, int | str, int], Mapping[str, Any]]
 Results = Mapping[str, Rows]
@@ -41,7 +41,6 @@ CONTENDERS = {
 """What the tables call the contenders."""
 REFERENCE, NETWORK = "last", "networks"
 _NOUNS = {"last": "a head on the last features", "levels": "a head over levels"}
-MISSING = "not measured yet"
 SIGNIFICANT = 0.05
 MIN_PAIRS = 6
 """Smallest number of draws that a paired test can tell apart from chance in a cell."""

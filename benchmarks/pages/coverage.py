@@ -7,7 +7,7 @@ from collections import defaultdict
 from headkit.benchmarks.coverage.contract import Row
 from headkit.benchmarks.coverage.record import Key
 
-from .wording import reword
+from .wording import MISSING, reword
 
 HEAD = """# Coverage
 
@@ -132,7 +132,7 @@ def _exported_levels(structure: dict[str, Row], rows: dict[str, Row]) -> str:
 def _worst(rows: dict[str, Row]) -> str:
     """Return the largest difference of the architectures that passed."""
     found = [row["difference"] for row in rows.values() if row["passed"]]
-    return f"{max(found):.1e}" if found else "not measured yet"
+    return f"{max(found):.1e}" if found else MISSING
 
 
 def _untried(structure: dict[str, Row], numeric: dict[str, Row]) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from headkit.benchmarks.studies.levels import ARCHITECTURES, BATCHES
 
 from .machines import machines
+from .wording import MISSING
 
-_MISSING = "not measured yet"
 _ABOUT = """`python -m headkit.benchmarks.studies.levels` times models in turns with ONNX Runtime on
 one core. The table shows ratios of these times. "All levels" is a backbone with all its levels as
 outputs, compared with the backbone that returns the last features alone. "100 heads" is a model
@@ -43,7 +43,7 @@ def _ratios(found: Mapping[str, Any]) -> str:
     for name in ARCHITECTURES:
         for batch in BATCHES:
             ratios = [column.get((name, batch)) for column in columns]
-            shown = [_MISSING if ratio is None else f"{ratio:.3f}" for ratio in ratios]
+            shown = [MISSING if ratio is None else f"{ratio:.3f}" for ratio in ratios]
             lines.append(f"| {name} | {batch} | {' | '.join(shown)} |")
     return "\n".join(lines)
 

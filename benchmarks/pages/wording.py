@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+MISSING = "not measured yet"
 _REWORDED = (
     (r"^no image$", "not an image"),
     (r"^cut connection$", "dropped connection"),
