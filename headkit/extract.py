@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from headkit.adapters.backbone.level import LAST, Level, LevelNames, level_names
+from headkit.adapters.backbone.levels import find_levels, vector_levels
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.features import Features
 from headkit.adapters.data.open import open_data
@@ -17,6 +19,7 @@ from headkit.adapters.data.options import ClassFrom
 from headkit.adapters.features.executors.choose import choose_executor
 from headkit.adapters.features.extract import ExtractedFeatures, Progress
 from headkit.adapters.features.transform import View
+from headkit.adapters.fitting.classifier import AUTO
 from headkit.adapters.heads.tasks import TaskName
 
 from .extraction import check_sizes, get_backbone, open_extraction
@@ -32,6 +35,7 @@ def extract(
     path_column: str | None = None,
     label_column: str | Sequence[str] | None = None,
     label_separator: str | None = None,
+    levels: LevelNames = LAST,
     weights: str | Path | None = None,
     remap: bool = False,
     runtime: str = "auto",
@@ -47,7 +51,8 @@ def extract(
     """Return features, targets and paths of labeled images as arrays.
 
     The features are exactly what enters the classifier (``headkit.features``), and what ``fit``
-    trains on. Both use the same cache. ``fit(backbone, features)`` takes the result.
+    trains on. Both use the same cache. ``fit(backbone, features)`` takes the result, and trains on
+    the last features alone.
 
     Args:
         backbone: A timm entry point, or a timm model, which may be compiled or wrapped.
@@ -59,6 +64,9 @@ def extract(
         path_column: See ``fit``.
         label_column: See ``fit``.
         label_separator: See ``fit``.
+        levels: Levels whose vectors are ``levels`` of the result, from the same forward pass:
+            ``last`` for none beside the last features, ``all``, or names of levels, see
+            ``headkit.levels``, whose items can stand for their names.
         weights: See ``fit``.
         remap: See ``fit``.
         runtime: See ``fit``.
@@ -75,9 +83,16 @@ def extract(
         UnknownArchitecture, WeightsError: See ``load_backbone``.
         DataError: See ``open_data``; or too many images cannot be read.
         DependencyMissing: The runtime or the executor is not installed.
+        ContractError: The model has no such level.
         ValueError: An argument is out of its range.
     """
     check_sizes(batch_size, workers)
+    wanted = [name for name in level_names(levels) if name != LAST]
+    if AUTO in wanted:
+        raise ValueError(
+            f"levels is {levels!r}, but only fit can choose levels, by how well they predict the "
+            "labels: pass 'last', 'all' or names of levels, such as headkit.levels(model) lists"
+        )
     choose_executor(executor)
     train, held = open_data(
         data,
@@ -89,6 +104,7 @@ def extract(
         label_separator=label_separator,
     )
     backbone = get_backbone(backbone, weights, remap, timm_kwargs)
+    chosen = vector_levels(backbone, wanted)
     sources = [train] if held is None else [train, held]
     with open_extraction(
         backbone,
@@ -101,15 +117,22 @@ def extract(
         workers=workers,
         max_unreadable=max_unreadable,
         progress=progress,
+        levels=find_levels(backbone) if chosen else (),  # all of them, as ``fit`` extracts them
     ) as extraction:
-        val_features = None if held is None else _to_arrays(held, extraction(held), None)
-        return _to_arrays(train, extraction(train), val_features)
+        val_features = None if held is None else _to_arrays(held, extraction(held), chosen, None)
+        return _to_arrays(train, extraction(train), chosen, val_features)
 
 
 def _to_arrays(
-    source: ImageDataset, extracted: ExtractedFeatures, val: Features | None
+    source: ImageDataset,
+    extracted: ExtractedFeatures,
+    chosen: Sequence[Level],
+    val: Features | None,
 ) -> Features:
-    branches = extracted.cache.load(extracted.locations)
+    loaded = extracted.cache.load(extracted.locations)
+    num_branches = len(loaded) - len(extracted.levels)
+    branches, vectors = loaded[:num_branches], loaded[num_branches:]
+    of_level = dict(zip(extracted.levels, vectors, strict=True))
     return Features(
         x=torch.cat([branch.flatten(1) for branch in branches], 1).numpy(),
         y=extracted.targets,
@@ -119,4 +142,5 @@ def _to_arrays(
         name=source.name,
         unreadable=extracted.unreadable,
         val=val,
+        levels={level.name: of_level[level].numpy() for level in chosen},
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ class Features:
         name: Name of the data set, for messages.
         unreadable: Names of the images that are left out because they cannot be read.
         val: Features of the validation images, if the data have some of their own.
+        levels: Vectors of the levels that were asked for beside the last features, by name, float32
+            ``[N, width]`` each, in the order of the model.
     """
 
     x: NDArray[np.float32]
@@ -37,6 +40,7 @@ class Features:
     name: str = "the features"
     unreadable: tuple[str, ...] = ()
     val: Features | None = None
+    levels: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.x)
