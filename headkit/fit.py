@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from headkit.adapters.backbone.config.input_size import ImageSize
-from headkit.adapters.backbone.level import LAST
+from headkit.adapters.backbone.level import LevelNames
 from headkit.adapters.backbone.levels import find_levels
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.evaluation import HeadOutputs, NoSuchSplit, open_evaluation
@@ -77,7 +77,7 @@ def fit(
     label_column: str | Sequence[str] | None = None,
     label_separator: str | None = None,
     kind: Kind | None = None,
-    levels: str | Sequence[str] = AUTO,
+    levels: LevelNames = AUTO,
     weights: str | Path | None = None,
     remap: bool = False,
     img_size: ImageSize | None = None,
@@ -230,10 +230,8 @@ def fit(
     apart = {name: source for name, source in measuring.items() if source is not None}
     sources = [train_source, *apart.values()]
     given = any(source.features is not None for source in sources)
-    without = given or (old is not None and old.lacks_levels)
-    if levels == AUTO and (l2 is not None or without):
-        levels = LAST  # features that the user computed have no levels
-    sets = level_sets(backbone, plan, levels, kind)
+    lacking = given or (old is not None and old.lacks_levels)
+    sets = level_sets(backbone, plan, levels, kind, l2, lacks_levels=lacking)
     check_penalty(l2, plan, sets)
     requests = [(source, View()) for source in sources]
     requests += [(train_source, View(n, seed)) for n in range(1, views)]

@@ -28,6 +28,7 @@ from .kernel.candidates import candidate_sets
 from .linear.solve import STRENGTHS, LinearMap, solve
 
 AUTO = "auto"
+"""Stands for the levels that cross-validation chooses when a head is fitted."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,13 @@ def plan_classifier(model: nn.Module, kind: Kind | None) -> Plan:
 
 
 def level_sets(
-    model: nn.Module, plan: Plan, levels: LevelNames, kind: Kind | None
+    model: nn.Module,
+    plan: Plan,
+    levels: LevelNames,
+    kind: Kind | None,
+    l2: float | Sequence[float] | None = None,
+    *,
+    lacks_levels: bool = False,
 ) -> tuple[tuple[str, ...], ...]:
     """Return the sets of levels that a head may read, the simplest first; empty for ``last``.
 
@@ -73,12 +80,17 @@ def level_sets(
         levels: ``last``, ``auto`` (choose among several sets), ``all``, or names of levels, see
             ``level_names``.
         kind: The kind of head that the user asked for, if any.
+        l2: Strengths of the penalty that the user asked for; ``auto`` is then ``last``.
+        lacks_levels: True if some features have no levels, as those that the user computed;
+            ``auto`` is then ``last``.
 
     Raises:
         ContractError: The model has no such level, or the head is not linear.
         ValueError: There is no name.
     """
     names = level_names(levels)
+    if names == [AUTO] and (l2 is not None or lacks_levels):
+        names = [LAST]
     if names == [LAST]:
         return ()
     linear = plan.linear or find_row(COMBINE_LOGITS, model) is not None

@@ -297,7 +297,17 @@ def test_fit_reads_levels_that_are_named_in_several_ways() -> None:
     for given in (f"{other.name},{one.name}", [one, other], (LAST, other, one.name, one.name)):
         assert level_sets(model, plan, given, None) == expected
     assert level_sets(model, plan, ["last", "last"], None) == ()
-    assert level_sets(model, plan, ["auto"], None) == level_sets(model, plan, "auto", None)
+
+
+def test_levels_are_chosen_unless_a_penalty_is_given_or_the_features_have_none() -> None:
+    model = _model("test_resnet")
+    plan = plan_classifier(model, None)
+    for auto in ("auto", ["auto"], "auto,"):
+        assert len(level_sets(model, plan, auto, None)) > 1
+        assert level_sets(model, plan, auto, "mlp") == ()
+        assert level_sets(model, plan, auto, None, 0.1) == ()
+        assert level_sets(model, plan, auto, None, lacks_levels=True) == ()
+    assert len(level_sets(model, plan, "all", None, 0.1)) == 1
 
 
 def test_levels_of_something_that_is_no_model() -> None:
