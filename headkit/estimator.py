@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,19 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from headkit.adapters.backbone.level import LAST, Level, LevelNames, level_names
+from headkit.adapters.backbone.levels import find_levels
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.memory.open import open_inputs
 from headkit.adapters.errors import DependencyMissing
+from headkit.adapters.features.duplicates import number_copies
+from headkit.adapters.features.extract import ExtractedFeatures
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.features.transform import View
 from headkit.adapters.fitting.adamw import predict_logits
-from headkit.adapters.fitting.classifier import plan_classifier, train_classifier
+from headkit.adapters.fitting.classifier import AUTO, level_sets, plan_classifier
+from headkit.adapters.fitting.fit_head import HeadFit, fit_head
 from headkit.adapters.fitting.linear.solve import STRENGTHS, solve
 from headkit.adapters.heads.attach import head_of
 from headkit.adapters.heads.kinds import Kind
 from headkit.adapters.heads.tasks import DEFAULT, get_task
 
+from .checks import check_arguments, check_penalty
 from .extraction import get_backbone, open_extraction
 
 DependencyMissing.check("sklearn", "HeadClassifier", "scikit-learn>=1.6")
@@ -43,7 +51,7 @@ Array = NDArray[np.float64]
 
 
 class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn has no types
-    """A linear head as a classifier of scikit-learn.
+    """A head as a classifier of scikit-learn.
 
     Without a backbone, it takes features, float ``[N, num_features]``, and is a logistic regression
     whose penalty is chosen by cross validation, see ``linear.solve``. With a backbone, it also
@@ -52,12 +60,14 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     validation computes the features of each image once. The fitted attribute ``head_`` is then the
     head, which can be saved and exported.
 
-    Unlike ``fit``, it reads the last features alone, not levels, and it measures nothing, so the
-    head has no metrics and the temperature 1.
+    The head of images is the one that ``fit`` trains. But this class measures nothing, so the head
+    has no metrics and the temperature 1.
 
     Args:
         backbone: None for features; or a timm entry point, or a timm model, which is not changed.
         kind: See ``fit``. It needs a backbone.
+        levels: What a linear head of images reads, see ``fit``. Features are the last features
+            alone.
         l2: See ``fit``. Of several strengths, the best one in cross validation is used.
         class_weight: ``balanced``, or weights by class; other classes weigh 1.
         weights: See ``fit``.
@@ -70,7 +80,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         workers: See ``fit``.
         max_unreadable: Largest share of the training images that may be skipped as unreadable. To
             predict, every image must be readable.
-        random_state: Seed of the training of a head that is not linear.
+        random_state: Seed of everything that is random with a backbone, see ``seed`` of ``fit``.
 
     Attributes:
         classes_: The classes, in ascending order.
@@ -88,6 +98,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         backbone: str | nn.Module | None = None,
         *,
         kind: Kind | None = None,
+        levels: LevelNames = AUTO,
         l2: float | Sequence[float] | None = None,
         class_weight: Literal["balanced"] | Mapping[Any, float] | None = None,
         weights: str | Path | None = None,
@@ -103,6 +114,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     ) -> None:
         self.backbone = backbone
         self.kind = kind
+        self.levels = levels
         self.l2 = l2
         self.class_weight = class_weight
         self.weights = weights
@@ -124,12 +136,19 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             y: Classes ``[N]``, text or numbers.
 
         Raises:
-            ValueError: The features or the classes are not valid, or there is only one class.
+            ValueError: The features or the classes are not valid, there is only one class, or a
+                parameter is out of its range.
             DataError: The images are not valid, or too many cannot be read.
+            ContractError: The architecture does not have these levels, or does not support this
+                kind of head.
         """
         if self.backbone is None:
             if self.kind not in (None, "linear"):
                 raise ValueError(f"kind is {self.kind!r}, which needs a backbone: pass backbone")
+            if level_names(self.levels) not in ([AUTO], [LAST]):
+                raise ValueError(
+                    f"levels is {self.levels!r}, which needs a backbone: pass backbone"
+                )
             X, y = validate_data(self, X, y, dtype=np.float64)  # noqa: N806
             self._fit_features(X, self._encode(y))
         else:
@@ -192,29 +211,44 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.l2_ = solution.l2
 
     def _fit_images(self, dataset: ImageDataset, values: Any) -> None:
-        if dataset.features is not None:
+        check_arguments(
+            holdout=None,
+            l2=self.l2,
+            kind=self.kind,
+            thresholds=None,
+            views=1,
+            batch_size=self.batch_size,
+            workers=self.workers,
+        )
+        given = dataset.features is not None
+        if given:
             validate_data(self, values, dtype=np.float64)  # sets n_features_in_
         model = get_backbone(self.backbone, self.weights, self.remap, {})
         if isinstance(self.backbone, nn.Module):
             model = copy_structure(model, share_tensors=True)
         plan = plan_classifier(model, self.kind)
+        sets = level_sets(model, plan, self.levels, self.kind, self.l2, lacks_levels=given)
+        check_penalty(self.l2, plan, sets)
         self.runtime_ = self.runtime
-        examples = self._extract(model, dataset, self.max_unreadable)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.model_, chosen = train_classifier(
-            model,
-            plan,
-            examples,
-            len(self.classes_),
-            DEFAULT,
-            self._class_weights(examples.y.numpy()),
-            self.l2,
-            seed,
-        )
-        if "l2" in chosen:
-            self.l2_ = chosen["l2"]
-        metrics = {"num_train": len(examples), "num_val": 0, **chosen}
+        self._levels = find_levels(model) if sets else ()
+        with self._extract(model, dataset, self._levels, self.max_unreadable) as extracted:
+            examples = LabeledFeatures.from_views([extracted])
+            weights = self._class_weights(examples.y.numpy())
+            how = HeadFit(
+                plan, sets, len(self.classes_), DEFAULT, weights, self.l2, self._choose_seed()
+            )
+            held = torch.zeros(len(examples), dtype=torch.bool)
+            fitted = fit_head(model, examples, number_copies(extracted), held, how)
+        self.model_ = fitted.model
+        if "l2" in fitted.choices:
+            self.l2_ = fitted.choices["l2"]
+        metrics = {"num_train": len(examples), "num_val": 0, **fitted.choices}
         self.head_ = head_of(self.model_, [str(name) for name in self.classes_], metrics=metrics)
+
+    def _choose_seed(self) -> int:
+        if isinstance(self.random_state, Integral):
+            return int(self.random_state)  # the seed of ``fit``
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _logits(self, values: Any) -> Array:
         check_is_fitted(self)
@@ -222,14 +256,24 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             x = validate_data(self, values, dtype=np.float64, reset=False)
             return np.asarray(x @ self.coef_.T + self.intercept_)
         dataset = open_inputs(values, None, "X")
-        if dataset.features is not None and hasattr(self, "n_features_in_"):
-            validate_data(self, values, dtype=np.float64, reset=False)
-        logits = predict_logits(self.model_, self._extract(self.model_, dataset, 0.0))
+        # As in the fit, so that each fold of a cross validation finds what another one computed.
+        levels = self._levels
+        if dataset.features is not None:
+            levels = self.head_.levels
+            if hasattr(self, "n_features_in_"):
+                validate_data(self, values, dtype=np.float64, reset=False)
+        with self._extract(self.model_, dataset, levels, 0.0) as extracted:
+            logits = predict_logits(self.model_, LabeledFeatures.from_views([extracted]))
         return np.asarray(logits.numpy())
 
+    @contextmanager
     def _extract(
-        self, model: nn.Module, dataset: ImageDataset, max_unreadable: float
-    ) -> LabeledFeatures:
+        self,
+        model: nn.Module,
+        dataset: ImageDataset,
+        levels: Sequence[Level],
+        max_unreadable: float,
+    ) -> Iterator[ExtractedFeatures]:
         with open_extraction(
             model,
             [(dataset, View())],
@@ -240,8 +284,9 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             batch_size=self.batch_size,
             workers=self.workers,
             max_unreadable=max_unreadable,
+            levels=levels,
         ) as extraction:
             extracted = extraction(dataset)
             # Predictions must not depend on how many images are predicted at once.
             self.runtime_ = extraction.runtime.name
-            return LabeledFeatures.from_views([extracted])
+            yield extracted

@@ -1,14 +1,13 @@
-"""Choose the classifier of a head, and train it on features."""
+"""Choose the classifier of a head and the levels that it reads, and put it onto a backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headkit.adapters.backbone.classifier import find_classifier, name_of, replace_classifier
 from headkit.adapters.backbone.level import LAST
@@ -21,11 +20,9 @@ from headkit.adapters.errors import ContractError
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.heads.attach import adapt
 from headkit.adapters.heads.kinds import Kind
-from headkit.adapters.heads.tasks import TaskName
 
-from .adamw import train
 from .kernel.candidates import candidate_sets
-from .linear.solve import STRENGTHS, LinearMap, solve
+from .linear.solve import LinearMap
 
 AUTO = "auto"
 """Stands for the levels that cross-validation chooses when a head is fitted."""
@@ -137,50 +134,6 @@ def set_classifier(
         head.weight.copy_(linear.weight)
         head.bias.copy_(linear.bias)
     return model
-
-
-def train_classifier(
-    backbone: nn.Module,
-    plan: Plan,
-    examples: LabeledFeatures,
-    num_outputs: int,
-    task: TaskName,
-    class_weights: Tensor | None,
-    l2: float | Sequence[float] | None,
-    seed: int,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Put a new classifier of the last features onto a backbone and train it on all examples.
-
-    Args:
-        backbone: The frozen model, which carries the classifier afterwards.
-        plan: See ``plan_classifier``.
-        examples: Features and targets to train on.
-        num_outputs: Length of the logits.
-        task: What the logits mean.
-        class_weights: Weight of each class ``[num_outputs]``.
-        l2: Strengths of the penalty of a linear classifier, see ``solve``.
-        seed: Seed of the initial weights and of the order of training.
-
-    Returns:
-        The model, and the chosen values: ``l2`` and ``var_smoothing``, or ``learning_rate`` and
-        ``epochs``.
-    """
-    if not plan.linear:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = adapt(backbone, num_outputs, plan.kind)
-        result = train(model, examples, None, task, class_weights=class_weights, seed=seed)
-        return model, {"learning_rate": result.rate, "epochs": result.epochs}
-    solution = solve(
-        examples.x,
-        examples.y,
-        num_outputs,
-        task=task,
-        class_weights=class_weights,
-        l2=STRENGTHS if l2 is None else l2,
-    )
-    model = set_classifier(backbone, plan, (LAST,), solution.linear, examples, num_outputs)
-    return model, {"l2": solution.l2, "var_smoothing": solution.var_smoothing}
 
 
 @torch.no_grad()

@@ -75,14 +75,14 @@ def fit_over_levels(
     Args:
         examples: Features with levels.
         blocks: Number of each image's block, int64; images of a block are copies of each other.
-        held: ``[N]``, True for the rows to hold out. Default: nested cross-validation holds out
-            each image once.
+        held: ``[N]``, True for the rows to hold out; without any, the head is not measured.
+            Default: nested cross-validation holds out each image once.
         how: How to fit.
     """
     if held is None and len(examples) <= MAX_KERNEL:
         return _fit(examples, blocks, how, nested=True)
     fitted = _fit(examples, blocks, how, nested=False)
-    if held is None:
+    if held is None or not bool(held.any()):
         return fitted
     out = predict_out_of_fold(
         examples,

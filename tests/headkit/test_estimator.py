@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.estimator_checks import check_estimator
+from timm.data import create_transform, resolve_model_data_config
 
 import headkit
 from headkit import HeadClassifier
+from headkit.adapters.fitting.adamw import train
+from headkit.adapters.fitting.kernel.selection import solve_levels
 from tests.backbones import random_backbone
 from tests.images import read_images
 
@@ -125,6 +129,21 @@ def test_cross_validation_of_a_thousand_images_is_equal_for_folders_and_arrays(
     assert rows == 2 * len(np.unique(pixels, axis=0))
 
 
+def test_cross_validation_over_levels_computes_each_image_once(tmp_path: Path) -> None:
+    pixels, labels = _write_digits(tmp_path / "digits", 100), load_digits().target[:100]
+    model = random_backbone(pretrained_cfg_overlay={"input_size": (3, 32, 32)})
+    cache = tmp_path / "cache"
+    estimator = HeadClassifier(model, workers=0, cache=cache, runtime="torch")
+    search = GridSearchCV(estimator, {"levels": ["auto", ["layer2"]]}, cv=2)
+    search.fit(pixels, labels)
+    assert search.best_score_ > 0.4  # by chance, it would be 0.1
+    read = [level.name for level in search.best_estimator_.head_.levels]
+    assert read[0] == "last"
+    assert len(read) > 1
+    rows = sum(_rows(shard) for shard in cache.rglob("shard-*.safetensors"))
+    assert rows == len(np.unique(pixels, axis=0))
+
+
 def _rows(shard: Path) -> int:
     from safetensors import safe_open
 
@@ -183,6 +202,7 @@ def test_head_of_the_classifier_predicts_what_the_classifier_predicts(
 ) -> None:
     paths, labels, pixels = read_images(shapes)
     estimator = HeadClassifier(random_backbone(), workers=0).fit(pixels, labels)
+    assert estimator.head_.levels
     exported = headkit.export(
         estimator.head_.save(tmp_path / "head.safetensors"),
         tmp_path / "m.onnx",
@@ -195,9 +215,130 @@ def test_head_of_the_classifier_predicts_what_the_classifier_predicts(
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"levels": "last", "l2": [1.0, 1e-2]},
+        {"levels": ["layer2"]},
+        {"levels": "all", "l2": [1.0, 1e-2]},
+        {"levels": ["auto"], "l2": 1e-2},
+        {"levels": "all", "class_weight": {"dark": 3.0}},
+        {"kind": "mlp", "random_state": 3},
+    ],
+)
+def test_head_is_the_one_that_fit_trains(
+    options: dict[str, Any], shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headkit.adapters.fitting.fit_head.train", partial(train, max_epochs=3))
+    _, labels, pixels = read_images(shapes)
+    estimator = HeadClassifier(random_backbone(), workers=0, **options).fit(pixels, labels)
+    names = {"class_weight": "class_weights", "random_state": "seed"}
+    same = {names.get(name, name): value for name, value in options.items()}
+    expected = headkit.fit(random_backbone(), (pixels, labels), workers=0, **same)
+    assert estimator.head_.levels == expected.levels
+    assert estimator.head_.kind == expected.kind
+    assert sorted(estimator.head_.tensors) == sorted(expected.tensors)
+    for name, tensor in expected.tensors.items():
+        assert np.array_equal(estimator.head_.tensors[name], tensor), name
+    for name in ("l2", "selection", "learning_rate", "epochs"):
+        assert estimator.head_.metrics.get(name) == expected.metrics.get(name)
+
+
+def test_nothing_is_fitted_to_measure_the_head(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count_folds(*args: Any, **options: Any) -> Any:
+        folds.append(len(args[5].folds))
+        return solve_levels(*args, **options)
+
+    folds: list[int] = []
+    monkeypatch.setattr("headkit.adapters.fitting.over_levels.solve_levels", count_folds)
+    _, labels, pixels = read_images(shapes)
+    estimator = HeadClassifier(random_backbone(), workers=0).fit(pixels, labels)
+    assert folds == [0]
+    assert estimator.head_.metrics["num_val"] == 0
+    assert "accuracy" not in estimator.head_.metrics
+    headkit.fit(random_backbone(), (pixels, labels), workers=0)
+    assert folds[1] > 1
+
+
+def test_classifier_over_levels_survives_pickle_clone_and_another_fit(
+    shapes: Path, tmp_path: Path
+) -> None:
+    _, labels, pixels = read_images(shapes)
+    estimator = HeadClassifier(random_backbone(), levels=["layer1"], workers=0)
+    estimator.fit(pixels, labels)
+    logits = estimator.decision_function(pixels)
+    again = pickle.loads(pickle.dumps(estimator))  # noqa: S301
+    assert np.array_equal(again.decision_function(pixels), logits)
+    copy = clone(again)
+    assert copy.get_params()["levels"] == ["layer1"]
+    assert np.array_equal(copy.fit(pixels, labels).decision_function(pixels), logits)
+    path = estimator.head_.save(tmp_path / "head.safetensors")
+    model = headkit.attach(random_backbone(), headkit.Head.load(path))
+    row = headkit.features(random_backbone(), _normalized(model, pixels), levels=["layer1"])
+    with torch.no_grad():
+        whole = model(_normalized(model, pixels)).numpy()
+        half = headkit.classify(model, torch.cat([row["last"], row["layer1"]], 1)).numpy()
+    assert np.abs(whole - logits).max() < 1e-3 * np.abs(logits).max()
+    assert np.abs(half - logits).max() < 1e-3 * np.abs(logits).max()
+    copy.set_params(levels="last").fit(pixels, labels)
+    assert copy.head_.levels == ()
+    assert not np.array_equal(copy.decision_function(pixels), logits)
+
+
+def test_images_without_a_cache_may_have_features_too_many_for_memory(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, labels, pixels = read_images(shapes)
+    expected = HeadClassifier(random_backbone(), workers=0).fit(pixels, labels)
+    monkeypatch.setattr("headkit.adapters.features.labeled_features.MAX_IN_MEMORY", 0)
+    estimator = HeadClassifier(random_backbone(), workers=0, cache=False).fit(pixels, labels)
+    logits = estimator.decision_function(pixels)
+    assert np.abs(logits - expected.decision_function(pixels)).max() < 1e-2 * np.abs(logits).max()
+
+
+def test_backbone_that_carries_a_head_over_levels_is_not_changed(shapes: Path) -> None:
+    _, labels, pixels = read_images(shapes)
+    model = random_backbone()
+    head = headkit.fit(model, (pixels, labels), levels="all", workers=0)
+    estimator = HeadClassifier(model, workers=0, levels=["layer1"]).fit(pixels, labels)
+    fresh = HeadClassifier(random_backbone(), workers=0, levels=["layer1"]).fit(pixels, labels)
+    for name, tensor in fresh.head_.tensors.items():
+        assert np.array_equal(estimator.head_.tensors[name], tensor), name
+    kept = headkit.head_of(model, head.label_names)
+    assert kept.levels == head.levels
+    for name, tensor in head.tensors.items():
+        assert np.array_equal(kept.tensors[name], tensor), name
+
+
+def _normalized(model: Any, pixels: Any) -> torch.Tensor:
+    transform = create_transform(**resolve_model_data_config(model), is_training=False)
+    return torch.stack([transform(Image.fromarray(one)) for one in pixels])
+
+
+def test_features_are_the_last_features_alone(shapes: Path) -> None:
+    _, labels, pixels = read_images(shapes)
+    model = random_backbone()
+    features = headkit.extract(model, shapes, workers=0).x
+    of_features = HeadClassifier(model, workers=0).fit(features, labels)
+    assert of_features.head_.levels == ()
+    assert np.array_equal(of_features.predict(pixels), of_features.predict(features))
+    of_images = HeadClassifier(model, levels="all", workers=0).fit(pixels, labels)
+    with pytest.raises(headkit.DataError, match="has features, which have no levels: pass images"):
+        of_images.predict(features)
+    of_images.set_params(levels="last").fit(pixels, labels)
+    assert np.array_equal(of_images.predict(features), of_features.predict(features))
+    with pytest.raises(headkit.DataError, match="has features, which have no levels: pass images"):
+        HeadClassifier(model, levels="all").fit(features, labels)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"kind": "mlp"}, "needs a backbone"),
+        ({"levels": "all"}, "levels is 'all', which needs a backbone"),
+        ({"levels": []}, "levels is empty, expected"),
         ({"l2": -1.0}, "l2 is -1, expected a positive number"),
         ({"class_weight": "even"}, "class_weight"),
     ],
@@ -208,6 +349,28 @@ def test_wrong_parameters_are_refused_when_the_classifier_is_fitted(
     estimator = HeadClassifier().set_params(**change)
     with pytest.raises(ValueError, match=message):
         estimator.fit(*digits)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"levels": "layer9"}, headkit.ContractError, "no level 'layer9', expected some of last"),
+        ({"levels": "all", "kind": "mlp"}, headkit.ContractError, "a head over levels is linear"),
+        ({"l2": 0.1, "kind": "mlp"}, headkit.ContractError, "AdamW trains this head"),
+        ({"levels": "all", "l2": -1.0}, ValueError, "l2 is -1.0, expected a positive number"),
+    ],
+)
+def test_wrong_parameters_are_refused_before_images_are_read(
+    change: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    shapes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("headkit.extraction.extract", lambda *_, **__: pytest.fail("extracted"))
+    _, labels, pixels = read_images(shapes)
+    with pytest.raises(error, match=message):
+        HeadClassifier(random_backbone(), **change).fit(pixels, labels)
 
 
 def test_wrong_images_are_refused(shapes: Path) -> None:
