@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from headkit.adapters.backbone.level import LAST, Level, LevelNames, level_names
-from headkit.adapters.backbone.levels import find_levels
+from headkit.adapters.backbone.level import LAST, LevelNames, level_names
 from headkit.adapters.backbone.module_copy import copy_structure
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.memory.open import open_inputs
 from headkit.adapters.errors import DependencyMissing
 from headkit.adapters.features.duplicates import number_copies
 from headkit.adapters.features.extract import ExtractedFeatures
+from headkit.adapters.features.given import given_levels
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.features.transform import View
 from headkit.adapters.fitting.adamw import predict_logits
@@ -220,17 +220,17 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             batch_size=self.batch_size,
             workers=self.workers,
         )
-        given = dataset.features is not None
-        if given:
+        if dataset.features is not None:
             validate_data(self, values, dtype=np.float64)  # sets n_features_in_
         model = get_backbone(self.backbone, self.weights, self.remap, {})
         if isinstance(self.backbone, nn.Module):
             model = copy_structure(model, share_tensors=True)
         plan = plan_classifier(model, self.kind)
-        sets = level_sets(model, plan, self.levels, self.kind, self.l2, lacks_levels=given)
+        present = given_levels([dataset])
+        sets = level_sets(model, plan, self.levels, self.kind, self.l2, present=present)
         check_penalty(self.l2, plan, sets)
         self.runtime_ = self.runtime
-        self._levels = find_levels(model) if sets else ()
+        self._levels = [name for one in sets for name in one]
         with self._extract(model, dataset, self._levels, self.max_unreadable) as extracted:
             examples = LabeledFeatures.from_views([extracted])
             weights = self._class_weights(examples.y.numpy())
@@ -259,7 +259,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         # As in the fit, so that each fold of a cross validation finds what another one computed.
         levels = self._levels
         if dataset.features is not None:
-            levels = self.head_.levels
+            levels = [level.name for level in self.head_.levels]
             if hasattr(self, "n_features_in_"):
                 validate_data(self, values, dtype=np.float64, reset=False)
         with self._extract(self.model_, dataset, levels, 0.0) as extracted:
@@ -271,7 +271,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self,
         model: nn.Module,
         dataset: ImageDataset,
-        levels: Sequence[Level],
+        levels: Sequence[str],
         max_unreadable: float,
     ) -> Iterator[ExtractedFeatures]:
         with open_extraction(

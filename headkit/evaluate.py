@@ -70,7 +70,7 @@ def evaluate(
     Args:
         head_or_onnx: A head, the path of a head file, a reference to a store; or the path of an
             exported model, or a ``Predictor``.
-        data: Labeled images, see ``fit``.
+        data: Labeled images, see ``fit``; or, for a head, features with the levels that it reads.
         split: The split to measure on: ``test``, ``val`` or ``train``. Default: the test split,
             or else the validation split of data that have splits, and all images of other data.
         name: Name of the head in a multi model.
@@ -237,7 +237,6 @@ def _run_head(
     folder: Path | None,
     options: Mapping[str, Any],
 ) -> _Found:
-    from headkit.adapters.backbone.levels import find_levels
     from headkit.adapters.backbone.module_copy import copy_structure
     from headkit.adapters.compat import unwrap
     from headkit.adapters.features.labeled_features import LabeledFeatures
@@ -252,8 +251,7 @@ def _run_head(
         backbone = load_backbone_of(head, backbone=backbone, folder=folder, **weights)
     plain = unwrap(backbone)
     model = attach(copy_structure(plain, share_tensors=True), head)
-    # All levels, as ``fit`` extracts them: so both find them in the same cache.
-    levels = find_levels(model) if head.levels else ()
+    levels = [level.name for level in head.levels]
     requests = [(dataset, View())]
     with open_extraction(model, requests, rule=head.pixels, levels=levels, **options) as extraction:
         extracted = extraction(dataset)

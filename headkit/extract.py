@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from headkit.adapters.backbone.level import LAST, Level, LevelNames, level_names
-from headkit.adapters.backbone.levels import find_levels, vector_levels
+from headkit.adapters.backbone.levels import vector_levels
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.features import Features
 from headkit.adapters.data.open import open_data
@@ -51,8 +51,9 @@ def extract(
     """Return features, targets and paths of labeled images as arrays.
 
     The features are exactly what enters the classifier (``headkit.features``), and what ``fit``
-    trains on. Both use the same cache. ``fit(backbone, features)`` takes the result, and trains on
-    the last features alone.
+    trains on. Both use the same cache. ``fit(backbone, features)`` and ``evaluate(head, features)``
+    take the result in place of the images. With ``levels="all"``, ``fit`` gives the head that the
+    images give, whatever it reads.
 
     Args:
         backbone: A timm entry point, or a timm model, which may be compiled or wrapped.
@@ -81,7 +82,8 @@ def extract(
 
     Raises:
         UnknownArchitecture, WeightsError: See ``load_backbone``.
-        DataError: See ``open_data``; or too many images cannot be read.
+        DataError: See ``open_data``; or too many images cannot be read; or ``data`` are features
+            without these levels.
         DependencyMissing: The runtime or the executor is not installed.
         ContractError: The model has no such level.
         ValueError: An argument is out of its range.
@@ -117,7 +119,7 @@ def extract(
         workers=workers,
         max_unreadable=max_unreadable,
         progress=progress,
-        levels=find_levels(backbone) if chosen else (),  # all of them, as ``fit`` extracts them
+        levels=[level.name for level in chosen],
     ) as extraction:
         val_features = None if held is None else _to_arrays(held, extraction(held), chosen, None)
         return _to_arrays(train, extraction(train), chosen, val_features)

@@ -14,6 +14,7 @@ from torch import nn
 
 from headkit.adapters.backbone.level import Level
 from headkit.adapters.backbone.level_head import without_level_head
+from headkit.adapters.backbone.levels import find_levels, vector_levels
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.compat import unwrap
 from headkit.adapters.data.dataset import ImageDataset
@@ -47,6 +48,7 @@ class Extraction:
         root: Folder of all caches.
         fall_back: Continue with torch if the runtime cannot run this backbone.
         options: More keyword arguments of ``features.extract``.
+        given: Features of the user's own, by data set.
         caches: The caches that are in use.
     """
 
@@ -55,6 +57,7 @@ class Extraction:
     root: Path
     fall_back: bool
     options: Mapping[str, Any]
+    given: Mapping[ImageDataset, ExtractedFeatures]
     caches: list[FeatureCache] = field(default_factory=list)
 
     def __call__(self, source: ImageDataset, view: View | None = None) -> ExtractedFeatures:
@@ -63,18 +66,10 @@ class Extraction:
         Features of the user's own are returned as they are.
 
         Raises:
-            DataError: See ``features.extract`` and ``take_features``; or a random crop of
-                features is requested.
+            DataError: See ``features.extract``.
         """
-        if source.features is not None:
-            if view is not None and view.number:
-                raise DataError(f"views need images, but {source.name} has features: pass images")
-            if self.options["levels"]:
-                raise DataError(
-                    f"{source.name} has features, which have no levels: pass images, or "
-                    "levels='last'"
-                )
-            return take_features(self.model, source)
+        if source in self.given:
+            return self.given[source]
         try:
             found = extract(self.model, source, self.runtime, self.root, view=view, **self.options)
         except ExportError as error:
@@ -145,9 +140,13 @@ def open_extraction(
     max_unreadable: float = 0.05,
     rule: PixelRule = CURRENT_RULE,
     progress: Progress | None = None,
-    levels: Sequence[Level] = (),
+    levels: Sequence[str] = (),
 ) -> Iterator[Extraction]:
     """Choose the runtime for all data that will be extracted, and open the cache.
+
+    If any level is needed, all levels of the images are extracted: so whoever needs others finds
+    them in the same cache. Features of the user's own must come with the levels that are needed;
+    they are checked first, because the extraction takes minutes.
 
     Args:
         model: The frozen backbone.
@@ -161,18 +160,23 @@ def open_extraction(
         max_unreadable: See ``fit``.
         rule: Rule by which images become pixels.
         progress: See ``fit``.
-        levels: Levels whose vectors are extracted in the same pass, see ``features.extract``.
+        levels: Names of the levels that are needed beside the last features.
 
     Raises:
+        ContractError: The model has no such level.
+        DataError: See ``take_features``; or a random crop of features is requested.
         DependencyMissing, HeadkitError: See ``choose_runtime`` and ``choose_executor``.
         OutputError: The cache cannot be written.
     """
     run_on = choose_executor(executor)
+    needed = vector_levels(model, levels)
+    every = find_levels(model) if needed else ()
+    given = _take_given(model, requests, needed)
     model = without_level_head(model)  # the features do not depend on the head that it carries
     with _open_cache(cache) as root:
         extraction = Extraction(
             model,
-            _choose_runtime(runtime, precision, model, requests, executor, root, rule, levels),
+            _choose_runtime(runtime, precision, model, requests, executor, root, rule, every),
             root,
             fall_back=runtime == "auto",
             options={
@@ -182,8 +186,9 @@ def open_extraction(
                 "max_unreadable": max_unreadable,
                 "rule": rule,
                 "progress": progress,
-                "levels": tuple(levels),
+                "levels": every,
             },
+            given=given,
         )
         try:
             yield extraction
@@ -194,6 +199,19 @@ def open_extraction(
             enforce_limit(root)
         except OutputError as error:  # the features are there, and so is what was made of them
             logger.warning("%s", error)
+
+
+def _take_given(
+    model: nn.Module, requests: Sequence[tuple[ImageDataset, View]], levels: Sequence[Level]
+) -> dict[ImageDataset, ExtractedFeatures]:
+    given: dict[ImageDataset, ExtractedFeatures] = {}
+    for source, view in requests:
+        if source.features is None:
+            continue
+        if view.number:
+            raise DataError(f"views need images, but {source.name} has features: pass images")
+        given[source] = take_features(model, source, levels)
+    return given
 
 
 def _choose_runtime(

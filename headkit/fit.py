@@ -13,7 +13,6 @@ from torch import nn
 
 from headkit.adapters.backbone.config.input_size import ImageSize
 from headkit.adapters.backbone.level import LevelNames
-from headkit.adapters.backbone.levels import find_levels
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.evaluation import HeadOutputs, NoSuchSplit, open_evaluation
 from headkit.adapters.data.open import open_data
@@ -28,6 +27,7 @@ from headkit.adapters.features.duplicates import (
 )
 from headkit.adapters.features.executors.choose import choose_executor
 from headkit.adapters.features.extract import Progress
+from headkit.adapters.features.given import given_levels
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.features.predictions import Predictions, keep_predictions
 from headkit.adapters.features.transform import View
@@ -141,7 +141,8 @@ def fit(
         levels: What a linear head reads. ``auto`` chooses by cross-validation between the last
             features and several sets of levels, unless you pass ``l2``; ``last``: the last features
             alone; ``all``: the last features and all levels; or names of levels, see
-            ``headkit.levels``.
+            ``headkit.levels``. Features must come with the levels that are read; of features,
+            ``auto`` chooses among the levels that they have.
         weights: Weights file of the backbone, see ``load_backbone``.
         remap: Match the tensors of ``weights`` by position, see ``load_backbone``.
         img_size: Edge of the input images in pixels, or height and width, see ``load_backbone``.
@@ -182,7 +183,7 @@ def fit(
 
     Raises:
         UnknownArchitecture, WeightsError: See ``load_backbone``.
-        DataError: See ``open_data``; or too many images cannot be read.
+        DataError: See ``open_data``; or too many images cannot be read, or features lack a level.
         DependencyMissing: The runtime or the executor is not installed.
         ContractError: The architecture does not support this kind of head, or this ``img_size``.
         OutputError: The cache or the report cannot be written.
@@ -229,9 +230,8 @@ def fit(
     measuring = {"val": val_source, "test": test_source}
     apart = {name: source for name, source in measuring.items() if source is not None}
     sources = [train_source, *apart.values()]
-    given = any(source.features is not None for source in sources)
-    lacking = given or (old is not None and old.lacks_levels)
-    sets = level_sets(backbone, plan, levels, kind, l2, lacks_levels=lacking)
+    present = () if old is not None and old.lacks_levels else given_levels(sources)
+    sets = level_sets(backbone, plan, levels, kind, l2, present=present)
     check_penalty(l2, plan, sets)
     requests = [(source, View()) for source in sources]
     requests += [(train_source, View(n, seed)) for n in range(1, views)]
@@ -246,7 +246,7 @@ def fit(
         workers=workers,
         max_unreadable=max_unreadable,
         progress=progress,
-        levels=find_levels(backbone) if sets else (),
+        levels=[name for one in sets for name in one],
     ) as extraction:
         extracted = extraction(train_source)
         others = {name: extraction(source) for name, source in apart.items()}

@@ -54,6 +54,7 @@ class ImageDataset:
         stream: timm's iterable data set of images and targets, for data without random access.
         features: Features that the user has computed, in place of images: those of all branches
             side by side, float32 ``[N, num_features]``.
+        levels: Vectors of levels that come with ``features``, by name, float32 ``[N, width]`` each.
         skipped: The files and folders that are not read, one entry per reason.
         warnings: What a user should know about how the data were read.
     """
@@ -66,6 +67,7 @@ class ImageDataset:
     reader: Any = None
     stream: Any = None
     features: NDArray[np.float32] | None = None
+    levels: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
     warnings: tuple[str, ...] = ()
 

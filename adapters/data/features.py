@@ -29,7 +29,7 @@ class Features:
         unreadable: Names of the images that are left out because they cannot be read.
         val: Features of the validation images, if the data have some of their own.
         levels: Vectors of the levels that were asked for beside the last features, by name, float32
-            ``[N, width]`` each, in the order of the model.
+            ``[N, width]`` each, in the order of the model. Heads over these levels read them.
     """
 
     x: NDArray[np.float32]

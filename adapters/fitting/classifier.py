@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,7 @@ def level_sets(
     kind: Kind | None,
     l2: float | Sequence[float] | None = None,
     *,
-    lacks_levels: bool = False,
+    present: Collection[str] | None = None,
 ) -> tuple[tuple[str, ...], ...]:
     """Return the sets of levels that a head may read, the simplest first; empty for ``last``.
 
@@ -78,22 +78,25 @@ def level_sets(
             ``level_names``.
         kind: The kind of head that the user asked for, if any.
         l2: Strengths of the penalty that the user asked for; ``auto`` is then ``last``.
-        lacks_levels: True if some features have no levels, as those that the user computed;
-            ``auto`` is then ``last``.
+        present: Names of the levels that come with the user's own features, the only ones among
+            which ``auto`` chooses; see ``given_levels``. None: all levels of the model.
 
     Raises:
         ContractError: The model has no such level, or the head is not linear.
         ValueError: There is no name.
     """
     names = level_names(levels)
-    if names == [AUTO] and (l2 is not None or lacks_levels):
+    if names == [AUTO] and l2 is not None:
         names = [LAST]
     if names == [LAST]:
         return ()
     linear = plan.linear or find_row(COMBINE_LOGITS, model) is not None
     if names == [AUTO]:
-        found = find_levels(model) if kind in (None, "linear") and linear else ()
-        return tuple(candidate_sets([LAST, *(level.name for level in found)])) if found else ()
+        if kind not in (None, "linear") or not linear:
+            return ()
+        found = [level.name for level in find_levels(model)]
+        found = [name for name in found if present is None or name in present]
+        return tuple(candidate_sets([LAST, *found])) if found else ()
     if kind not in (None, "linear"):
         raise ContractError(
             f"kind is {kind!r}, but a head over levels is linear: omit kind (--kind), or pass "

@@ -32,6 +32,9 @@ def _parts(dataset: ImageDataset) -> Iterator[bytes]:
         yield from (path.encode(errors="surrogatepass") for path in dataset.paths)
     elif dataset.features is not None:
         yield from _array(dataset.features)
+        for name, vectors in dataset.levels.items():
+            yield name.encode()
+            yield from _array(vectors)
     elif dataset.reader is not None and dataset.targets is not None:
         for number in range(len(dataset.reader)):
             yield from _image(dataset.reader, number)

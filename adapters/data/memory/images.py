@@ -173,7 +173,7 @@ def _read_array(array: np.ndarray[Any, Any], where: str) -> Inputs:
     if not array.ndim or not len(array):
         raise DataError(f"{where} has no images")
     if array.ndim == 2:
-        return Inputs(features=_check_features(array, where))
+        return Inputs(features=check_features(array, where))
     if array.ndim not in (3, 4):
         raise DataError(f"{found}, expected {EXPECTED}")
     if array.dtype != np.uint8:
@@ -203,8 +203,17 @@ def _numbers_of_objects(values: np.ndarray[Any, Any], where: str) -> np.ndarray[
         ) from error
 
 
-def _check_features(array: np.ndarray[Any, Any], where: str) -> NDArray[np.float32]:
-    if array.dtype.kind not in "fiub" or not array.shape[1]:
+def check_features(array: np.ndarray[Any, Any], where: str) -> NDArray[np.float32]:
+    """Return features as float32.
+
+    Args:
+        array: Numbers ``[N, num_features]``.
+        where: Name of the data, for the message.
+
+    Raises:
+        DataError: The array has another shape or type, or a value that is NaN or infinite.
+    """
+    if array.ndim != 2 or array.dtype.kind not in "fiub" or not array.shape[1]:
         raise DataError(
             f"the features of {where} are {array.dtype} {list(array.shape)}, expected float "
             "[N, num_features]"

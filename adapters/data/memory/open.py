@@ -20,7 +20,7 @@ from headkit.adapters.heads.tasks import DEFAULT, TaskName
 from .columns import to_column
 from .frame import Frame
 from .hugging_face import read_hugging_face
-from .images import Inputs, MemoryImages, read_inputs
+from .images import Inputs, MemoryImages, check_features, read_inputs
 from .items import Part, read_torch_dataset, split_items
 from .labels import Encoded, encode_labels
 from .table import open_frame, take_images
@@ -185,7 +185,21 @@ def _open_splits(data: Mapping[Any, Any], task: TaskName | None, options: ReadOp
 def _from_features(
     given: Features, known: Encoded | None = None, task: TaskName | None = None
 ) -> ImageDataset:
-    """Return features as a data set; their labels are matched by name to the known ones."""
+    """Return features as a data set; their labels are matched by name to the known ones.
+
+    Raises:
+        DataError: An array is not finite, or has another shape than the others.
+    """
+    x = check_features(np.asarray(given.x), given.name)
+    levels = {
+        name: check_features(np.asarray(vectors), f"{given.name} (level {name})")
+        for name, vectors in given.levels.items()
+    }
+    counts = {"features": len(x), "labels": len(given.y)}
+    counts |= {f"vectors of the level {name}": len(vectors) for name, vectors in levels.items()}
+    if len({*counts.values()}) > 1:
+        found = ", ".join(f"{count} {what}" for what, count in counts.items())
+        raise DataError(f"{given.name} has {found}: expected as many of each, one per image")
     encoded = Encoded(given.task, given.label_names, given.y)
     wanted = (task or given.task, given.label_names)
     if known is not None:
@@ -193,9 +207,8 @@ def _from_features(
     if wanted != (given.task, given.label_names):
         classes = given.label_names
         encoded = encode_labels(given.y, given.name, classes=classes, known=known, task=task)
-    x = np.asarray(given.x, np.float32)
     described = (given.name, encoded.task, encoded.label_names)
-    return ImageDataset(*described, targets=encoded.targets, features=x)
+    return ImageDataset(*described, targets=encoded.targets, features=x, levels=levels)
 
 
 def _open_split(

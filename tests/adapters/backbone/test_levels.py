@@ -299,14 +299,21 @@ def test_fit_reads_levels_that_are_named_in_several_ways() -> None:
     assert level_sets(model, plan, ["last", "last"], None) == ()
 
 
-def test_levels_are_chosen_unless_a_penalty_is_given_or_the_features_have_none() -> None:
+def test_levels_are_chosen_among_those_of_the_features_unless_a_penalty_is_given() -> None:
     model = _model("test_resnet")
     plan = plan_classifier(model, None)
     for auto in ("auto", ["auto"], "auto,"):
         assert len(level_sets(model, plan, auto, None)) > 1
         assert level_sets(model, plan, auto, "mlp") == ()
         assert level_sets(model, plan, auto, None, 0.1) == ()
-        assert level_sets(model, plan, auto, None, lacks_levels=True) == ()
+        assert level_sets(model, plan, auto, None, present=()) == ()
+        assert level_sets(model, plan, auto, None, 0.1, present=("layer1",)) == ()
+        assert level_sets(model, plan, auto, None, present=("layer3", "layer1")) == (
+            (LAST,),
+            (LAST, "layer1"),
+            (LAST, "layer3"),
+            (LAST, "layer1", "layer3"),
+        )
     assert len(level_sets(model, plan, "all", None, 0.1)) == 1
 
 
