@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 def _fit(root: Path, shapes: Path, architecture: str = "test_resnet", **options: Any) -> Any:
     backbone = random_backbone(architecture)
-    return headkit.fit(backbone, shapes, cache=root, workers=0, levels="last", **options)
+    return headkit.fit(backbone, shapes, cache=root, workers=0, levels="last", l2=1e-3, **options)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_cache_is_cleared_over_and_over_while_another_process_fits(
 import headkit
 from tests.backbones import random_backbone
 heads = [
-    headkit.fit(random_backbone(), {str(shapes)!r}, cache={str(tmp_path)!r}, workers=0, views=2)
+    headkit.fit(random_backbone(), {str(shapes)!r}, cache={str(tmp_path)!r}, workers=0, views=2, levels='last', l2=1e-3)
     for _ in range(6)
 ]
 assert all(head.with_changes(created="") == heads[0].with_changes(created="") for head in heads)
