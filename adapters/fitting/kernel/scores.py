@@ -10,14 +10,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot, softplus
 
 from headkit.adapters.heads.tasks import Task
+from headkit.adapters.heads.tasks.statistics import HIGHEST
 
 UNIT = 20.0
 """Factor from predictions of 0 and 1 to logits if nothing tells how reliable the predictions are.
 
 The temperature that is searched for multiplies it, so its bounds fit predictions of 0 and 1."""
-PLATT_STEPS = 30
+LEAST_FACTOR = UNIT / HIGHEST
+"""Smallest factor of a label, as small as that of classes at the highest temperature."""
+PLATT_STEPS, HALVINGS = 50, 60
 PLATT_PENALTY = 1e-2
-"""Strength of the penalty on the distance from ``UNIT``, relative to ``UNIT²`` and one image."""
+"""Strength of the penalty on half of the squared distance from ``UNIT``, beside the log loss of all
+images."""
 
 
 @dataclass(frozen=True)
@@ -82,33 +86,68 @@ def losses(prediction: Tensor, y: Tensor, task: Task, calibration: Calibration) 
 
 
 def _platt(prediction: Tensor, y: Tensor, task: Task) -> Calibration:
-    """Fit ``sigmoid(factor * prediction + shift)`` for each label by Newton's method.
+    """Fit ``sigmoid(factor * prediction + shift)`` for each label by logistic regression.
 
-    A penalty keeps factor and shift near ``UNIT`` and ``-UNIT / 2`` if the labels are separated. A
-    label that all images have, or none, gets the prior logit of ``Task.learnable_outputs``.
+    A penalty keeps factor and shift near ``UNIT`` and ``-UNIT / 2`` if the labels are separated.
+    Predictions that are worse than none get the factor ``LEAST_FACTOR``, so the images stay in the
+    order of the regression. A label that all images have, or none, gets the prior logit of
+    ``Task.learnable_outputs``.
     """
     count, outputs = prediction.shape
     start = torch.tensor([UNIT, -UNIT / 2], dtype=torch.float64)
     theta = start.repeat(outputs, 1)
     if count:
-        design = torch.stack([prediction, torch.ones_like(prediction)], 2)  # [N, outputs, 2]
-        penalty = PLATT_PENALTY * torch.eye(2, dtype=torch.float64)
-        for _ in range(PLATT_STEPS):
-            z = (design * theta).sum(2)
-            p = z.sigmoid()
-            gradient = ((p - y)[:, :, None] * design).sum(0) + (theta - start) @ penalty
-            curvature = torch.einsum("nk,nki,nkj->kij", p * (1 - p), design, design) + penalty
-            step = torch.linalg.solve(curvature, gradient)
-            theta = theta - step.clamp(-UNIT, UNIT)
-            if float(step.abs().max()) < 1e-9:
-                break
-    factor, shift = theta[:, 0].clamp(min=0), theta[:, 1]
+        ones = torch.ones_like(prediction)
+        theta = _regress(torch.stack([prediction, ones], 2), torch.zeros_like(prediction), y, start)
+        least = LEAST_FACTOR * prediction
+        shift = _regress(ones[:, :, None], least, y, start[1:])
+        bounded = torch.cat([torch.full_like(shift, LEAST_FACTOR), shift], 1)
+        theta = torch.where(theta[:, :1] < LEAST_FACTOR, bounded, theta)
+    factor, shift = theta.unbind(1)
     learnable, prior = task.learnable_outputs(y, outputs)
     constant = torch.ones(outputs, dtype=torch.bool)
     constant[learnable] = False
     return Calibration(
         torch.where(constant, 0.0, factor), torch.where(constant, prior.double(), shift)
     )
+
+
+def _regress(design: Tensor, offset: Tensor, y: Tensor, start: Tensor) -> Tensor:
+    """Return the penalized logistic regression of each label, ``[outputs, P]``, float64.
+
+    The loss is convex. A full step of Newton's method can miss the minimum by far where sigmoids
+    are saturated, so each label halves its step until its loss falls.
+
+    Args:
+        design: Inputs ``[N, outputs, P]``.
+        offset: What is added to the logits, ``[N, outputs]``.
+        y: 0 or 1, ``[N, outputs]``.
+        start: The coefficients to which the penalty pulls, ``[P]``.
+    """
+    penalty = PLATT_PENALTY * torch.eye(len(start), dtype=torch.float64)
+
+    def evaluate(theta: Tensor) -> tuple[Tensor, Tensor]:
+        z = (design * theta).sum(2) + offset
+        distance = (theta - start).square().sum(1)
+        return z, (softplus(z) - y * z).sum(0) + PLATT_PENALTY / 2 * distance
+
+    theta = start.repeat(y.shape[1], 1)
+    z, loss = evaluate(theta)
+    for _ in range(PLATT_STEPS):
+        p = z.sigmoid()
+        gradient = ((p - y)[:, :, None] * design).sum(0) + (theta - start) @ penalty
+        curvature = torch.einsum("nk,nki,nkj->kij", p * (1 - p), design, design) + penalty
+        step = torch.linalg.solve(curvature, gradient)
+        for _ in range(HALVINGS):
+            z, new = evaluate(theta - step)
+            worse = ~(new <= loss)
+            if not bool(worse.any()):
+                break
+            step = torch.where(worse[:, None], step / 2, step)
+        theta, loss = theta - step, new
+        if float(step.abs().max()) < 1e-9:
+            break
+    return theta
 
 
 def mean_squared_error(prediction: Tensor, y: Tensor) -> float:

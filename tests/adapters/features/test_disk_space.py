@@ -191,10 +191,8 @@ def test_cache_is_cleared_over_and_over_while_another_process_fits(
     program = f"""
 import headkit
 from tests.backbones import random_backbone
-heads = [
-    headkit.fit(random_backbone(), {str(shapes)!r}, cache={str(tmp_path)!r}, workers=0, views=2, levels='last', l2=1e-3)
-    for _ in range(6)
-]
+options = dict(cache={str(tmp_path)!r}, workers=0, views=2, levels="last", l2=1e-3)
+heads = [headkit.fit(random_backbone(), {str(shapes)!r}, **options) for _ in range(6)]
 assert all(head.with_changes(created="") == heads[0].with_changes(created="") for head in heads)
 """
     fitting = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE)
