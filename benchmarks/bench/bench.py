@@ -18,6 +18,7 @@ from headkit.adapters.errors import ExportError, first_line
 from headkit.adapters.files import make_folder, scratch_folder, write_atomically
 from headkit.export.runtimes.inference import Array, LoadedModel, RunConfig
 from headkit.export.runtimes.table import DEVICES, PRECISIONS, RUNTIMES
+from headkit.export.runtimes.threads import restore_threads
 
 from .cold_start import Cold, cold_start
 from .display_names import ONNXRUNTIME
@@ -151,7 +152,7 @@ def bench(
     unsupported = missing_configs(runtimes, precisions, devices, threads or cores())
     report = progress or (lambda *_: None)
     rows, missing = list[dict[str, Any]](), list[dict[str, Any]]()
-    with scratch_folder() as folder:
+    with restore_threads(), scratch_folder() as folder:
         source = BackboneSource(backbone, weights, remap)
         models = models_under_test(targets, Path(folder), source, images)
         num_images = len(models[0].samples()) if models else 0

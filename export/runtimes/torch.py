@@ -21,6 +21,7 @@ from headkit.adapters.compat import unwrap
 from headkit.adapters.features.runtime import Branches, Pixels, Precision, Run
 
 from .inference import Array, InferenceModel, LoadedModel, RunConfig
+from .threads import restore_threads
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -60,15 +61,17 @@ class TorchRuntime:
         @torch.no_grad()
         def run(pixels: Pixels) -> Branches:
             nonlocal checked
-            if self.threads is not None:
-                torch.set_num_threads(self.threads)
-            images = torch.from_numpy(pixels).to(device, memory_format=torch.channels_last)
-            # The arithmetic of torchvision's ToTensor and Normalize, in their order.
-            images = images.float().div(255).sub(mean).div(std)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                if not checked:
-                    features(model, images)
-                branches = extract(images)
+            bf16 = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+            with restore_threads():
+                if self.threads is not None:
+                    torch.set_num_threads(self.threads)
+                images = torch.from_numpy(pixels).to(device, memory_format=torch.channels_last)
+                # The arithmetic of torchvision's ToTensor and Normalize, in their order.
+                images = images.float().div(255).sub(mean).div(std)
+                with bf16:
+                    if not checked:
+                        features(model, images)
+                    branches = extract(images)
             checked = True
             return tuple(branch.float().cpu().numpy() for branch in branches)
 

@@ -19,6 +19,7 @@ from headkit.benchmarks.bench.plots import MARKERS, PALETTE, choose_styles
 from headkit.benchmarks.bench.run_configs import explain_absence, missing_configs
 from headkit.export.runtimes.inference import RunConfig
 from headkit.export.runtimes.table import RUNTIMES
+from headkit.export.runtimes.threads import restore_threads
 from tests.backbones import SMALL, active_backbone
 
 ON_CPU: dict[str, Any] = {"devices": ["cpu"], "repeats": 1, "rounds": 3}
@@ -106,7 +107,10 @@ def test_results_are_files_that_timms_tools_read(measured: tuple[dict[str, Any],
 
 def test_an_onnx_file_is_measured_as_it_is(tmp_path: Path) -> None:
     path = headkit.export(active_backbone(), tmp_path / "model.onnx", preprocess=True).path
-    result = headkit.bench([path], batches=[2], cold_starts=0, **ON_CPU)
+    with restore_threads():
+        torch.set_num_threads(3)
+        result = headkit.bench([path], batches=[2], cold_starts=0, **ON_CPU)
+        assert torch.get_num_threads() == 3
     (row,) = rows_of(result, "onnxruntime", "fp32")
     assert row["model"] == str(path)
     assert row["infer_img_size"] == 160

@@ -76,7 +76,9 @@ def test_openvino_extracts_the_features_of_torch(
         pytest.skip("this processor has no bfloat16")
     model = active_backbone("test_vit")
     pixels = _pixels(model)
-    (expected,) = TorchRuntime().start(model, tmp_path, BATCH)(pixels)
+    before = torch.get_num_threads()
+    (expected,) = TorchRuntime(threads=before + 1).start(model, tmp_path, BATCH)(pixels)
+    assert torch.get_num_threads() == before
     (found,) = choose_runtime("openvino", precision, model).start(model, tmp_path, BATCH)(pixels)
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 

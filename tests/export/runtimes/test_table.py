@@ -16,6 +16,7 @@ from headkit.export.runtimes import torch as torch_module
 from headkit.export.runtimes.choose import choose_runtime
 from headkit.export.runtimes.inference import InferenceModel, LoadedModel, RunConfig
 from headkit.export.runtimes.table import DEVICES, PRECISIONS, RUNTIMES, RuntimeRow, providers
+from headkit.export.runtimes.threads import restore_threads
 from tests.backbones import SMALL, active_backbone, random_backbone
 
 
@@ -52,7 +53,8 @@ def test_the_module_of_a_row_computes_logits_and_features(name: str, tmp_path: P
     if "cpu" not in row.inference or name == "torch.compile":
         return
     model = _Model(tmp_path)
-    loaded = module.load(model, RunConfig(name, "fp32", "cpu", 1), 2)
+    with restore_threads():
+        loaded = module.load(model, RunConfig(name, "fp32", "cpu", 1), 2)
     x = np.random.default_rng(0).normal(size=(2, *model.input_size)).astype(np.float32)
     expected = headkit.Predictor(model.onnx()).logits(x)
     assert np.abs(loaded.run(x) - expected).max() < 1e-4 * np.abs(expected).max()
