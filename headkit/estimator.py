@@ -66,8 +66,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     Args:
         backbone: None for features; or a timm entry point, or a timm model, which is not changed.
         kind: See ``fit``. It needs a backbone.
-        levels: What a linear head of images reads, see ``fit``. Features are the last features
-            alone.
+        levels: What a linear head reads of images, see ``fit``. Features have no levels.
         l2: See ``fit``. Of several strengths, the best one in cross validation is used.
         class_weight: ``balanced``, or weights by class; other classes weigh 1.
         weights: See ``fit``.

@@ -144,9 +144,9 @@ def open_extraction(
 ) -> Iterator[Extraction]:
     """Choose the runtime for all data that will be extracted, and open the cache.
 
-    If any level is needed, all levels of the images are extracted: so whoever needs others finds
-    them in the same cache. Features of the user's own must come with the levels that are needed;
-    they are checked first, because the extraction takes minutes.
+    If any level is needed, all levels of the images are extracted, so a later call that needs other
+    levels finds them in the same cache. Features of the user's own must have the levels that are
+    needed. They are checked first, because the extraction takes minutes.
 
     Args:
         model: The frozen backbone.

@@ -141,7 +141,7 @@ def fit(
         levels: What a linear head reads. ``auto`` chooses by cross-validation between the last
             features and several sets of levels, unless you pass ``l2``; ``last``: the last features
             alone; ``all``: the last features and all levels; or names of levels, see
-            ``headkit.levels``. Features must come with the levels that are read; of features,
+            ``headkit.levels``. Data that are features must have the levels that the head reads;
             ``auto`` chooses among the levels that they have.
         weights: Weights file of the backbone, see ``load_backbone``.
         remap: Match the tensors of ``weights`` by position, see ``load_backbone``.

@@ -68,8 +68,8 @@ def fit_head(
         backbone: The frozen model, which carries the head afterwards.
         examples: Features and targets.
         blocks: Number of each image's block, int64; images of a block are copies of each other.
-        held: For each image, True to hold it out once instead; without any, the head is not
-            measured.
+        held: For each image, True to hold it out once instead. If no image is held out, the head
+            is not measured.
         how: How to fit.
     """
     if not how.plan.linear and not how.sets:

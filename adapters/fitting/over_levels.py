@@ -75,8 +75,8 @@ def fit_over_levels(
     Args:
         examples: Features with levels.
         blocks: Number of each image's block, int64; images of a block are copies of each other.
-        held: ``[N]``, True for the rows to hold out; without any, the head is not measured.
-            Default: nested cross-validation holds out each image once.
+        held: ``[N]``, True for the rows to hold out. If no row is held out, the head is not
+            measured. Default: nested cross-validation holds out each image once.
         how: How to fit.
     """
     if held is None and len(examples) <= MAX_KERNEL:
