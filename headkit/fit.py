@@ -104,9 +104,9 @@ def fit(
     """Train a head on the features of a frozen backbone, and measure it.
 
     The features are extracted once, with the backbone's own eval preprocessing, and kept in a
-    cache. A linear head reads the last features and, if that helps, intermediate levels of the
-    backbone (``kernel.selection.solve_levels``, ``linear.solve``); any other kind is trained with
-    AdamW (``adamw.train``). If ``backbone`` is a model, it carries the new head afterwards.
+    cache. A linear head reads the last features and, unless that is clearly worse, intermediate
+    levels of the backbone (``fit_linear``, ``linear.solve``); any other kind is trained with AdamW
+    (``adamw.train``). If ``backbone`` is a model, it carries the new head afterwards.
 
     The head is fitted to all training images. Its metrics are those of nested cross-validation:
     each image is predicted by a fit that has not seen it, and that made its own choices without it.

@@ -21,7 +21,6 @@ from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.heads.attach import adapt
 from headkit.adapters.heads.kinds import Kind
 
-from .kernel.candidates import candidate_sets
 from .linear.solve import LinearMap
 
 AUTO = "auto"
@@ -74,8 +73,8 @@ def level_sets(
     Args:
         model: The backbone.
         plan: See ``plan_classifier``.
-        levels: ``last``, ``auto`` (choose among several sets), ``all``, or names of levels, see
-            ``level_names``.
+        levels: ``last``, ``auto`` (choose between the last features and all levels), ``all``, or
+            names of levels, see ``level_names``.
         kind: The kind of head that the user asked for, if any.
         l2: Strengths of the penalty that the user asked for; ``auto`` is then ``last``.
         present: Names of the levels that come with the user's own features, the only ones among
@@ -96,7 +95,7 @@ def level_sets(
             return ()
         found = [level.name for level in find_levels(model)]
         found = [name for name in found if present is None or name in present]
-        return tuple(candidate_sets([LAST, *found])) if found else ()
+        return ((LAST,), (LAST, *found)) if found else ()
     if kind not in (None, "linear"):
         raise ContractError(
             f"kind is {kind!r}, but a head over levels is linear: omit kind (--kind), or pass "

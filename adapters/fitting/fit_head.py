@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headkit.adapters.backbone.level import LAST
 from headkit.adapters.data.holdout import holdout
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.heads.attach import adapt
@@ -18,13 +17,11 @@ from headkit.adapters.heads.tasks import TaskName, get_task
 
 from .adamw import predict_logits, train, train_further
 from .classifier import Plan, set_classifier
-from .folds import make_partition
-from .linear.solve import MAX_CROSS_VALIDATED, STRENGTHS, Solution, solve
-from .out_of_fold import Fitted, Predict, apply_linear, predict_out_of_fold
-from .over_levels import LevelFit, fit_over_levels
+from .fit_linear import LinearFit, fit_linear
+from .out_of_fold import Fitted, Predict, predict_out_of_fold
 
 SHARE = 0.2
-"""Share of the images that is held out if cross-validation would take too long."""
+"""Share of the images that is held out to measure, or to choose, how AdamW trains a head."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +57,8 @@ def fit_head(
 ) -> Fitted:
     """Fit a head to all examples, put it onto the backbone, and predict images that it did not see.
 
-    Linear heads are measured by nested cross-validation: each image is held out once, and the fit
-    without it makes its own choices. More than ``MAX_CROSS_VALIDATED`` images, and heads that are
-    trained by AdamW, are measured on a fifth of the images that is held out once.
+    Linear heads are measured by nested cross-validation, see ``fit_linear``. Heads that are trained
+    by AdamW are measured on a fifth of the images that is held out once.
 
     Args:
         backbone: The frozen model, which carries the head afterwards.
@@ -75,41 +71,13 @@ def fit_head(
     if not how.plan.linear and not how.sets:
         return _fit_trained(backbone, examples, blocks, held, how)
     rows = None if held is None else held[examples.images]
-    weights = _class_weights(examples, how)
-    if how.sets:
-        if rows is None and len(blocks) > MAX_CROSS_VALIDATED:
-            rows = _hold_out(examples, blocks, how)
-        level_fit = LevelFit(
-            how.sets, get_task(how.task), how.num_outputs, weights, how.l2, how.seed
-        )
-        over = fit_over_levels(examples, blocks, rows, level_fit)
-        model = set_classifier(
-            backbone, how.plan, over.levels, over.linear, examples, how.num_outputs
-        )
-        return Fitted(model, over.choices, over.held)
-    last = examples.branches_only
-
-    def fit_rows(some: LabeledFeatures) -> Predict:
-        solution = _solve(some, how, _class_weights(some, how))
-        return lambda others: apply_linear(solution.linear, others.x)
-
-    folds = _folds(last, blocks, rows, how)
-    out = predict_out_of_fold(last, folds, fit_rows, how.num_outputs)
-    solution = _solve(last, how, weights)
-    model = set_classifier(backbone, how.plan, (LAST,), solution.linear, last, how.num_outputs)
-    choices = {"l2": solution.l2, "var_smoothing": solution.var_smoothing}
-    return Fitted(model, choices, out)
-
-
-def _solve(some: LabeledFeatures, how: HeadFit, weights: Tensor | None) -> Solution:
-    return solve(
-        some.x,
-        some.y,
-        how.num_outputs,
-        task=how.task,
-        class_weights=weights,
-        l2=STRENGTHS if how.l2 is None else how.l2,
+    task = get_task(how.task)
+    linear_fit = LinearFit(how.sets, task, how.num_outputs, how.class_weights, how.l2, how.seed)
+    found = fit_linear(examples, blocks, rows, linear_fit)
+    model = set_classifier(
+        backbone, how.plan, found.levels, found.linear, examples, how.num_outputs
     )
+    return Fitted(model, found.choices, found.held)
 
 
 def _fit_trained(
@@ -170,23 +138,6 @@ def _class_weights(examples: LabeledFeatures, how: HeadFit) -> Tensor | None:
     if isinstance(how.class_weights, str):
         return get_task(how.task).balanced_weights(examples.y, how.num_outputs)
     return how.class_weights
-
-
-def _folds(
-    examples: LabeledFeatures, blocks: Tensor, held: Tensor | None, how: HeadFit
-) -> list[Tensor]:
-    """Return for each fold ``[N]``, True for the rows that are held out."""
-    if held is not None:
-        return [held] if bool(held.any()) else []
-    if len(blocks) > MAX_CROSS_VALIDATED:
-        return [_hold_out(examples, blocks, how)]
-    partition = make_partition(examples.y, blocks[examples.images], get_task(how.task), how.seed)
-    masks = []
-    for start, end in partition.folds:
-        mask = torch.zeros(len(examples), dtype=torch.bool)
-        mask[partition.order[start:end]] = True
-        masks.append(mask)
-    return masks
 
 
 def _hold_out(examples: LabeledFeatures, blocks: Tensor, how: HeadFit) -> Tensor:

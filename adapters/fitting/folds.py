@@ -1,9 +1,8 @@
-"""Split images into groups for cross-validation; copies of an image stay in one group."""
+"""Split images into folds for cross-validation; copies of an image stay in one fold."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,87 +11,94 @@ from torch import Tensor
 from headkit.adapters.data.holdout import holdout
 from headkit.adapters.heads.tasks import Task
 
-MAX_GROUPS = 20
-"""Maximum number of groups; each is left out once to make the choices."""
-FOLDS = 8
+from .linear.solve import MAX_CROSS_VALIDATED
+
+FOLDS = 5
 """Maximum number of folds.
 
 With more folds, each head trains on more images, and its metrics are less below those of the final
 head. But all folds have the same shares of the classes, as random images have not, and that helps
-the heads: of 100 random images, ten folds stated no less than the truth in the mean."""
+the heads: of 100 random images, eight folds stated no less than the truth in the mean."""
 
 
 @dataclass(frozen=True)
-class Partition:
-    """Images in groups, and groups in folds.
+class Folds:
+    """Images in folds, and which folds are left out together.
 
     Attributes:
-        order: Row numbers ``[N]``, sorted by group; rows that are never left out come last.
-        groups: Where each group starts and ends in ``order``.
-        folds: Where each fold starts and ends in ``order``; a fold is one or more whole groups.
+        of_row: The fold of each row, int64 ``[N]``; -1 for rows that are never left out.
+        left_out: Folds that are left out together to make choices. Heads that see neither fold
+            ``a`` nor fold ``b`` predict ``b`` to choose for ``a``, and ``a`` to choose for ``b``.
+        measured: Folds that a head without them predicts.
     """
 
-    order: Tensor
-    groups: tuple[tuple[int, int], ...]
-    folds: tuple[tuple[int, int], ...]
+    of_row: Tensor
+    left_out: tuple[tuple[int, ...], ...]
+    measured: tuple[int, ...]
+
+    def rows_of(self, folds: tuple[int, ...]) -> Tensor:
+        """Return ``[N]``, True for the rows of some folds."""
+        return torch.isin(self.of_row, torch.tensor(folds))
 
 
-def make_partition(y: Tensor, blocks: Tensor, task: Task, seed: int) -> Partition:
-    """Put images into groups, stratified by class: a group has about as many images of each class.
+def make_folds(y: Tensor, blocks: Tensor, task: Task, seed: int) -> Folds:
+    """Put images into folds, stratified by class: a fold has about as many images of each class.
 
-    If a group had only one image, its class would be rarer in all other groups together, and the
+    If a fold had only one image, its class would be rarer in all other folds together, and the
     prediction for it would be biased against its class.
+
+    Each fold is left out together with the next one. Two folds are left out alone, because nothing
+    would remain. Of more than ``MAX_CROSS_VALIDATED`` images, one fold is measured, and another one
+    makes the choices for it.
 
     Args:
         y: Targets of the images, see ``Task``.
         blocks: Number of each image's block, int64 ``[N]``. Images of a block show the same thing
             and stay together. A class with a single block is never left out.
         task: The kind of targets.
-        seed: Seed of the groups.
+        seed: Seed of the folds.
     """
     first, members = _first_of_each(blocks)
     targets = y[first].numpy()
     strata = task.strata(targets)
     classes = len(np.unique(strata)) if strata.ndim == 1 else 2
-    count = int(np.clip(len(first) // classes, 2, MAX_GROUPS))
-    group = _stratify(strata, targets, task, count, seed)
-    of_image = torch.from_numpy(group)[members]
-    of_image = torch.where(of_image < 0, count, of_image)
-    order = of_image.argsort(stable=True)
-    sizes = torch.bincount(of_image, minlength=count + 1)[:count]
-    ends = [0, *sizes.cumsum(0).tolist()]
-    groups = tuple(pair for pair in pairwise(ends) if pair[0] < pair[1])
-    if len(groups) < 2:
-        return Partition(order, (), ())
-    most = min(len(groups), FOLDS)
-    cuts = np.linspace(0, len(groups), most + 1).round().astype(int).tolist()
-    folds = tuple((groups[a][0], groups[b - 1][1]) for a, b in pairwise(cuts))
-    return Partition(order, groups, folds)
+    many = len(first) > MAX_CROSS_VALIDATED
+    count = FOLDS if many else int(np.clip(len(first) // classes, 2, FOLDS))
+    fold = torch.from_numpy(_stratify(strata, targets, task, count, seed))[members]
+    present = sorted(set(fold.tolist()) - {-1})
+    if len(present) < 2:
+        return Folds(torch.full_like(fold, -1), (), ())
+    if many:
+        return Folds(fold, (tuple(present[:2]),), tuple(present[:1]))
+    if len(present) == 2:
+        return Folds(fold, tuple((one,) for one in present), tuple(present))
+    following = zip(present, [*present[1:], present[0]], strict=True)
+    return Folds(fold, tuple(following), tuple(present))
 
 
 def _stratify(
     strata: np.ndarray, targets: np.ndarray, task: Task, count: int, seed: int
 ) -> np.ndarray:
-    """Return the group of each block; -1 for one that is never left out."""
-    group = np.full(len(strata), -1)
+    """Return the fold of each block; -1 for one that is never left out."""
+    fold = np.full(len(strata), -1)
     if strata.ndim == 1:
         generator = np.random.default_rng(seed)
         start = 0
         for label in np.unique(strata):
             same = generator.permutation(np.flatnonzero(strata == label))
             if len(same) > 1:
-                # Classes start at different groups, so that the groups have equal sizes.
-                group[same] = (np.arange(len(same)) + start) % count
+                # Classes start at different folds, so that the folds have equal sizes.
+                fold[same] = (np.arange(len(same)) + start) % count
                 start += len(same)
-        return group
+        return fold
     left = np.arange(len(strata))
     for number in range(count - 1):
         chosen = holdout(targets[left], task.name, 1 / (count - number), seed + number)
-        group[left[chosen]] = number
+        fold[left[chosen]] = number
         left = left[~chosen]
     alone = strata.sum(0) == 1
-    group[left[~(strata[left] & alone).any(1)]] = count - 1
-    return group
+    fold[left[~(strata[left] & alone).any(1)]] = count - 1
+    return fold
 
 
 def _first_of_each(blocks: Tensor) -> tuple[Tensor, Tensor]:

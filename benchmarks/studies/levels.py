@@ -24,8 +24,7 @@ from headkit.adapters.backbone.levels import Level
 from headkit.adapters.backbone.levels import levels as list_levels
 from headkit.adapters.backbone.load import load_backbone
 from headkit.adapters.features.labeled_features import LabeledFeatures
-from headkit.adapters.fitting.kernel.candidates import candidate_sets
-from headkit.adapters.fitting.over_levels import LevelFit, fit_over_levels
+from headkit.adapters.fitting.fit_linear import LinearFit, fit_linear
 from headkit.adapters.heads.attach import adapt, head_of
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.tasks import get_task
@@ -81,12 +80,12 @@ def fit(_folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     last, *levels = list_levels(ARCHITECTURES[0])
     examples = _examples(last, levels)
-    candidates = tuple(candidate_sets([LAST, *(level.name for level in levels)]))
-    how = LevelFit(candidates, get_task("multiclass"), CLASSES)
+    candidates = ((LAST,), (LAST, *(level.name for level in levels)))
+    how = LinearFit(candidates, get_task("multiclass"), CLASSES)
     seconds = []
     for _ in range(FITS):
         start = time.process_time()
-        fitted = fit_over_levels(examples, torch.arange(IMAGES), None, how)
+        fitted = fit_linear(examples, torch.arange(IMAGES), None, how)
         seconds.append(round(time.process_time() - start, 3))
     return {
         "architecture": ARCHITECTURES[0],

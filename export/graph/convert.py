@@ -32,6 +32,7 @@ from headkit.export.optimize import passes
 
 from .classifier_graph import CLASSES, can_build
 from .condconv import replace_condconv
+from .converted_backbones import conversion_key, convert_once
 from .description.names import level_output
 
 TRACED_BATCH = 2
@@ -91,16 +92,21 @@ def convert(
     output = features(model, x)
     entering = (output,) if isinstance(output, Tensor) else output
     names = [f"features_{number}" if number else "features" for number in range(len(entering))]
-    program = _export_program(
-        Backbone(_prepare(model), levels),
-        (x,),
-        inputs=["pixel_values"],
-        outputs=[*names, *map(level_output, levels)],
-        dynamic_shapes=({0: _BATCH},),
-        what=name_of(model),
-    )
-    _name_as_in_state_dict(program)
-    backbone = passes.optimize(program, quantizable=quantizable) if optimize else program
+
+    def convert_backbone() -> onnx.ModelProto:
+        program = _export_program(
+            Backbone(_prepare(model), levels),
+            (x,),
+            inputs=["pixel_values"],
+            outputs=[*names, *map(level_output, levels)],
+            dynamic_shapes=({0: _BATCH},),
+            what=name_of(model),
+        )
+        _name_as_in_state_dict(program)
+        return passes.optimize(program, quantizable=quantizable) if optimize else program
+
+    key = conversion_key(model, size, levels, optimize, quantizable)
+    backbone = convert_once(key, convert_backbone)
     if can_build(head, names):
         return Converted(backbone, None)
     return Converted(backbone, _convert_classifier(model, head, entering, names))

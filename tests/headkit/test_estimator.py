@@ -25,7 +25,7 @@ from timm.data import create_transform, resolve_model_data_config
 import headkit
 from headkit import HeadClassifier
 from headkit.adapters.fitting.adamw import train
-from headkit.adapters.fitting.kernel.selection import solve_levels
+from headkit.adapters.fitting.linear.regularization_path import RegularizationPath
 from tests.backbones import random_backbone
 from tests.images import read_images
 
@@ -247,19 +247,20 @@ def test_head_is_the_one_that_fit_trains(
 def test_nothing_is_fitted_to_measure_the_head(
     shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def count_folds(*args: Any, **options: Any) -> Any:
-        folds.append(len(args[5].folds))
-        return solve_levels(*args, **options)
+    class CountedPath(RegularizationPath):
+        def solve(self, *args: Any) -> Any:
+            solved.append(1)
+            return super().solve(*args)
 
-    folds: list[int] = []
-    monkeypatch.setattr("headkit.adapters.fitting.over_levels.solve_levels", count_folds)
+    solved: list[int] = []
+    monkeypatch.setattr("headkit.adapters.fitting.fit_linear.RegularizationPath", CountedPath)
     _, labels, pixels = read_images(shapes)
     estimator = HeadClassifier(random_backbone(), workers=0).fit(pixels, labels)
-    assert folds == [0]
+    assert len(solved) == 1
     assert estimator.head_.metrics["num_val"] == 0
     assert "accuracy" not in estimator.head_.metrics
     headkit.fit(random_backbone(), (pixels, labels), workers=0)
-    assert folds[1] > 1
+    assert len(solved) > 3
 
 
 def test_classifier_over_levels_survives_pickle_clone_and_another_fit(

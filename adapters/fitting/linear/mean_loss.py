@@ -9,7 +9,7 @@ from torch import Tensor
 
 from headkit.adapters.heads.tasks import Task
 
-from .products import multiply, multiply_transposed
+from .products import multiply
 from .standardization import StandardizedRows
 
 
@@ -71,7 +71,7 @@ class MeanLoss:
         for where, z in self.rows.blocks():
             loss, residual, second = self._losses(multiply(z, weight) + bias, where)
             losses = losses + (loss / self.total).sum()
-            gradient[:, :-1] += multiply_transposed(residual, z)
+            gradient[:, :-1] += residual.T @ z
             gradient[:, -1] += residual.sum(0)
             curvature += second.sum(0)
         gradient /= self.total.reshape(-1, 1)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .products import multiply, multiply_transposed
+from .products import multiply
 
-RANK = 256
+RANK = 128
 """Number of leading eigenvectors of the covariance that the preconditioner knows."""
 MIN_CURVATURE = 1e-7
 """Lower bound of an output's curvature: if every image is certain of it, it can still move."""
@@ -42,8 +42,8 @@ class Spectrum:
         n, width = z.shape
         rank = min(RANK, n, width)
         start = torch.randn(n, rank, generator=torch.Generator().manual_seed(0), dtype=z.dtype)
-        basis = multiply_transposed(start.to(z.device), z)
-        basis = multiply_transposed(multiply(z, basis), z)
+        basis = start.to(z.device).T @ z
+        basis = multiply(z, basis).T @ z
         basis = torch.linalg.qr(basis.T).Q
         projected = multiply(z, basis.T.contiguous())
         values, vectors = torch.linalg.eigh(projected.T @ projected / n)

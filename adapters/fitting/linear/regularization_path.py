@@ -19,11 +19,11 @@ from .ridge import Ridge
 from .rows import Rows
 from .standardization import StandardizedRows, measure_moments
 
-MAX_DOUBLE_SIZE = 2**20
+MAX_DOUBLE_SIZE = 2**17
 """Maximum numbers in the features for double precision: single would save almost no time."""
 MAX_RIDGE_SIDE = 4096
 """Maximum smaller side of the features for which ridge regression decomposes the covariance."""
-MAX_SPAN_IMAGES = 512
+MAX_SPAN_IMAGES = 200
 """Maximum images for which the span of the rows is the basis, if features are twice as many.
 
 The span contains the weights (representer theorem; Schölkopf, Herbrich and Smola, 2001)."""
@@ -145,13 +145,18 @@ class RegularizationPath:
     Args:
         data: The images.
         var_smoothing: Share of the mean variance that is added to the variance of each feature.
+        spectrum: Spectrum of similar images' features, for the preconditioner. Default: these
+            images' spectrum, if it is needed. It changes how fast the solver converges, not where.
     """
 
-    def __init__(self, data: PathData, var_smoothing: float) -> None:
+    def __init__(
+        self, data: PathData, var_smoothing: float, spectrum: Spectrum | None = None
+    ) -> None:
         self.data, self.var_smoothing = data, var_smoothing
         self.settings, self.outputs = data.settings, data.outputs
         self.scale = data.moments.scale(var_smoothing)
         self.basis: Tensor | None = None
+        self._similar = spectrum
         if data.uses_span:
             self.basis = torch.linalg.qr(self._rows(data.train.x).to_tensor().T).Q
         self.thetas = dict[float, Tensor]()
@@ -176,6 +181,8 @@ class RegularizationPath:
     @cached_property
     def spectrum(self) -> Spectrum:
         """The spectrum of the features' covariance, for the preconditioner."""
+        if self._similar is not None and self.basis is None:
+            return self._similar
         return Spectrum.from_features(self._rows(self.data.sample).to_tensor())
 
     def release(self) -> None:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from headkit.adapters.features.rows import Rows, SelectedRows
 
-from .products import IMAGE_ROWS
-
 __all__ = ["Rows", "SelectedRows", "split_rows"]
+
+MIN_ROWS = 64
+"""Minimum number of rows in a block."""
 
 
 def split_rows(source: Tensor | Rows, rows: int) -> Iterator[Tensor]:
@@ -20,7 +21,7 @@ def split_rows(source: Tensor | Rows, rows: int) -> Iterator[Tensor]:
     Raises:
         ValueError: The blocks of the source do not have the shape that it states.
     """
-    rows = max(IMAGE_ROWS, rows // IMAGE_ROWS * IMAGE_ROWS)
+    rows = max(MIN_ROWS, rows)
     if isinstance(source, Tensor):
         yield from torch.split(source, rows)
         return

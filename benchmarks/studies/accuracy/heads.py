@@ -18,9 +18,8 @@ from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.fitting.adamw import predict_logits
 from headkit.adapters.fitting.classifier import Plan
 from headkit.adapters.fitting.fit_head import HeadFit, fit_head
-from headkit.adapters.fitting.kernel.candidates import candidate_sets
+from headkit.adapters.fitting.fit_linear import LinearFit, fit_linear
 from headkit.adapters.fitting.linear.solve import STRENGTHS, solve
-from headkit.adapters.fitting.over_levels import LevelFit, fit_over_levels
 from headkit.adapters.heads.tasks import get_task
 
 from . import backbones
@@ -79,8 +78,8 @@ def over_levels(
 ) -> Array:
     """Fit a linear head over the levels that ``fit`` chooses by default."""
     found = find_levels(backbones.load(backbone))
-    candidates = candidate_sets([LAST, *(level.name for level in found)])
-    return _ridge(label_features(levels, images, found), images, candidates, training, seed)
+    sets = ((LAST,), (LAST, *(level.name for level in found)))
+    return _fit(label_features(levels, images, found), images, sets, training, seed)
 
 
 def projection(
@@ -101,19 +100,19 @@ def projection(
         random = torch.randn(x.shape[1], PROJECTED, generator=generator)
         projected += x @ random / x.shape[1] ** 0.5
     examples = label_features({LAST: projected.relu().numpy()}, images, ())
-    return _ridge(examples, images, [(LAST,)], training, seed)
+    return _fit(examples, images, ((LAST,),), training, seed)
 
 
-def _ridge(
+def _fit(
     examples: LabeledFeatures,
     images: ImageSet,
-    candidates: Sequence[tuple[str, ...]],
+    sets: tuple[tuple[str, ...], ...],
     training: Mask,
     seed: int,
 ) -> Array:
-    how = LevelFit(tuple(candidates), get_task(images.task), images.num_outputs, seed=seed)
+    how = LinearFit(sets, get_task(images.task), images.num_outputs, seed=seed)
     chosen = examples.select(torch.from_numpy(training))
-    fitted = fit_over_levels(chosen, torch.arange(len(examples)), None, how)
+    fitted = fit_linear(chosen, torch.arange(len(examples)), None, how)
     return fitted.predict(examples.select(torch.from_numpy(~training))).numpy()
 
 

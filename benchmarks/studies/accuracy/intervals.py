@@ -19,9 +19,8 @@ import torch
 from headkit.adapters.backbone.level import LAST
 from headkit.adapters.backbone.levels import find_levels
 from headkit.adapters.features.labeled_features import LabeledFeatures
-from headkit.adapters.fitting.kernel.candidates import candidate_sets
+from headkit.adapters.fitting.fit_linear import LinearFit, fit_linear
 from headkit.adapters.fitting.measured import Measured
-from headkit.adapters.fitting.over_levels import LevelFit, fit_over_levels
 from headkit.adapters.heads.tasks import get_task
 
 from . import backbones
@@ -78,13 +77,13 @@ def _measure(images: ImageSet, examples: LabeledFeatures, size: int, draw: int) 
     training = torch.zeros(len(images.targets), dtype=torch.bool)
     training[torch.from_numpy(generator.permutation(len(training))[:size])] = True
     task = get_task(images.task)
-    how = LevelFit(
-        tuple(candidate_sets([LAST, *(level.name for level in examples.levels)])),
+    how = LinearFit(
+        ((LAST,), (LAST, *(level.name for level in examples.levels))),
         task,
         images.num_outputs,
     )
     chosen = examples.select(training)
-    fitted = fit_over_levels(chosen, torch.arange(len(examples)), None, how)
+    fitted = fit_linear(chosen, torch.arange(len(examples)), None, how)
     stated = Measured.of_folds(fitted.held, examples.y).metrics_of_choices(task.name, "f1")
     logits = fitted.predict(examples.select(~training))
     truth = float((logits.argmax(1) == examples.y[~training]).double().mean())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from headkit.adapters.fitting.linear.products import multiply, multiply_transposed
+from headkit.adapters.fitting.linear.products import multiply
 from headkit.adapters.fitting.linear.solve import solve
 
 from .problems import Array, Blocks, blobs, logits_of, tensors
@@ -54,14 +54,11 @@ def test_blocks_that_contradict_their_shape_are_refused() -> None:
         solve(rows, torch.zeros(10, dtype=torch.int64), 2, l2=1)
 
 
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 700])
 @pytest.mark.parametrize(("outputs", "width"), [(1, 1), (3, 5), (10, 64), (70, 33)])
 def test_products_equal_those_of_numpy(n: int, outputs: int, width: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    z, weight, r = (
-        torch.randn(*shape, generator=generator)
-        for shape in [(n, width), (outputs, width), (n, outputs)]
-    )
-    forward, backward = multiply(z, weight), multiply_transposed(r, z)
-    assert np.abs(forward.numpy() - z.double().numpy() @ weight.double().numpy().T).max() < 1e-4
-    assert np.abs(backward.numpy() - r.double().numpy().T @ z.double().numpy()).max() < 1e-4
+    z = torch.randn(n, width, generator=generator)
+    weight = torch.randn(outputs, width, generator=generator)
+    product = multiply(z, weight)
+    assert np.abs(product.numpy() - z.double().numpy() @ weight.double().numpy().T).max() < 1e-4

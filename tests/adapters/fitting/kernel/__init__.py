@@ -1,1 +1,0 @@
-"""Tests of ridge regression over levels."""
