@@ -126,10 +126,8 @@ class PathData:
             self.validation = self._labeled(x_val, y_val.to(y.device), None)
         count, width = x.shape
         self.closed_form = settings.task.closed_form and min(count, width) <= MAX_RIDGE_SIDE
-        if self.closed_form:
-            self.uses_span = count < width
-        else:
-            self.uses_span = count <= min(MAX_SPAN_IMAGES, width // 2)
+        few = count <= min(MAX_SPAN_IMAGES, width // 2)
+        self.uses_span = few and not self.closed_form
         double = self.closed_form or self.uses_span or count * width <= MAX_DOUBLE_SIZE
         self.dtype = torch.float64 if double else torch.float32
 
