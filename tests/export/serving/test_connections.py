@@ -113,7 +113,6 @@ def test_the_oldest_connection_without_a_request_gives_way(port: int) -> None:
 
 def test_a_client_that_does_not_read_is_disconnected(port: int) -> None:
     with connect(port) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
         time.sleep(LIMITS.seconds + 3)
         received = 0
