@@ -27,7 +27,7 @@ from headkit.adapters.features.transform import View
 from headkit.adapters.fitting.adamw import predict_logits
 from headkit.adapters.fitting.classifier import AUTO, level_sets, plan_classifier
 from headkit.adapters.fitting.fit_head import HeadFit, fit_head
-from headkit.adapters.fitting.linear.solve import STRENGTHS, solve
+from headkit.adapters.fitting.fit_linear import LinearFit, fit_linear
 from headkit.adapters.heads.attach import head_of
 from headkit.adapters.heads.kinds import Kind
 from headkit.adapters.heads.tasks import DEFAULT, get_task
@@ -79,7 +79,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         workers: See ``fit``.
         max_unreadable: Largest share of the training images that may be skipped as unreadable. To
             predict, every image must be readable.
-        random_state: Seed of everything that is random with a backbone, see ``seed`` of ``fit``.
+        random_state: Seed of everything that is random, see ``seed`` of ``fit``.
 
     Attributes:
         classes_: The classes, in ascending order.
@@ -198,16 +198,23 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         return torch.from_numpy(weight)
 
     def _fit_features(self, x: Array, codes: NDArray[np.int64]) -> None:
-        solution = solve(
-            torch.from_numpy(x.astype(np.float32)),
-            torch.from_numpy(codes),
-            len(self.classes_),
-            class_weights=self._class_weights(codes),
-            l2=STRENGTHS if self.l2 is None else self.l2,
+        rows = torch.from_numpy(x.astype(np.float32))
+        images = torch.arange(len(rows))
+        examples = LabeledFeatures(
+            rows, torch.from_numpy(codes), [rows.shape[1:]], images, images >= 0
         )
-        self.coef_ = solution.linear.weight.double().numpy()
-        self.intercept_ = solution.linear.bias.double().numpy()
-        self.l2_ = solution.l2
+        how = LinearFit(
+            (),
+            get_task(DEFAULT),
+            len(self.classes_),
+            self._class_weights(codes),
+            self.l2,
+            self._choose_seed(),
+        )
+        fitted = fit_linear(examples, images, images < 0, how)
+        self.coef_ = fitted.linear.weight.numpy()
+        self.intercept_ = fitted.linear.bias.numpy()
+        self.l2_ = fitted.choices["l2"]
 
     def _fit_images(self, dataset: ImageDataset, values: Any) -> None:
         check_arguments(

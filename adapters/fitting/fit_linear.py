@@ -16,7 +16,7 @@ from headkit.adapters.heads.tasks import Task
 from .folds import make_folds
 from .linear.preconditioner import Spectrum
 from .linear.regularization_path import LinearMap, PathData, RegularizationPath, Settings
-from .linear.solve import MAX_CROSS_VALIDATED, STRENGTHS
+from .linear.solve import MAX_CROSS_VALIDATED, STRENGTHS, check_positive
 from .out_of_fold import OutOfFold, apply_linear
 from .selection import Candidate, Choice, LeftOut, choose, losses_of_rows
 
@@ -93,7 +93,7 @@ def fit_linear(
         how: How to fit.
 
     Raises:
-        ValueError: A feature is NaN or infinite.
+        ValueError: A feature is NaN or infinite, or a strength is not positive.
     """
     everything = _Problem(examples, blocks, how)
     linear, choice = everything.fit()
@@ -119,8 +119,7 @@ class _Problem:
         self.candidates = _candidates(examples, how)
         few = len(torch.unique(examples.images)) <= MAX_CROSS_VALIDATED
         l2 = (STRENGTHS_OF_FEW if few else STRENGTHS) if how.l2 is None else how.l2
-        values = [l2] if isinstance(l2, int | float) else l2
-        self.strengths = sorted({float(value) for value in values}, reverse=True)
+        self.strengths = sorted(set(check_positive("l2", l2)), reverse=True)
         self.folds = make_folds(examples.y, blocks[examples.images], how.task, how.seed)
         self.spectra: dict[int, Spectrum] = {}
         several = len(self.candidates) * len(self.strengths) > 1

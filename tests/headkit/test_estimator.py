@@ -98,6 +98,15 @@ def test_penalty_is_chosen_by_cross_validation(digits: Any) -> None:
     assert chosen.l2_ < 10
 
 
+def test_features_get_the_head_that_fit_gives_them(shapes: Path) -> None:
+    found = headkit.extract(random_backbone(), shapes, workers=0)
+    ours = HeadClassifier().fit(found.x, found.y)
+    head = headkit.fit(random_backbone(), (found.x, found.y))
+    assert head.metrics["l2"] == ours.l2_
+    assert np.abs(head.tensors["fc.weight"] - ours.coef_).max() < 1e-6
+    assert np.abs(head.tensors["fc.bias"] - ours.intercept_).max() < 1e-6
+
+
 def _write_digits(root: Path, count: int) -> Any:
     """Write digits of scikit-learn as PNG files in folders of classes; return the pixels."""
     data = load_digits()

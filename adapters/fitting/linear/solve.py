@@ -118,10 +118,10 @@ def solve(
         ValueError: Shapes do not fit, targets do not suit ``task``, a feature or target is NaN or
             infinite, or a strength or share is not positive.
     """
-    strengths = sorted(set(_check_positive("l2", l2)), reverse=True)
+    strengths = sorted(set(check_positive("l2", l2)), reverse=True)
     if var_smoothing is None:
         var_smoothing = VAR_SMOOTHINGS if len(strengths) > 1 else VAR_SMOOTHINGS[0]
-    smoothings = _check_positive("var_smoothing", var_smoothing)
+    smoothings = check_positive("var_smoothing", var_smoothing)
     several = len(strengths) * len(smoothings) > 1
     spec = get_task(task)
     y = _check_targets(x, y, num_outputs, spec, "")
@@ -211,7 +211,12 @@ def _folds(y: Tensor, task: Task) -> list[Tensor]:
     return [several & ((rank + starts[groups]) % folds == fold) for fold in range(folds)]
 
 
-def _check_positive(name: str, values: float | Sequence[float]) -> list[float]:
+def check_positive(name: str, values: float | Sequence[float]) -> list[float]:
+    """Return one or several values in a list.
+
+    Raises:
+        ValueError: There is no value, or one is not a positive number.
+    """
     numbers = [float(values)] if isinstance(values, int | float) else [float(v) for v in values]
     if not numbers:
         raise ValueError(f"{name} is empty, expected at least one number")
