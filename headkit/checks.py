@@ -8,6 +8,7 @@ from typing import Any
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.errors import ContractError, DataError
 from headkit.adapters.fitting.classifier import Plan
+from headkit.adapters.fitting.linear.solve import check_positive
 from headkit.adapters.fitting.thresholds import check_goal
 from headkit.adapters.heads.kinds import KINDS
 from headkit.adapters.heads.tasks import TaskName, get_task
@@ -28,9 +29,8 @@ def check_arguments(
     """Raise ``ValueError`` or ``ContractError`` unless each argument is in its range."""
     if holdout is not None and not 0 < holdout < 1:
         raise ValueError(f"holdout is {holdout}, expected a fraction between 0 and 1")
-    for strength in () if l2 is None else (l2,) if isinstance(l2, int | float) else l2:
-        if not strength > 0:
-            raise ValueError(f"l2 is {strength}, expected a positive number")
+    if l2 is not None:
+        check_positive("l2", l2)
     if kind is not None and kind not in KINDS:
         raise ContractError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
     if thresholds is not None:

@@ -21,7 +21,7 @@ from headkit.adapters.data.memory.open import open_inputs
 from headkit.adapters.errors import DependencyMissing
 from headkit.adapters.features.duplicates import number_copies
 from headkit.adapters.features.extract import ExtractedFeatures
-from headkit.adapters.features.given import given_levels
+from headkit.adapters.features.given import digest_rows, given_levels
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.features.transform import View
 from headkit.adapters.fitting.adamw import predict_logits
@@ -54,7 +54,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     """A head as a classifier of scikit-learn.
 
     Without a backbone, it takes features, float ``[N, num_features]``, and is a logistic regression
-    whose penalty is chosen by cross validation, see ``linear.solve``. With a backbone, it also
+    whose penalty is chosen by cross-validation, see ``fit_linear``. With a backbone, it also
     takes images: an array uint8 ``[N, height, width, 3]`` or ``[N, height, width]``, or a list of
     paths, Pillow images, bytes or arrays. Their features are kept in the cache of ``fit``, so cross
     validation computes the features of each image once. The fitted attribute ``head_`` is then the
@@ -211,7 +211,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             self.l2,
             self._choose_seed(),
         )
-        fitted = fit_linear(examples, images, images < 0, how)
+        _, copies = np.unique(digest_rows([x]), return_inverse=True)
+        fitted = fit_linear(examples, torch.from_numpy(copies.reshape(-1)), images < 0, how)
         self.coef_ = fitted.linear.weight.numpy()
         self.intercept_ = fitted.linear.bias.numpy()
         self.l2_ = fitted.choices["l2"]

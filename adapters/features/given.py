@@ -102,19 +102,24 @@ def take_features(
         )
     _check_levels(model, dataset, levels)
     rows = GivenRows(x, shapes, [dataset.levels[level.name] for level in levels])
-    digests = [
-        hashlib.blake2b(b"".join(part.tobytes() for part in row), digest_size=16).digest()
-        for row in zip(*rows.parts, strict=True)
-    ]
     return ExtractedFeatures(
         cache=rows,
         locations=rows.locations(),
         targets=targets,
         names=[f"image {number}" for number in range(len(x))],
-        pixel_digests=np.array(digests, PIXEL_DIGEST),
+        pixel_digests=digest_rows(rows.parts),
         unreadable=(),
         levels=tuple(levels),
     )
+
+
+def digest_rows(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return a digest of each row ``[N]``; rows that are equal in all parts have equal digests."""
+    digests = [
+        hashlib.blake2b(b"".join(part.tobytes() for part in row), digest_size=16).digest()
+        for row in zip(*parts, strict=True)
+    ]
+    return np.array(digests, PIXEL_DIGEST)
 
 
 def _check_levels(model: nn.Module, dataset: ImageDataset, needed: Sequence[Level]) -> None:

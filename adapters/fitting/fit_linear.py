@@ -16,9 +16,22 @@ from headkit.adapters.heads.tasks import Task
 from .folds import make_folds
 from .linear.preconditioner import Spectrum
 from .linear.regularization_path import LinearMap, PathData, RegularizationPath, Settings
-from .linear.solve import MAX_CROSS_VALIDATED, STRENGTHS, check_positive
+from .linear.solve import (
+    MAX_CROSS_VALIDATED,
+    STRENGTHS,
+    check_class_weights,
+    check_positive,
+)
+from .linear.standardization import measure_moments
 from .out_of_fold import OutOfFold, apply_linear
-from .selection import Candidate, Choice, LeftOut, choose, losses_of_rows
+from .selection import (
+    Candidate,
+    Choice,
+    LeftOut,
+    choose,
+    losses_of_rows,
+    weights_of_parts,
+)
 
 LAST_SMOOTHING, LEVELS_SMOOTHING = 1.0, 0.01
 """Variance smoothing of the last features alone, and of levels.
@@ -68,10 +81,6 @@ class FittedLinear:
     choices: dict[str, Any]
     held: OutOfFold
 
-    def predict(self, examples: LabeledFeatures) -> Tensor:
-        """Return logits, float64 ``[N, num_outputs]``."""
-        return apply_linear(self.linear, examples.row(self.levels))
-
 
 def fit_linear(
     examples: LabeledFeatures, blocks: Tensor, held: Tensor | None, how: LinearFit
@@ -83,7 +92,9 @@ def fit_linear(
     see ``choose``.
 
     Without ``held``, the predictions are those of nested cross-validation: nothing that is chosen
-    or fitted for the head that predicts a fold depends on a target of that fold.
+    or fitted for the head that predicts a fold depends on a target of that fold. If there are only
+    two folds, no image remains to choose for them. Their heads then read the largest set of levels,
+    with the strength of ``default_strength``.
 
     Args:
         examples: Features with levels.
@@ -93,7 +104,8 @@ def fit_linear(
         how: How to fit.
 
     Raises:
-        ValueError: A feature is NaN or infinite, or a strength is not positive.
+        ValueError: A feature is NaN or infinite, a strength or a class weight is not positive, or
+            there are class weights for numbers.
     """
     everything = _Problem(examples, blocks, how)
     linear, choice = everything.fit()
@@ -117,6 +129,10 @@ class _Problem:
     def __init__(self, examples: LabeledFeatures, blocks: Tensor, how: LinearFit) -> None:
         self.examples, self.how = examples, how
         self.candidates = _candidates(examples, how)
+        for candidate in self.candidates:
+            measure_moments(candidate.x, 0)  # refuses values that are not finite
+        if isinstance(how.class_weights, Tensor):
+            check_class_weights(how.class_weights, how.task, how.num_outputs)
         few = len(torch.unique(examples.images)) <= MAX_CROSS_VALIDATED
         l2 = (STRENGTHS_OF_FEW if few else STRENGTHS) if how.l2 is None else how.l2
         self.strengths = sorted(set(check_positive("l2", l2)), reverse=True)
@@ -128,7 +144,7 @@ class _Problem:
     def fit(self) -> tuple[LinearMap, Choice]:
         """Return the map that is fitted to all examples, and what was chosen for it."""
         everything = torch.ones(len(self.examples), dtype=torch.bool)
-        choice = self._choose(None)
+        choice = self._choose()
         return self._solve(everything, choice), choice
 
     def predict_folds(self) -> OutOfFold:
@@ -161,9 +177,11 @@ class _Problem:
             }
         return choices
 
-    def _choose(self, without: int | None) -> Choice:
-        of_row, count = self.folds.of_row, len(self.candidates)
-        return choose(self.left_out, of_row, self.strengths, count, without)
+    def _choose(self, without: int | None = None) -> Choice:
+        of_row, task = self.folds.of_row, self.how.task
+        counted = self.examples.y if without is None else self.examples.y[of_row != without]
+        weights = weights_of_parts(counted, task)
+        return choose(self.left_out, of_row, self.strengths, len(self.candidates), weights, without)
 
     def _leave_out(self, folds: tuple[int, ...]) -> LeftOut:
         """Fit all candidates at all strengths without some folds, and predict these."""
@@ -179,7 +197,7 @@ class _Problem:
             path.visit(self.strengths, stop_early=False)
             maps = [path.linear_map(l2) for l2 in self.strengths]
             logits = _apply_all(maps, candidate.select(shown))
-            each = [losses_of_rows(z, y[shown], task, y[~held]) for z in logits]
+            each = [losses_of_rows(z, y[shown], task) for z in logits]
             losses.append(torch.stack(each))
         return LeftOut(folds, shown.nonzero()[:, 0], tuple(losses))
 

@@ -16,9 +16,10 @@ from .linear.solve import MAX_CROSS_VALIDATED
 FOLDS = 5
 """Maximum number of folds.
 
-With more folds, each head trains on more images, and its metrics are less below those of the final
-head. But all folds have the same shares of the classes, as random images have not, and that helps
-the heads: of 100 random images, eight folds stated no less than the truth in the mean."""
+With more folds, each head trains on more images, so its metrics are closer to those of the final
+head. But stratified folds flatter the heads, because the images of a fold have the classes in the
+same shares as those of the others: on 100 random images, eight folds no longer understated the
+accuracy."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Folds:
         of_row: The fold of each row, int64 ``[N]``; -1 for rows that are never left out.
         left_out: Folds that are left out together to make choices. Heads that see neither fold
             ``a`` nor fold ``b`` predict ``b`` to choose for ``a``, and ``a`` to choose for ``b``.
-        measured: Folds that a head without them predicts.
+        measured: Folds that are predicted, each by a head that did not see it.
     """
 
     of_row: Tensor
@@ -47,9 +48,9 @@ def make_folds(y: Tensor, blocks: Tensor, task: Task, seed: int) -> Folds:
     If a fold had only one image, its class would be rarer in all other folds together, and the
     prediction for it would be biased against its class.
 
-    Each fold is left out together with the next one. Two folds are left out alone, because nothing
-    would remain. Of more than ``MAX_CROSS_VALIDATED`` images, one fold is measured, and another one
-    makes the choices for it.
+    Each fold is left out together with the next one. If there are only two folds, each is left out
+    alone; otherwise no image would remain to train on. Of more than ``MAX_CROSS_VALIDATED`` images,
+    one fold is measured, and another one makes the choices for it.
 
     Args:
         y: Targets of the images, see ``Task``.

@@ -107,6 +107,12 @@ def test_features_get_the_head_that_fit_gives_them(shapes: Path) -> None:
     assert np.abs(head.tensors["fc.bias"] - ours.intercept_).max() < 1e-6
 
 
+def test_copies_of_a_row_do_not_choose_the_penalty() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(60, 20)), generator.integers(0, 2, 60)
+    assert HeadClassifier().fit(np.repeat(x, 4, 0), np.repeat(y, 4)).l2_ > 0.5
+
+
 def _write_digits(root: Path, count: int) -> Any:
     """Write digits of scikit-learn as PNG files in folders of classes; return the pixels."""
     data = load_digits()
@@ -367,7 +373,7 @@ def test_wrong_parameters_are_refused_when_the_classifier_is_fitted(
         ({"levels": "layer9"}, headkit.ContractError, "no level 'layer9', expected some of last"),
         ({"levels": "all", "kind": "mlp"}, headkit.ContractError, "a head over levels is linear"),
         ({"l2": 0.1, "kind": "mlp"}, headkit.ContractError, "AdamW trains this head"),
-        ({"levels": "all", "l2": -1.0}, ValueError, "l2 is -1.0, expected a positive number"),
+        ({"levels": "all", "l2": -1.0}, ValueError, "l2 is -1, expected a positive number"),
     ],
 )
 def test_wrong_parameters_are_refused_before_images_are_read(

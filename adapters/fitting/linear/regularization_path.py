@@ -22,7 +22,7 @@ from .standardization import StandardizedRows, measure_moments
 MAX_DOUBLE_SIZE = 2**17
 """Maximum numbers in the features for double precision: single would save almost no time."""
 MAX_RIDGE_SIDE = 4096
-"""Maximum smaller side of the features for which ridge regression decomposes the covariance."""
+"""Maximum smaller side of the features for which ridge regression decomposes a matrix."""
 MAX_SPAN_IMAGES = 200
 """Maximum images for which the span of the rows is the basis, if features are twice as many.
 

@@ -11,8 +11,8 @@ from .standardization import StandardizedRows
 class Ridge:
     """Minimize ``mean(||y - prediction||²) / 2 + l2 / 2 * ||W||²``; the bias has no penalty.
 
-    The covariance of the features is decomposed once, or the inner products of the images if they
-    are fewer than the features (the dual form; Saunders, Gammerman and Vovk, 1998). Then each
+    The covariance of the features is decomposed once, or the inner products of the images if there
+    are fewer images than features (the dual form; Saunders, Gammerman and Vovk, 1998). Then each
     strength costs one product with the eigenvectors (Hoerl and Kennard, 1970).
 
     Args:
@@ -56,7 +56,7 @@ class Ridge:
         return z @ z.T
 
     def _times_rows(self, factors: Tensor) -> Tensor:
-        """Return the product of factors ``[N, num_outputs]`` and the centred rows, transposed."""
+        """Return ``factors.T @ centred rows``, ``[num_outputs, num_features]``."""
         product = torch.zeros(
             factors.shape[1], len(self.z_mean), dtype=torch.float64, device=self.y.device
         )

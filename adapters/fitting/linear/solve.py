@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,10 +134,7 @@ def solve(
         if x_val.shape[1] != x.shape[1]:
             raise ValueError(f"x_val has {x_val.shape[1]} features, expected {x.shape[1]} as in x")
     if class_weights is not None:
-        if not spec.has_classes:
-            raise ValueError("class_weights has no effect on regression: remove it")
-        if class_weights.shape != (num_outputs,) or not bool((class_weights > 0).all()):
-            raise ValueError(f"class_weights must be {num_outputs} positive numbers")
+        check_class_weights(class_weights, spec, num_outputs)
         class_weights = class_weights.to(y.device)
     settings = Settings(num_outputs, spec, class_weights, tolerance, max_iterations)
     if several and x_val is None:
@@ -211,13 +210,25 @@ def _folds(y: Tensor, task: Task) -> list[Tensor]:
     return [several & ((rank + starts[groups]) % folds == fold) for fold in range(folds)]
 
 
-def check_positive(name: str, values: float | Sequence[float]) -> list[float]:
+def check_class_weights(weights: Tensor, task: Task, num_outputs: int) -> None:
+    """Raise ``ValueError`` unless there is one positive, finite weight for each class or label."""
+    if not task.has_classes:
+        raise ValueError("class_weights has no effect on regression: remove it")
+    usable = weights.shape == (num_outputs,) and bool(((weights > 0) & weights.isfinite()).all())
+    if not usable:
+        raise ValueError(f"class_weights must be {num_outputs} positive numbers")
+
+
+def check_positive(name: str, values: Any) -> list[float]:
     """Return one or several values in a list.
 
     Raises:
         ValueError: There is no value, or one is not a positive number.
     """
-    numbers = [float(values)] if isinstance(values, int | float) else [float(v) for v in values]
+    if isinstance(values, str):
+        raise ValueError(f"{name} is {values!r}, expected a positive number, or several")
+    several = [values] if isinstance(values, Real) else values
+    numbers = [float(value) for value in several]
     if not numbers:
         raise ValueError(f"{name} is empty, expected at least one number")
     for value in numbers:

@@ -20,6 +20,7 @@ from headkit.adapters.fitting.classifier import Plan
 from headkit.adapters.fitting.fit_head import HeadFit, fit_head
 from headkit.adapters.fitting.fit_linear import LinearFit, fit_linear
 from headkit.adapters.fitting.linear.solve import STRENGTHS, solve
+from headkit.adapters.fitting.out_of_fold import apply_linear
 from headkit.adapters.heads.tasks import get_task
 
 from . import backbones
@@ -113,7 +114,8 @@ def _fit(
     how = LinearFit(sets, get_task(images.task), images.num_outputs, seed=seed)
     chosen = examples.select(torch.from_numpy(training))
     fitted = fit_linear(chosen, torch.arange(len(examples)), None, how)
-    return fitted.predict(examples.select(torch.from_numpy(~training))).numpy()
+    others = examples.select(torch.from_numpy(~training))
+    return apply_linear(fitted.linear, others.row(fitted.levels)).numpy()
 
 
 def mlp(

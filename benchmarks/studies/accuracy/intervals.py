@@ -21,6 +21,7 @@ from headkit.adapters.backbone.levels import find_levels
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.fitting.fit_linear import LinearFit, fit_linear
 from headkit.adapters.fitting.measured import Measured
+from headkit.adapters.fitting.out_of_fold import apply_linear
 from headkit.adapters.heads.tasks import get_task
 
 from . import backbones
@@ -85,7 +86,7 @@ def _measure(images: ImageSet, examples: LabeledFeatures, size: int, draw: int) 
     chosen = examples.select(training)
     fitted = fit_linear(chosen, torch.arange(len(examples)), None, how)
     stated = Measured.of_folds(fitted.held, examples.y).metrics_of_choices(task.name, "f1")
-    logits = fitted.predict(examples.select(~training))
+    logits = apply_linear(fitted.linear, examples.select(~training).row(fitted.levels))
     truth = float((logits.argmax(1) == examples.y[~training]).double().mean())
     return {
         "accuracy": stated["accuracy"],

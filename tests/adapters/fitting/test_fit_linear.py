@@ -14,12 +14,18 @@ from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.fitting.fit_linear import FittedLinear, LinearFit, fit_linear
 from headkit.adapters.fitting.folds import make_folds
 from headkit.adapters.fitting.linear.solve import solve
-from headkit.adapters.fitting.selection import LeftOut, choose, losses_of_rows
+from headkit.adapters.fitting.selection import (
+    LeftOut,
+    choose,
+    losses_of_rows,
+    weights_of_parts,
+)
 from headkit.adapters.heads.tasks import get_task
 
 NAMES = ("last", "blocks.0", "blocks.1")
 CLASSES, WIDTH = 4, 30
 AUTO = (("last",), NAMES)
+ONE = torch.ones(1, dtype=torch.float64)
 
 
 def _problem(images: int, informative: str, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -135,8 +141,8 @@ def test_one_image_per_class_fits_without_a_measurement() -> None:
 def test_labels_that_all_or_no_images_have_get_a_certain_logit() -> None:
     x, y = _problem(60, "last")
     labels = torch.stack([(y == 0).float(), torch.ones(60), torch.zeros(60)], 1)
-    fitted = _fit(x, labels, "multilabel")
-    logits = fitted.predict(_examples(x, labels))
+    fitted = _fit(x, labels, "multilabel", sets=(NAMES,))
+    logits = x.double() @ fitted.linear.weight.T + fitted.linear.bias
     assert bool((logits[:, 1] > 3).all())
     assert bool((logits[:, 2] < -3).all())
 
@@ -208,8 +214,10 @@ def test_the_larger_set_wins_unless_it_is_clearly_worse() -> None:
 
     def choice(worse: float) -> int:
         large = small + torch.linspace(0, 2 * worse, 40)
-        found = (small[None], large[None])
-        return choose([LeftOut((0, 1, 2, 3), torch.arange(40), found)], of_row, [1.0], 2).candidate
+        losses = LeftOut(
+            (0, 1, 2, 3), torch.arange(40), (small[None, :, None], large[None, :, None])
+        )
+        return choose([losses], of_row, [1.0], 2, ONE).candidate
 
     assert choice(0.0) == 1
     assert choice(-0.1) == 1
@@ -218,17 +226,15 @@ def test_the_larger_set_wins_unless_it_is_clearly_worse() -> None:
 
 def test_images_of_a_fold_do_not_choose_for_it() -> None:
     of_row = torch.tensor([0, 0, 1, 1, 2, 2])
-    low, high = torch.zeros(4), torch.ones(4)
-    own_first = torch.stack(
-        [torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.tensor([9.0, 9.0, 0.0, 0.0])]
-    )
+    first = torch.tensor([[0.0, 0.0, 1.0, 1.0], [9.0, 9.0, 0.0, 0.0]]).double()
+    second = torch.tensor([[0.0] * 4, [100.0] * 4]).double()
     left_out = [
-        LeftOut((0, 1), torch.tensor([0, 1, 2, 3]), (own_first,)),
-        LeftOut((1, 2), torch.tensor([2, 3, 4, 5]), (torch.stack([low, high]) * 100,)),
+        LeftOut((0, 1), torch.tensor([0, 1, 2, 3]), (first[:, :, None],)),
+        LeftOut((1, 2), torch.tensor([2, 3, 4, 5]), (second[:, :, None],)),
     ]
-    assert choose(left_out, of_row, [1.0, 0.1], 1, without=0).strength == 1
-    assert choose(left_out, of_row, [1.0, 0.1], 1).strength == 0
-    assert choose([], of_row, [10.0, 1.0, 0.1], 2).candidate == 1
+    assert choose(left_out, of_row, [1.0, 0.1], 1, ONE, without=0).strength == 1
+    assert choose(left_out, of_row, [1.0, 0.1], 1, ONE).strength == 0
+    assert choose([], of_row, [10.0, 1.0, 0.1], 2, ONE).candidate == 1
 
 
 def test_losses_are_those_of_the_tasks() -> None:
@@ -238,8 +244,49 @@ def test_losses_are_those_of_the_tasks() -> None:
     for name, y in [("multiclass", torch.arange(20) % 3), ("multilabel", labels)]:
         task = get_task(name)
         expected = task.measure(z.numpy(), y.numpy())["log_loss"]
-        assert float(losses_of_rows(z, y, task, y).mean()) == pytest.approx(expected)
-    numbers = labels * torch.tensor([1.0, 100.0, 0.01])
+        loss = losses_of_rows(z, y, task) @ weights_of_parts(y, task)
+        assert float(loss.mean()) == pytest.approx(expected)
+    task, numbers = get_task("regression"), labels * torch.tensor([1.0, 1e6, 1e-9])
     constant = numbers.mean(0).expand(20, 3)
-    loss = losses_of_rows(constant, numbers, get_task("regression"), numbers).mean()
-    assert float(loss) == pytest.approx(1.0)
+    loss = losses_of_rows(constant, numbers, task) @ weights_of_parts(numbers, task)
+    assert float(loss.mean()) == pytest.approx(1.0)
+
+
+def test_units_of_numbers_do_not_change_the_choice() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, len(NAMES) * 4, generator=generator)
+    y = torch.cat([x @ torch.randn(x.shape[1], 1, generator=generator), torch.zeros(40, 1)], 1)
+    constant = _fit(x, y, "regression", sets=(NAMES,))
+    found, true = constant.held.logits[:, 0], y[:, 0].double()
+    assert float((found - true).square().sum() / (true - true.mean()).square().sum()) < 0.1
+    y[7, 1] = 1.0  # the other output varies by one image alone, which may be in any fold
+    chosen = [
+        _fit(x, y * torch.tensor([first, second]), "regression", sets=(NAMES,)).choices["l2"]
+        for first, second in [(1.0, 1.0), (1.0, 1000.0), (1e-7, 1.0), (1e7, 1e-7)]
+    ]
+    assert len(set(chosen)) == 1
+
+
+@pytest.mark.parametrize("weights", [[-1.0, 1.0], [float("nan"), 1.0], [0.0, 1.0], [1.0]])
+def test_class_weights_that_are_not_positive_are_refused(weights: list[float]) -> None:
+    x, y = _problem(40, "last")
+    with pytest.raises(ValueError, match="class_weights must be 2 positive numbers"):
+        _fit(x, y % 2, class_weights=torch.tensor(weights))
+
+
+def test_strengths_may_be_numbers_of_numpy_but_no_text() -> None:
+    x, y = _problem(40, "last")
+    assert _fit(x, y, l2=np.float32(0.5)).choices["l2"] == 0.5
+    assert _fit(x, y, l2=[np.int64(1), 2]).choices["l2"] in (1.0, 2.0)
+    with pytest.raises(ValueError, match=r"l2 is '0\.1', expected a positive number, or several"):
+        _fit(x, y, l2="0.1")
+
+
+@pytest.mark.parametrize("images", [20, 2400])
+@pytest.mark.parametrize("task", ["multiclass", "regression"])
+def test_feature_that_is_no_number_is_named(images: int, task: str) -> None:
+    x, y = _problem(images, "last")
+    x[0, 3] = float("nan")
+    target = y if task == "multiclass" else y[:, None].double()
+    with pytest.raises(ValueError, match="feature 3 has values that are NaN"):
+        _fit(x, target, task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,16 +99,55 @@ def test_key_leaves_out_the_classifier_and_takes_every_option() -> None:
     assert conversion_key(model, 1) is None
 
 
+def _patch_method(model: Any, scale: float) -> None:
+    def forward_features(self: Any, x: Any) -> Any:
+        return scale * type(self).forward_features(self, x)
+
+    model.forward_features = types.MethodType(forward_features, model)
+
+
+def _patch_class(model: Any, scale: float) -> None:
+    class Activation(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return scale * x
+
+    Activation.__qualname__ = "Activation"
+    globals()["Activation"] = Activation
+    model.act1 = Activation()
+
+
+@pytest.mark.parametrize("patch", [_patch_method, _patch_class])
+def test_other_code_under_the_same_name_is_another_key(
+    patch: Callable[[Any, float], None],
+) -> None:
+    """As when a cell of a notebook is edited and run again."""
+    model = active_backbone()
+    patch(model, 1.0)
+    first = conversion_key(model)
+    assert conversion_key(model) == first
+    patch(model, 2.0)
+    assert conversion_key(model) != first
+
+
+def test_model_with_hooks_is_always_converted() -> None:
+    model = active_backbone()
+    handle = model.layer1.register_forward_hook(lambda *_: None)
+    assert conversion_key(model) is None
+    handle.remove()
+    assert conversion_key(model) is not None
+
+
 def test_kept_graphs_are_copies_and_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(converted_backbones, "_kept", type(converted_backbones._kept)())
     made = []
 
     def convert() -> onnx.ModelProto:
         made.append(1)
-        return onnx.ModelProto(doc_string=" " * 1000)
+        weights = onnx.TensorProto(raw_data=bytes(1000))
+        return onnx.ModelProto(doc_string="made", graph=onnx.GraphProto(initializer=[weights]))
 
     convert_once("a", convert).doc_string = "changed"
-    assert convert_once("a", convert).doc_string == " " * 1000
+    assert convert_once("a", convert).doc_string == "made"
     assert len(made) == 1
     convert_once(None, convert)
     assert len(made) == 2
