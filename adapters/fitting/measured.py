@@ -20,7 +20,7 @@ from .metrics import fit_temperature, measure
 from .out_of_fold import OutOfFold
 from .thresholds import UNDECIDED, choose_thresholds
 
-CROSS_VALIDATED = 0.7
+CROSS_VALIDATED = 0.65
 """What an image counts in an interval if cross-validation predicted it.
 
 Cross-validation measures the mean of the heads that are fitted to such images. The head at hand
