@@ -13,9 +13,7 @@ from headkit.adapters.fitting.thresholds import choose_thresholds
 
 
 @pytest.mark.parametrize(("hits", "images"), [(0, 20), (20, 20), (20, 40), (900, 1000)])
-def test_interval_of_cross_validation_counts_a_share_of_the_images(
-    hits: int, images: int
-) -> None:
+def test_interval_of_cross_validation_counts_a_share_of_the_images(hits: int, images: int) -> None:
     logits = torch.eye(2, dtype=torch.float64)[[1] * hits + [0] * (images - hits)]
     y = torch.ones(images, dtype=torch.long)
     numbers = torch.arange(images)
