@@ -141,8 +141,8 @@ def fit(
         levels: What a linear head reads. ``auto`` chooses by cross-validation between the last
             features and all levels, unless you pass ``l2``; ``last``: the last features alone;
             ``all``: the last features and all levels; or names of levels, see ``headkit.levels``.
-            Data that are features must have the levels that the head reads; for ``auto``, all
-            levels are those that they have.
+            Data that are features must have the levels that the head reads; ``auto`` then chooses
+            between the last features and the levels that the data have.
         weights: Weights file of the backbone, see ``load_backbone``.
         remap: Match the tensors of ``weights`` by position, see ``load_backbone``.
         img_size: Edge of the input images in pixels, or height and width, see ``load_backbone``.

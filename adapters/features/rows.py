@@ -52,12 +52,10 @@ class SelectedColumns:
     Attributes:
         source: The features.
         columns: Numbers of the columns, int64.
-        scale: Factor of each column.
     """
 
     source: Rows
     columns: Tensor
-    scale: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,26 +65,17 @@ class SelectedColumns:
     def blocks(self) -> Iterator[Tensor]:
         """Yield the selected columns of each block."""
         for block in self.source.blocks():
-            part = block[:, self.columns]
-            yield part if self.scale is None else part * self.scale
+            yield block[:, self.columns]
 
 
-def select_columns(
-    source: Tensor | Rows, ranges: Sequence[tuple[int, int]], scales: Sequence[float] | None = None
-) -> Tensor | Rows:
-    """Return columns of features side by side, each range multiplied by its scale.
+def select_columns(source: Tensor | Rows, ranges: Sequence[tuple[int, int]]) -> Tensor | Rows:
+    """Return columns of features side by side.
 
     Args:
         source: Features ``[N, width]``.
         ranges: Where the columns of each part start and end.
-        scales: Factor of each range. Default: 1.
     """
     columns = torch.cat([torch.arange(start, end) for start, end in ranges])
-    scale = None
-    if scales is not None:
-        widths = torch.tensor([end - start for start, end in ranges])
-        scale = torch.tensor(scales, dtype=torch.float32).repeat_interleave(widths)
     if not isinstance(source, Tensor):
-        return SelectedColumns(source, columns, scale)
-    part = source[:, columns]
-    return part if scale is None else part * scale
+        return SelectedColumns(source, columns)
+    return source[:, columns]

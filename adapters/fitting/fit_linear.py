@@ -11,6 +11,7 @@ from torch import Tensor
 
 from headkit.adapters.backbone.level import LAST
 from headkit.adapters.features.labeled_features import LabeledFeatures
+from headkit.adapters.features.rows import Rows
 from headkit.adapters.heads.tasks import Task
 
 from .folds import make_folds
@@ -38,7 +39,7 @@ LAST_SMOOTHING, LEVELS_SMOOTHING = 1.0, 0.01
 
 Levels of a backbone have features of different sizes, so each feature gets its own scale."""
 STRENGTHS_OF_FEW = STRENGTHS[:9]
-"""Strengths to choose from for up to ``MAX_CROSS_VALIDATED`` images: 10, 3.2, … 0.001."""
+"""Strengths to choose from for up to ``MAX_CROSS_VALIDATED`` blocks: 10, 3.2, … 0.001."""
 TOLERANCE, MAX_ITERATIONS = 1e-5, 500
 """See ``solve``."""
 
@@ -48,8 +49,8 @@ class LinearFit:
     """How to fit a linear head.
 
     Attributes:
-        sets: Sets of levels to choose from, the simplest first; empty for a head that reads all
-            branches of the last features, and no levels.
+        sets: Sets of levels to choose from, the simplest first; the last one contains all others.
+            Empty for a head that reads all branches of the last features, and no levels.
         task: The kind of targets.
         num_outputs: Length of the logits.
         class_weights: Weight of each class ``[num_outputs]``, or ``balanced``; see ``solve``.
@@ -93,8 +94,8 @@ def fit_linear(
 
     Without ``held``, the predictions are those of nested cross-validation: nothing that is chosen
     or fitted for the head that predicts a fold depends on a target of that fold. If there are only
-    two folds, no image remains to choose for them. Their heads then read the largest set of levels,
-    with the strength of ``default_strength``.
+    two folds, no image remains to choose for them. Their heads then read the largest set of levels
+    and have the strength of ``default_strength``.
 
     Args:
         examples: Features with levels.
@@ -129,14 +130,14 @@ class _Problem:
     def __init__(self, examples: LabeledFeatures, blocks: Tensor, how: LinearFit) -> None:
         self.examples, self.how = examples, how
         self.candidates = _candidates(examples, how)
-        for candidate in self.candidates:
-            measure_moments(candidate.x, 0)  # refuses values that are not finite
+        measure_moments(self.candidates[-1].x, 0)  # refuses values that are not finite
         if isinstance(how.class_weights, Tensor):
             check_class_weights(how.class_weights, how.task, how.num_outputs)
-        few = len(torch.unique(examples.images)) <= MAX_CROSS_VALIDATED
+        own = blocks[examples.images]
+        few = len(torch.unique(own)) <= MAX_CROSS_VALIDATED
         l2 = (STRENGTHS_OF_FEW if few else STRENGTHS) if how.l2 is None else how.l2
         self.strengths = sorted(set(check_positive("l2", l2)), reverse=True)
-        self.folds = make_folds(examples.y, blocks[examples.images], how.task, how.seed)
+        self.folds = make_folds(examples.y, own, how.task, how.seed)
         self.spectra: dict[int, Spectrum] = {}
         several = len(self.candidates) * len(self.strengths) > 1
         self.left_out = [self._leave_out(one) for one in self.folds.left_out] if several else []
@@ -173,7 +174,7 @@ class _Problem:
             losses = zip(self.candidates, choice.losses, strict=False)
             choices["selection"] = {
                 "levels": list(chosen.levels),
-                "losses": {describe_levels(one.levels): round(loss, 4) for one, loss in losses},
+                "losses": {_describe(one.levels): round(loss, 4) for one, loss in losses},
             }
         return choices
 
@@ -244,7 +245,7 @@ def _candidates(examples: LabeledFeatures, how: LinearFit) -> list[Candidate]:
     ]
 
 
-def _apply_all(maps: Sequence[LinearMap], x: Any) -> list[Tensor]:
+def _apply_all(maps: Sequence[LinearMap], x: Tensor | Rows) -> list[Tensor]:
     """Return the logits of several maps, ``[N, num_outputs]`` each."""
     together = LinearMap(
         torch.cat([one.weight for one in maps]), torch.cat([one.bias for one in maps])
@@ -252,7 +253,7 @@ def _apply_all(maps: Sequence[LinearMap], x: Any) -> list[Tensor]:
     return list(torch.chunk(apply_linear(together, x), len(maps), 1))
 
 
-def describe_levels(levels: Sequence[str]) -> str:
+def _describe(levels: Sequence[str]) -> str:
     """Return a short name of a set of levels, such as ``last + blocks.0 … blocks.4``."""
     others = list(levels[1:])
     if not others:

@@ -17,9 +17,8 @@ FOLDS = 5
 """Maximum number of folds.
 
 With more folds, each head trains on more images, so its metrics are closer to those of the final
-head. But stratified folds flatter the heads, because the images of a fold have the classes in the
-same shares as those of the others: on 100 random images, eight folds no longer understated the
-accuracy."""
+head. But stratified folds flatter the heads, because each fold has the same shares of the classes
+as the others: on 100 random images, eight folds no longer understated the accuracy."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def make_folds(y: Tensor, blocks: Tensor, task: Task, seed: int) -> Folds:
     prediction for it would be biased against its class.
 
     Each fold is left out together with the next one. If there are only two folds, each is left out
-    alone; otherwise no image would remain to train on. Of more than ``MAX_CROSS_VALIDATED`` images,
+    alone; otherwise no image would remain to train on. Of more than ``MAX_CROSS_VALIDATED`` blocks,
     one fold is measured, and another one makes the choices for it.
 
     Args:

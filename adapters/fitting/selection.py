@@ -13,11 +13,13 @@ from torch.nn.functional import cross_entropy, softplus
 from headkit.adapters.features.rows import Rows, SelectedRows
 from headkit.adapters.heads.tasks import Task
 
+from .linear.solve import default_strength
+
 WITHIN = 2.0
 """Standard errors by which a larger set of levels may be worse than a smaller one and still win.
 
 With few images, the comparison is mostly chance. In the study ``accuracy``, all levels were the
-better bet in the mean."""
+better bet on average."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def choose(
         [one.rows[mask] for one, mask in zip(usable, kept, strict=True)] or [of_row[:0]]
     )
     if not len(rows):
-        return Choice(candidates - 1, default_strength(strengths, len(of_row)))
+        return Choice(candidates - 1, strengths.index(default_strength(strengths, len(of_row))))
     # An image may have been left out several times; its losses are averaged.
     images, place = torch.unique(rows, return_inverse=True)
     times = torch.bincount(place)
@@ -116,16 +118,6 @@ def choose(
         if all(_is_close(losses, other) for _, other in found)
     )
     return Choice(chosen, found[chosen][0], tuple(float(losses.mean()) for _, losses in found))
-
-
-def default_strength(strengths: Sequence[float], rows: int) -> int:
-    """Return the number of the strength if nothing can be left out to choose one.
-
-    It is scikit-learn's ``C = 0.1``: with more classes, the loss of each class weighs less against
-    the penalty, so the penalty must be weaker.
-    """
-    distance = [abs(math.log(l2 * rows / 10)) for l2 in strengths]
-    return distance.index(min(distance))
 
 
 def losses_of_rows(logits: Tensor, y: Tensor, task: Task) -> Tensor:

@@ -87,8 +87,8 @@ and of the choice among them, so other data may gain less.
 
 | contender | how it is trained |
 | --- | --- |
-| last features | headkit's linear head on the last features; cross-validation chooses its \
-strength |
+| last features | a linear head on the last features by headkit's solver; cross-validation \
+chooses its strength and its variance smoothing |
 | levels | headkit's linear head over levels of the backbone, which `fit` chooses |
 | projection | the same regression on 4,096 random features, the ReLU of a random projection of \
 all levels (RanPAC, arXiv:2307.02251); headkit has no such head |
@@ -97,7 +97,7 @@ cross-validation chooses the number of neighbors |
 | MLP | headkit's head of the kind `mlp`, trained by AdamW; a held-out fifth of the training \
 images chooses learning rate and epoch |
 | scikit-learn | `make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))` on the last \
-features; `GridSearchCV` chooses among the 13 strengths from which headkit chooses |
+features; `GridSearchCV` chooses among the 13 strengths from which headkit's solver chooses |
 | network | all parameters, trained by AdamW with timm's cosine schedule, warm-up, weight decay, \
 label smoothing and random changes of the images (solar cells are flipped, digits are not); in \
 each cell, a held-out fifth of the first draw's training images chooses the learning rate from \

@@ -12,10 +12,10 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import onnx
-import torch
 from torch import nn
 
 from headkit.adapters.backbone.classifier import find_classifier, replace_classifier
+from headkit.adapters.backbone.fingerprint import fingerprint
 from headkit.adapters.backbone.module_copy import all_tensors, copy_structure
 
 MAX_BYTES = 512 * 1024**2
@@ -74,22 +74,17 @@ def conversion_key(model: nn.Module, *options: object) -> str | None:
     for name in [name for name in vars(structure) if name.startswith("_headkit")]:
         delattr(structure, name)
     vars(structure).pop("train", None)
+    found = find_classifier(model)
     try:
         digest = hashlib.sha256(pickle.dumps(structure))
-    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError):
-        return None  # such as an attribute that is a local function
+        tensors = fingerprint(all_tensors(model), {*found.tensors, *found.unused})
+    except (pickle.PicklingError, AttributeError, KeyError, TypeError, RuntimeError):
+        return None  # such as an attribute that is a local function, or a tensor of complex numbers
     # pickle knows classes and functions by their names alone.
     for name, function in _functions_of(structure):
         _functions[id(function)] = function
         digest.update(f"{name}\t{id(function)}\n".encode())
-    digest.update(repr(options).encode())
-    found = find_classifier(model)
-    classifier = {*found.tensors, *found.unused}
-    for name, tensor in sorted(all_tensors(model).items()):
-        if name not in classifier:
-            digest.update(f"{name}\t{tensor.dtype}\t{tuple(tensor.shape)}\n".encode())
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().data)
+    digest.update(f"{tensors}\n{options!r}".encode())
     return digest.hexdigest()
 
 

@@ -159,9 +159,7 @@ def _cross_validate(
     """Choose a strength by the mean validation loss of all folds; then fit all images."""
     folds = _folds(y, settings.task)
     if not folds:
-        # Each class has one image. Take scikit-learn's C = 0.1: with more classes, the loss of each
-        # class weighs less against the penalty, so the penalty must be weaker.
-        strength = min(strengths, key=lambda l2: abs(math.log(l2 * len(y) / 10)))
+        strength = default_strength(strengths, len(y))
         path = RegularizationPath(PathData(x, y, settings), smoothings[0])
         step = path.solve(strength)
         return Solution(path.linear_map(strength), strength, step.var_smoothing, (step,))
@@ -208,6 +206,15 @@ def _folds(y: Tensor, task: Task) -> list[Tensor]:
     folds = min(5, int(sizes[sizes > 1].min()))
     # Classes start at different folds, so that the folds have equal sizes.
     return [several & ((rank + starts[groups]) % folds == fold) for fold in range(folds)]
+
+
+def default_strength(strengths: Sequence[float], rows: int) -> float:
+    """Return the strength if each class has one image, so that none can be left out to choose one.
+
+    It is the one nearest to scikit-learn's ``C = 0.1``: with more classes, the loss of each class
+    weighs less against the penalty, so the penalty must be weaker.
+    """
+    return min(strengths, key=lambda l2: abs(math.log(l2 * rows / 10)))
 
 
 def check_class_weights(weights: Tensor, task: Task, num_outputs: int) -> None:
