@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from headkit.adapters.backbone.forward import classify, features
     from headkit.adapters.backbone.freeze import freeze
     from headkit.adapters.backbone.levels import levels
-    from headkit.adapters.backbone.load import load_backbone
     from headkit.adapters.data.summary import describe_data
     from headkit.adapters.errors import (
         BackboneMismatch,
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from headkit.adapters.heads.backbone_of_head import load_backbone_of
     from headkit.adapters.heads.from_checkpoint import extract_head
     from headkit.adapters.heads.head import Head
+    from headkit.adapters.heads.tuned_backbone import load_backbone
     from headkit.benchmarks.bench.bench import bench
     from headkit.benchmarks.compare.compare import compare
     from headkit.export.exporter import export
@@ -61,7 +61,6 @@ _NAMES_BY_MODULE = {
     "adapters.heads.from_checkpoint": ("extract_head",),
     "adapters.backbone.fingerprint": ("fingerprint",),
     "adapters.backbone.freeze": ("freeze",),
-    "adapters.backbone.load": ("load_backbone",),
     "adapters.backbone.forward": ("classify", "features"),
     "adapters.backbone.levels": ("levels",),
     "adapters.data.summary": ("describe_data",),
@@ -82,6 +81,7 @@ _NAMES_BY_MODULE = {
         "WeightsError",
     ),
     "adapters.heads.head": ("Head",),
+    "adapters.heads.tuned_backbone": ("load_backbone",),
     "benchmarks.bench.bench": ("bench",),
     "benchmarks.compare.compare": ("compare",),
     "export.graph.graft": ("graft",),

@@ -44,7 +44,7 @@ def _describe_head(path: Path) -> dict[str, Any]:
     return {
         "what": "head",
         "bytes": path.stat().st_size,
-        "tensors": {name: list(tensor.shape) for name, tensor in head.tensors.items()},
+        "tensors": {name: list(tensor.shape) for name, tensor in head.all_tensors.items()},
         **head.to_json(),
     }
 

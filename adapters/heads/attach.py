@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +22,7 @@ from headkit.adapters.backbone.classifier import (
     name_of,
     num_features,
 )
+from headkit.adapters.backbone.delta.merge import delta_of, merge_delta
 from headkit.adapters.backbone.fingerprint import backbone_info, check_trained
 from headkit.adapters.backbone.freeze import freeze
 from headkit.adapters.backbone.info import BackboneInfo
@@ -139,12 +139,14 @@ def head_of(
     if label_names is None:
         label_names = label_names_of(model)
     level_head = level_head_of(model)
+    info = backbone_info(model)
+    delta, fingerprint = delta_of(model) or (None, "")
     return Head(
         tensors={name: _array(value) for name, value in tensors.items()},
         architecture=timm_cfg(model)["architecture"],
         num_classes=find_classifier(model).num_classes,
         num_features=num_features(model),
-        backbone=backbone_info(model),
+        backbone=info,
         pretrained_cfg=preprocessing(model),
         kind=kind,
         global_pool=model_args.get("global_pool", "") or "",
@@ -157,6 +159,7 @@ def head_of(
         versions=_versions(),
         notes=notes,
         pixels=pixels,
+        delta=delta if fingerprint == info.fingerprint else None,
     )
 
 
@@ -177,11 +180,13 @@ def save_head(
 def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) -> nn.Module:
     """Put ``head`` onto ``model`` in place. Return the model, frozen and in eval mode.
 
+    If the head has a delta, it is merged into the weights of the model.
+
     Args:
         model: The backbone that the head was trained on, with any classifier or none.
         head: A head, or the path of a head file.
         force: Accept a backbone of the same architecture with other weights or another pooling. The
-            logits will differ.
+            logits will differ. A head with a delta never accepts other weights.
 
     Raises:
         BackboneMismatch: The model has another architecture; it has other weights or another
@@ -198,7 +203,7 @@ def attach(model: nn.Module, head: Head | str | Path, *, force: bool = False) ->
     if not isinstance(head, Head):
         head = Head.load(head)
     plain = unwrap(model)
-    _attach(plain, head, lambda: backbone_info(plain), force=force)
+    _attach(plain, head, _Identity(plain), force=force)
     return model
 
 
@@ -211,15 +216,29 @@ def attach_in_turn(model: nn.Module, heads: Iterable[Head]) -> nn.Module:
         BackboneMismatch: See ``attach``; the model keeps the head before.
     """
     plain = unwrap(model)
-    identify = cache(lambda: backbone_info(plain))
+    identity = _Identity(plain)
     for head in heads:
-        _attach(plain, head, identify, force=False)
+        _attach(plain, head, identity, force=False)
     return model
 
 
-def _attach(
-    model: nn.Module, head: Head, identify: Callable[[], BackboneInfo], *, force: bool
-) -> nn.Module:
+class _Identity:
+    """What ``backbone_info`` says about a model, computed when it is needed and not again."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._info: BackboneInfo | None = None
+
+    def read(self) -> BackboneInfo:
+        self._info = self._info or backbone_info(self._model)
+        return self._info
+
+    def forget(self) -> None:
+        """Compute it again: the weights changed."""
+        self._info = None
+
+
+def _attach(model: nn.Module, head: Head, identity: _Identity, *, force: bool) -> nn.Module:
     architecture = timm_cfg(model)["architecture"]
     if architecture != head.architecture:
         raise BackboneMismatch(
@@ -239,32 +258,48 @@ def _attach(
             "head in Python with attach(model, head, force=True)"
         )
     if not force:
-        info = identify()
-        if info.fingerprint != head.backbone.fingerprint:
-            raise BackboneMismatch(
-                "this head was trained on "
-                f"{_describe(head.backbone.tag, head.backbone.source)} with fingerprint "
-                f"{head.backbone.fingerprint[:12]}, but the backbone is "
-                f"{_describe(info.tag, info.source)} with fingerprint {info.fingerprint[:12]}: "
-                "load the weights that the head was trained on, or attach the head in Python with "
-                "attach(model, head, force=True)"
-            )
+        _check_weights(model, head, identity.read())
     tensors = safetensors.torch.load(safetensors.numpy.save(dict(head.tensors)))
     if head.levels:
         _check_levels(model, head)
+    else:
+        _check_classifier(model, head, tensors)
+    if head.delta is not None:
+        merge_delta(model, head.delta, head.backbone.fingerprint)
+        identity.forget()
+    if head.levels:
         install_level_head(model, head.levels, head.num_classes)
     else:
-        _install(model, head, tensors)
+        install_classifier(model, cast(Kind, head.kind), head.num_classes, tensors)
     model.load_state_dict(tensors, strict=False)
     set_label_names(model, head.label_names)
     return freeze(model)
 
 
-def _install(model: nn.Module, head: Head, tensors: dict[str, Tensor]) -> None:
-    """Put an untrained classifier that fits ``head`` onto ``model``, or raise before that."""
-    kind = cast(Kind, head.kind)
+def _check_weights(model: nn.Module, head: Head, info: BackboneInfo) -> None:
+    """Raise ``BackboneMismatch`` unless the weights of ``model`` are those of the head.
+
+    If the head has a delta, they may also be those that the delta changes.
+    """
+    bases = [head.backbone.fingerprint, *([head.delta.base] if head.delta is not None else [])]
+    if info.fingerprint in bases:
+        return
+    found, way_out = delta_of(model), "load the weights that the head was trained on"
+    if found is not None and found[0].base in bases:
+        way_out = "load the backbone again, as this one has the changes of another head"
+    if head.delta is None:
+        way_out += ", or attach the head in Python with attach(model, head, force=True)"
+    raise BackboneMismatch(
+        f"this head was trained on {_describe(head.backbone.tag, head.backbone.source)} with "
+        f"fingerprint {bases[-1][:12]}, but the backbone is {_describe(info.tag, info.source)} "
+        f"with fingerprint {info.fingerprint[:12]}: {way_out}"
+    )
+
+
+def _check_classifier(model: nn.Module, head: Head, tensors: dict[str, Tensor]) -> None:
+    """Raise ``BackboneMismatch`` unless the classifier of the head fits ``model``."""
     probe = copy_structure(model, share_tensors=False)
-    install_classifier(probe, kind, head.num_classes, tensors)
+    install_classifier(probe, cast(Kind, head.kind), head.num_classes, tensors)
     model_shapes = {name: list(value.shape) for name, value in classifier_tensors(probe).items()}
     head_shapes = {name: list(value.shape) for name, value in tensors.items()}
     if model_shapes != head_shapes:
@@ -272,7 +307,6 @@ def _install(model: nn.Module, head: Head, tensors: dict[str, Tensor]) -> None:
             f"the head's tensors have the shapes {head_shapes}, but those of the classifier of "
             f"{head.architecture} have {model_shapes}"
         )
-    install_classifier(model, kind, head.num_classes, tensors)
 
 
 def _check_levels(model: nn.Module, head: Head) -> None:

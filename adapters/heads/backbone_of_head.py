@@ -17,6 +17,7 @@ from torch import nn
 
 from headkit.adapters.backbone.config.input_size import recorded_arguments
 from headkit.adapters.backbone.config.saved_model import HUB, LOCAL
+from headkit.adapters.backbone.delta.merge import merge_delta
 from headkit.adapters.backbone.load import create_model, load_backbone
 from headkit.adapters.bounds import describe
 from headkit.adapters.errors import HeadFormatError, UnknownArchitecture, WeightsError
@@ -38,7 +39,7 @@ def load_backbone_of(
     remap: bool = False,
     folder: Path | None = None,
 ) -> nn.Module:
-    """Load the backbone that ``head`` was trained on.
+    """Load the backbone that ``head`` was trained on. It has the changes of the head's delta.
 
     Args:
         head: The head; it names the architecture, its arguments and the source of its weights.
@@ -56,7 +57,22 @@ def load_backbone_of(
         UnknownArchitecture, WeightsError: See ``load_backbone``; or the head does not name weights
             that timm publishes, and you passed none.
         HeadFormatError: The head names arguments that are not those of an architecture.
+        BackboneMismatch: The head has a delta, and the weights are not those that it changes.
     """
+    model = _load_base(head, weights, backbone, remap=remap, folder=folder)
+    if head.delta is not None:
+        merge_delta(model, head.delta, head.backbone.fingerprint)
+    return model
+
+
+def _load_base(
+    head: Head,
+    weights: str | Path | None,
+    backbone: str | None,
+    *,
+    remap: bool,
+    folder: Path | None,
+) -> nn.Module:
     arguments = recorded_arguments(check_arguments(head), head.pretrained_cfg)
     if backbone is not None:
         return load_backbone(backbone, weights, remap=remap, **arguments)

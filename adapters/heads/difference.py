@@ -13,13 +13,14 @@ from headkit.adapters.backbone.level import LAST
 from headkit.adapters.errors import HeadFormatError
 
 from .classes import tensors_per_class
+from .schema import join_delta
 
 if TYPE_CHECKING:
     from .head import Head
 
 _COMPARED = (
     *("architecture", "kind", "task", "num_features", "global_pool", "model_args"),
-    *("pretrained_cfg", "pixels", "temperature", "thresholds", "notes"),
+    *("pretrained_cfg", "pixels", "temperature", "thresholds", "notes", "delta"),
 )
 
 
@@ -98,7 +99,7 @@ def find_differences(a: Head, b: Head) -> HeadDifference:
         backbone=_pairs(one["backbone"], two["backbone"]),
         levels=_changes(_levels_of(a), _levels_of(b)),
         metrics=_pairs(_scalars(a), _scalars(b)),
-        tensors=_changes(sorted(a.tensors), sorted(b.tensors)),
+        tensors=_changes(sorted(a.all_tensors), sorted(b.all_tensors)),
         weights=_compare_weights(a, b, rows_a, rows_b),
     )
 
@@ -159,7 +160,7 @@ def _compare_weights(
     a: Head, b: Head, rows_a: list[int], rows_b: list[int]
 ) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
-    tensors_a, tensors_b = _tensors(a), _tensors(b)
+    tensors_a, tensors_b = ({**_tensors(one), **join_delta(one.delta)} for one in (a, b))
     per_class = _per_class(a) & _per_class(b)
     for name in sorted(tensors_a.keys() & tensors_b.keys()):
         one, two = tensors_a[name], tensors_b[name]

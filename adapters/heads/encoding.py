@@ -18,7 +18,7 @@ from .checksum import CHECKSUM, compute_checksum
 FORMAT = "headkit"
 VERSIONS = ("1", "2")
 """Versions that are read. Version 1 is written for a head that has nothing that it cannot say."""
-_ADDED_IN_2 = ("pixels", "requires", "levels", "thresholds")
+_ADDED_IN_2 = ("pixels", "requires", "levels", "thresholds", "delta")
 
 
 def encode(

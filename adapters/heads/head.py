@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from headkit.adapters.backbone.delta.delta import Delta
 from headkit.adapters.backbone.info import BackboneInfo
 from headkit.adapters.backbone.level import Level
 from headkit.adapters.display import cut_name, format_count, format_line, format_table
@@ -29,7 +30,17 @@ from . import classes
 from .checksum import check_checksum
 from .dtypes import check_dtype, dtype_name
 from .encoding import decode_description, encode
-from .schema import LEVELS, check_description, check_levels, check_pixels, check_shapes
+from .schema import (
+    DELTA,
+    LEVELS,
+    check_description,
+    check_levels,
+    check_pixels,
+    check_shapes,
+    join_delta,
+    read_delta,
+    split_delta,
+)
 from .summary import find_weak_classes, format_interval
 from .tasks import DEFAULT, TaskName
 
@@ -75,6 +86,8 @@ class Head:
         thresholds: Least score of each label for which the label counts as found, 0 to 1, for a
             multilabel head; None for 0.5 everywhere. A score is the sigmoid of the logit that was
             divided by the temperature.
+        delta: Changes to the backbone's weights that the head needs, or None. ``backbone`` is then
+            the backbone with these changes.
     """
 
     tensors: Mapping[str, np.ndarray[Any, Any]]
@@ -96,6 +109,7 @@ class Head:
     pixels: PixelRule = CURRENT_RULE
     levels: tuple[Level, ...] = ()
     thresholds: tuple[float, ...] | None = None
+    delta: Delta | None = None
 
     def __post_init__(self) -> None:
         """Check that the values of the head agree with each other.
@@ -111,11 +125,12 @@ class Head:
                 "one per class"
             )
         values = check_description(self.to_json())
-        shapes = {name: np.shape(tensor) for name, tensor in self.tensors.items()}
-        for name, tensor in self.tensors.items():
+        tensors = self.all_tensors
+        shapes = {name: np.shape(tensor) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
             check_dtype(name, dtype_name(tensor), shapes[name])
         check_shapes(values, shapes)
-        for name, tensor in self.tensors.items():
+        for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
                 raise HeadFormatError(f"tensor {name} holds values that are not finite")
 
@@ -136,7 +151,7 @@ class Head:
     def _content(self) -> tuple[str, tuple[tuple[str, str, tuple[int, ...], bytes], ...]]:
         """Return everything that equality compares; a list equals a tuple, as in a head file."""
         description = json.dumps(self.to_json(), sort_keys=True, default=repr)
-        arrays = {name: np.asarray(tensor) for name, tensor in sorted(self.tensors.items())}
+        arrays = {name: np.asarray(tensor) for name, tensor in sorted(self.all_tensors.items())}
         return description, tuple(
             (name, str(array.dtype), array.shape, array.tobytes()) for name, array in arrays.items()
         )
@@ -151,6 +166,8 @@ class Head:
         }
         if self.levels:
             facts["levels"] = ", ".join(cut_name(level.name) for level in self.levels)
+        if self.delta is not None:
+            facts["delta"] = f"{self.delta.method}, {self.delta.num_values:,} values"
         accuracy = self.metrics.get("accuracy")
         if accuracy is not None:
             interval = format_interval(self.metrics.get("accuracy_interval"))
@@ -161,14 +178,20 @@ class Head:
         return facts
 
     @property
+    def all_tensors(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The tensors of the classifier and of the delta, by their names in the head file."""
+        return {**self.tensors, **join_delta(self.delta)}
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the tensors alone."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(tensor.nbytes for tensor in self.all_tensors.values())
 
     @property
     def format_version(self) -> str:
         """Version of the head file: the lowest that can hold the head."""
-        has_new_part = self.pixels != VERSION_1_RULE or self.levels or self.thresholds is not None
+        new = (self.thresholds, self.delta, self.levels or None)
+        has_new_part = self.pixels != VERSION_1_RULE or any(part is not None for part in new)
         return "2" if has_new_part else "1"
 
     @property
@@ -217,18 +240,23 @@ class Head:
         """
         return classes.rename(self, names)
 
+    def merged(self) -> Head:
+        """Return the head for a backbone that has the changes of ``delta`` in its weights."""
+        return self if self.delta is None else replace(self, delta=None)
+
     def to_json(self) -> dict[str, Any]:
         """Return everything but the tensors as JSON values: the ``head`` entry of a head file."""
         description = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tensors"}
         description["backbone"] = asdict(self.backbone)
         description["pixels"] = self.pixels.to_json()
         description["levels"] = [level.to_json() for level in self.levels]
-        description["requires"] = [LEVELS]
-        absent = [name for name in ("label_names", "thresholds") if getattr(self, name) is None]
+        description["delta"] = None if self.delta is None else self.delta.to_json()
+        description["requires"] = [part for part in (LEVELS, DELTA) if description[part]]
+        optional = ("label_names", "thresholds", "delta")
+        absent = [name for name in optional if description[name] is None]
+        absent += [name for name in ("levels", "requires") if not description[name]]
         if self.format_version == "1":
             absent.append("pixels")
-        if not self.levels:
-            absent += ["levels", "requires"]
         return {name: value for name, value in description.items() if name not in absent}
 
     @classmethod
@@ -248,6 +276,9 @@ class Head:
         backbone = {key: value for key, value in values["backbone"].items() if key != "checksums"}
         values["backbone"] = BackboneInfo(**backbone)
         values["levels"] = check_levels(values.get("levels", ()))
+        tensors, changes = split_delta(tensors)
+        if "delta" in values:
+            values["delta"] = read_delta(values["delta"], changes)
         for name in ("label_names", "thresholds"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
@@ -266,14 +297,15 @@ class Head:
             "metrics": {k: v for k, v in self.metrics.items() if k != PER_CLASS},
         }
         version = self.format_version
-        overhead = len(encode(without_classes, self.tensors, version)) - self.num_bytes
+        classifier = sum(tensor.nbytes for tensor in self.tensors.values())
+        overhead = len(encode(without_classes, self.tensors, version)) - classifier
         if overhead > MAX_OVERHEAD:
             raise HeadFormatError(
                 f"the head's description takes {overhead} bytes without tensors, label names, "
                 f"recall and thresholds, but at most {MAX_OVERHEAD} are allowed: shorten its notes "
                 "or metrics"
             )
-        return encode(description, self.tensors, version)
+        return encode(description, self.all_tensors, version)
 
     def save(self, path: str | Path) -> Path:
         """Write the complete head file or nothing. Return the path.

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from headkit.adapters.backbone.config.arguments import MAX_EDGE, check_arguments
+from headkit.adapters.backbone.delta.delta import Delta, check_delta, check_tensors
 from headkit.adapters.backbone.level import Level
 from headkit.adapters.bounds import (
     Bound,
@@ -33,7 +34,9 @@ from .tasks import DEFAULT, TASKS, get_task
 MAX_CLASSES = 2**31 - 1
 LEVELS = "levels"
 """Name of the part of a head that reads several levels."""
-KNOWN_PARTS: frozenset[str] = frozenset({LEVELS})
+DELTA = "delta"
+"""Name of the part of a head that changes the backbone's weights; its tensors start with it."""
+KNOWN_PARTS: frozenset[str] = frozenset({LEVELS, DELTA})
 """Optional parts of a head that change its logits, see ``requires`` in docs/head-file.md."""
 KINDS = ("own", "linear", "mlp", "cosine")
 TENSORS_OF_KIND: dict[str, dict[str, str]] = {
@@ -114,10 +117,10 @@ def check_pixels(value: object, where: str = "head") -> PixelRule:
         ) from error
 
 
-def check_requires(parts: object, where: str = "head") -> None:
+def check_requires(parts: object, where: str = "head", known: frozenset[str] = KNOWN_PARTS) -> None:
     """Raise ``HeadFormatError`` if this headkit does not know a part that a head requires."""
     names = parts if isinstance(parts, list) else [parts]
-    unknown = [name for name in names if not isinstance(name, str) or name not in KNOWN_PARTS]
+    unknown = [name for name in names if not isinstance(name, str) or name not in known]
     if unknown:
         raise HeadFormatError(
             f"{where} requires {', '.join(map(describe, unknown[:5]))}, which this headkit does "
@@ -125,17 +128,24 @@ def check_requires(parts: object, where: str = "head") -> None:
         )
 
 
-def _check_parts(values: Mapping[str, Any], where: str) -> None:
+def _check_parts(values: dict[str, Any], where: str) -> None:
     """Raise ``HeadFormatError`` if the optional parts of a head contradict its other values."""
-    has_levels, kind = "levels" in values, values.get("kind", "own")
+    has_levels, kind = LEVELS in values, values.get("kind", "own")
     if has_levels:
-        check_levels(values["levels"], where)
-    if has_levels != (LEVELS in values.get("requires", [])):
-        raise HeadFormatError(
-            f"{where} has {'levels' if has_levels else 'no levels'}, but its requires "
-            f"{'lacks' if has_levels else 'has'} {LEVELS!r}: the file is damaged, or another "
-            "program wrote it"
-        )
+        check_levels(values[LEVELS], where)
+    if DELTA in values:
+        try:
+            values[DELTA] = check_delta(values[DELTA], f"{where}.{DELTA}")
+        except ValueError as error:
+            raise HeadFormatError(str(error)) from error
+    for part in sorted(KNOWN_PARTS):
+        has = part in values
+        if has != (part in values.get("requires", [])):
+            raise HeadFormatError(
+                f"{where} has {part if has else f'no {part}'}, but its requires "
+                f"{'lacks' if has else 'has'} {part!r}: the file is damaged, or another program "
+                "wrote it"
+            )
     if has_levels and kind != "linear":
         raise HeadFormatError(
             f"{where} has levels and the kind {kind!r}, expected the kind 'linear'"
@@ -169,6 +179,9 @@ def check_shapes(
     Raises:
         HeadFormatError: They do not fit.
     """
+    shapes, changes = split_delta(shapes)
+    if changes or DELTA in description:
+        _check_delta_shapes(changes, where, described=DELTA in description)
     classes, features = description["num_classes"], description["num_features"]
     kind = description.get("kind", "own")
     if "levels" in description:
@@ -211,6 +224,50 @@ def check_shapes(
         raise HeadFormatError(
             f"{where} takes {features} features, but its tensors take {describe(widths)}"
         )
+
+
+_Value = TypeVar("_Value")
+
+
+def split_delta(tensors: Mapping[str, _Value]) -> tuple[dict[str, _Value], dict[str, _Value]]:
+    """Return the tensors of a head file's classifier, and those of its delta."""
+    prefix = f"{DELTA}."
+    own = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+    changes = {
+        name.removeprefix(prefix): value for name, value in tensors.items() if name not in own
+    }
+    return own, changes
+
+
+def read_delta(description: object, tensors: Mapping[str, Any]) -> Delta:
+    """Return the delta that the entry ``delta`` describes.
+
+    Raises:
+        HeadFormatError: A value is missing or out of bounds, or the tensors do not fit each other.
+    """
+    try:
+        return Delta(tensors=dict(tensors), **check_delta(description, f"head.{DELTA}"))
+    except ValueError as error:
+        raise HeadFormatError(str(error)) from error
+
+
+def join_delta(delta: Delta | None) -> dict[str, Any]:
+    """Return the tensors of a delta under their names in a head file."""
+    return {} if delta is None else {f"{DELTA}.{k}": v for k, v in delta.tensors.items()}
+
+
+def _check_delta_shapes(
+    changes: Mapping[str, Sequence[int]], where: str, *, described: bool
+) -> None:
+    if not described:
+        raise HeadFormatError(
+            f"{where} has the tensor {DELTA}.{describe(next(iter(changes)))}, but no {DELTA!r} in "
+            "its description: the file is damaged, or another program wrote it"
+        )
+    try:
+        check_tensors(changes, f"the delta of {where}")
+    except ValueError as error:
+        raise HeadFormatError(str(error)) from error
 
 
 def _check_level_shapes(
@@ -281,6 +338,7 @@ _HEAD: dict[str, Bound] = {
         lambda value: isinstance(value, list | tuple) and 1 <= len(value) <= MAX_LEVELS,
     ),
     "thresholds": optional(list_of(number(0, 1), 1, MAX_CLASSES)),
+    DELTA: Bound("an object", lambda value: isinstance(value, Mapping)),
 }
 _BACKBONE: dict[str, Bound] = {
     "tag": text(100, r"[A-Za-z0-9_.\-]*", "a tag of letters, digits, '_', '.' and '-'"),

@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # running a model needs no safetensors
 
 FORMAT = "headkit"
 VERSIONS = ("1", "2")
+PARTS_OF_MODEL = frozenset({LEVELS})  # a delta is in the weights
 FORMS = ("merged", "swappable", "multi", "backbone")
 _TEXT = ("form", "classifier", "precision", "probabilities", "preprocess")
 _JSON = ("backbone", "features", "heads", "cost", "versions", LEVELS)
@@ -171,6 +172,11 @@ class ModelInfo:
             )
         or_force = "" if force is None else ", or pass force=True (--force)"
         expected, actual = head.backbone.fingerprint, self.backbone["backbone"]["fingerprint"]
+        if actual != expected and head.delta is not None:
+            raise BackboneMismatch(
+                f"this head has changes to the backbone's weights ({head.delta.method}), which the "
+                "model does not have: export the head to a model of its own"
+            )
         if actual != expected and not force:
             raise BackboneMismatch(
                 f"this head was trained on {head.architecture} weights with the fingerprint "
@@ -178,14 +184,13 @@ class ModelInfo:
                 f"with its own backbone{or_force}"
             )
         description = json.loads(_json(head.to_json()))
-        for key in _COMPARED:
+        for key in _COMPARED if not force else ():
             own = json.loads(_json(self.backbone[key]))
-            if description[key] != own and not force:
+            if description[key] != own:
                 raise BackboneMismatch(
                     f"this head was trained with {key} {description[key]}, but the model has "
                     f"{own}: export the head to a model of its own{or_force}"
                 )
-
         self._check_levels(head)
 
     def _check_levels(self, head: Head) -> None:
@@ -319,7 +324,7 @@ def _read(props: Mapping[str, str], name: str) -> ModelInfo:
     Raises:
         HeadFormatError, KeyError, ValueError, RecursionError: An entry is missing or out of bounds.
     """
-    check_requires(json.loads(props.get("requires", "[]")), name)
+    check_requires(json.loads(props.get("requires", "[]")), name, PARTS_OF_MODEL)
     checksum, checksums = _read_checksums(props)
     values = {key: json.loads(props[key]) for key in _JSON if key in props}
     values |= {key: props[key] for key in _TEXT if key in props}

@@ -40,8 +40,7 @@ def build_config(head: Head) -> dict[str, Any]:
         config["model_args"] = dict(head.model_args)
     config["pretrained_cfg"] = {**head.pretrained_cfg, "num_classes": head.num_classes}
     config["headkit"] = {key: metadata[key] for key in own}
-    if head.levels:
-        config["headkit"]["levels"] = metadata["levels"]
+    config["headkit"] |= {key: metadata[key] for key in ("levels", "delta") if key in metadata}
     return config
 
 
@@ -102,6 +101,11 @@ def _section(repo: str, folder: str, config: Mapping[str, Any]) -> str:
     names = [str(level["name"]) for level in own.get("levels", ())]
     if names:
         lines.append(f"- levels that the head reads: {', '.join(map(_plain, names))}")
+    if "delta" in own:
+        lines.append(
+            f"- delta: changes to the backbone's weights by the method `{own['delta']['method']}`, "
+            "merged when the head is attached or exported"
+        )
     metrics = own["metrics"]
     lines += [
         f"- {key.replace('_', ' ')}: {_rounded(value)}"
@@ -123,7 +127,7 @@ def _section(repo: str, folder: str, config: Mapping[str, Any]) -> str:
         "```",
         "",
     ]
-    plain = own["kind"] == "own" and not config.get("model_args")
+    plain = own["kind"] == "own" and not config.get("model_args") and "delta" not in own
     if not plain or not backbone["source"].startswith("hub:"):
         return "\n".join(lines)
     lines += [

@@ -66,7 +66,7 @@ def _head(method: heads.Method) -> Measure:
 CONTENDERS = {
     "last": Contender(_head(heads.last_features), DRAWS, (*CLASSES, *OTHER_TASKS)),
     "levels": Contender(_head(heads.over_levels), DRAWS, (*CLASSES, *OTHER_TASKS)),
-    "projection": Contender(_head(heads.projection), DRAWS, (*CLASSES, *OTHER_TASKS)),
+    "projection": Contender(_head(heads.projection), FEW_DRAWS, (*CLASSES, *OTHER_TASKS)),
     "neighbors": Contender(_head(heads.neighbors), DRAWS),
     "mlp": Contender(_head(heads.mlp), FEW_DRAWS),
     "scikit_learn": Contender(_head(heads.logistic_regression), FEW_DRAWS),

@@ -75,8 +75,8 @@ class HeadInfo:
 
     @classmethod
     def from_head(cls, head: Head, name: str = "") -> HeadInfo:
-        """Return the description of a head."""
+        """Return the description of a head. A delta is in the weights of the model."""
         shapes = {key: list(tensor.shape) for key, tensor in head.tensors.items()}
-        description = head.to_json()
+        description = head.merged().to_json()
         checksum = checksum_of_head(description, head.tensors)
         return cls(name, head.digest, description, shapes, checksum)

@@ -63,7 +63,7 @@ HOSTILE: dict[str, Any] = {
     "created": ["now\n- injected: yes", "x" * 65, 3],
     "versions": [{"a": 1}, ["x"], {"a": "b" * 201}],
     "notes": [3, ["x"]],
-    "requires": [["levels"], ["delta"], "levels", [["x"]], 5],
+    "requires": [["levels"], ["delta"], ["projection"], "levels", [["x"]], 5],
     "levels": [
         *([], {}, "last", [["last"]], [3], [None], 5, [{"name": "last"}], [{"width": 5}]),
         [{"name": "last", "width": 5}],  # requires lacks it
