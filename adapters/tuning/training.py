@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ from headkit.adapters.heads.tasks import Task
 
 from .trainable import Trainable
 
-Batches = Callable[[int], tuple[Tensor, Tensor]]
-"""A function that returns the images and targets of a step, the same ones for the same step."""
+Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+"""A function that yields the images and targets of a step and of those after it. It yields the same
+ones for the same step, wherever it starts."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,8 @@ def train(
     first = _resume(trainable, optimizer, identity, checkpoint)
     started, losses = time.monotonic(), list[float]()
     device = head[0].device.type if head else "cpu"
-    for step in range(first, schedule.steps):
+    for step, (images, targets) in zip(range(first, schedule.steps), batches(first), strict=False):
         scheduler.step_update(step + 1)
-        images, targets = batches(step)
         context: Any = (
             torch.autocast(device, torch.bfloat16) if schedule.autocast else nullcontext()
         )

@@ -21,8 +21,10 @@ NEEDS_LAYERS = True
 def place(model: nn.Module, layers: Sequence[Layer], rank: int) -> list[Change]:
     """Return the changes to train. ``rank`` has no effect."""
     del rank
-    scaled = [Change(f"{one.path}.weight", SCALE) for one in layers if not one.before_norm]
-    return [*(Change(name, VALUE) for name in vectors(model)), *scaled]
+    whole = list(vectors(model))
+    rows = [f"{one.path}.weight" for one in layers if not one.before_norm]
+    scaled = [Change(name, SCALE) for name in rows if name not in whole]  # a layer of one input
+    return [*(Change(name, VALUE) for name in whole), *scaled]
 
 
 def describe(rank: int) -> str:

@@ -1,5 +1,7 @@
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count, repeat
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,7 @@ def tune(model: nn.Module, method: str, rank: int = 2) -> tuple[Trainable, Delta
     base = backbone_info(model).fingerprint
     changes = METHODS[method].place(model, find_layers(model, IMAGES[:1]), rank)
     trainable = Trainable(model, changes)
-    train(trainable, lambda _: (IMAGES, TARGETS), get_task("multiclass"), SCHEDULE)
+    train(trainable, lambda _: repeat((IMAGES, TARGETS)), get_task("multiclass"), SCHEDULE)
     return trainable, Delta(method, base, {k: v.numpy() for k, v in trainable.trained().items()})
 
 
@@ -109,15 +111,17 @@ def test_killed_training_continues_with_the_same_bits(killed_after: int, tmp_pat
     class Killed(Exception):
         pass
 
-    def batches(step: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(step)
-        return torch.randn(4, 3, 96, 96, generator=generator), TARGETS
+    def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in count(first):
+            generator = torch.Generator().manual_seed(step)
+            yield torch.randn(4, 3, 96, 96, generator=generator), TARGETS
 
     def run(kill: int | None, checkpoint: Path | None) -> dict[str, Tensor]:
-        def some(step: int) -> tuple[Tensor, Tensor]:
-            if step == kill:
-                raise Killed
-            return batches(step)
+        def some(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+            for step, batch in zip(count(first), batches(first), strict=False):
+                if step == kill:
+                    raise Killed
+                yield batch
 
         model = make("test_resnet")
         trainable = Trainable(model, METHODS["affine"].place(model, (), 0))
@@ -132,11 +136,12 @@ def test_killed_training_continues_with_the_same_bits(killed_after: int, tmp_pat
     model = make("test_resnet")
     trainable = Trainable(model, METHODS["affine"].place(model, (), 0))
 
-    def count(step: int) -> tuple[Tensor, Tensor]:
-        seen.append(step)
-        return batches(step)
+    def note(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, batch in zip(range(first, 5), batches(first), strict=False):
+            seen.append(step)
+            yield batch
 
-    train(trainable, count, get_task("multiclass"), schedule, checkpoint=path, identity="a")
+    train(trainable, note, get_task("multiclass"), schedule, checkpoint=path, identity="a")
     assert seen == list(range(killed_after, 5))
     state = trainable.state()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
@@ -148,9 +153,10 @@ def test_checkpoint_of_another_training_is_not_read(tmp_path: Path) -> None:
         model = make("test_resnet")
         trainable = Trainable(model, METHODS["bias"].place(model, (), 0))
 
-        def batches(step: int) -> tuple[Tensor, Tensor]:
-            seen.append(step)
-            return IMAGES, TARGETS
+        def batches(first: int) -> Iterator[tuple[Tensor, Tensor]]:
+            for step in range(first, SCHEDULE.steps):
+                seen.append(step)
+                yield IMAGES, TARGETS
 
         task = get_task("multiclass")
         train(trainable, batches, task, SCHEDULE, checkpoint=path, identity=identity)
@@ -169,7 +175,7 @@ def test_head_over_levels_trains_with_the_backbone() -> None:
     trainable = Trainable(model, changes)
     assert set(trainable.head) == {"level_head.weight", "level_head.bias"}
     before = trainable.state()
-    train(trainable, lambda _: (IMAGES, TARGETS), get_task("multiclass"), SCHEDULE)
+    train(trainable, lambda _: repeat((IMAGES, TARGETS)), get_task("multiclass"), SCHEDULE)
     after = trainable.state()
     assert all(not torch.equal(before[name], after[name]) for name in trainable.head)
     assert trainable.trained()
