@@ -1,0 +1,180 @@
+"""Read images again and again for training: batches of randomly changed images."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import timm.data
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from headkit.adapters.data.dataset import ImageDataset
+from headkit.adapters.errors import DataError
+from headkit.adapters.features.decode import end_with_parent
+from headkit.adapters.images.open import ImageReader, read_image_file
+from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images, see ``timm.data.create_transform``.
+
+    Attributes:
+        scale: Smallest and largest share of the image's area that a random crop keeps.
+        ratio: Smallest and largest ratio of the width of the crop to its height.
+        hflip: Probability of a horizontal flip.
+        vflip: Probability of a vertical flip.
+        color_jitter: Strength of random changes of brightness, contrast and saturation.
+        auto_augment: A policy of timm, such as ``rand-m9-mstd0.5``; empty for none.
+    """
+
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: float = 0.5
+    vflip: float = 0.0
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+
+
+class RepeatedImages(Dataset[Tensor]):
+    """Images that are read several times: the item ``(pass, index)`` is always the same pixels.
+
+    Args:
+        source: Image files, or images with random access.
+        cfg: timm's preprocessing of the backbone.
+        augmentation: Random changes; None for the eval crop.
+        seed: Seed of the changes.
+        rule: Rule by which an image file becomes pixels.
+
+    Raises:
+        DataError: The data are features, or can be read only once; or the model's number of input
+            channels is neither 1 nor 3.
+    """
+
+    def __init__(
+        self,
+        source: ImageDataset,
+        cfg: Mapping[str, Any],
+        augmentation: Augmentation | None,
+        seed: int,
+        rule: PixelRule = CURRENT_RULE,
+    ) -> None:
+        if source.paths is None and source.reader is None:
+            what = "has features" if source.features is not None else "can be read only once"
+            raise DataError(
+                f"{source.name} {what}, but tuning reads the images several times: pass image "
+                "files, or images in memory"
+            )
+        self.source, self.seed = source, seed
+        self.read = ImageReader.for_model(cfg, rule)
+        options: dict[str, Any] = dict(cfg)
+        if augmentation is not None:
+            options = {key: cfg[key] for key in ("input_size", "interpolation", "mean", "std")}
+            options |= asdict(augmentation)
+            options["color_jitter"] = augmentation.color_jitter or None
+            options["auto_augment"] = augmentation.auto_augment or None
+        self._transform = timm.data.create_transform(
+            **options,
+            is_training=augmentation is not None,
+            use_prefetcher=True,  # returns uint8
+        )
+
+    def __getitem__(self, item: tuple[int, int]) -> Tensor:
+        number, index = item
+        if self.source.paths is not None:
+            image = self.read(read_image_file(self.source.paths[index]))
+        else:
+            image = self.read(self.source.reader[index][0])
+        state = random.getstate()
+        try:
+            with torch.random.fork_rng(devices=[]):  # timm uses both generators
+                random.seed(f"{self.seed}/{number}/{index}")
+                torch.manual_seed(random.getrandbits(63))
+                pixels: Tensor = self._transform(image)
+        finally:
+            random.setstate(state)
+        return pixels
+
+
+class RandomBatches:
+    """Batches of a data set in random order, without an end; see ``training.Batches``.
+
+    Args:
+        images: The images.
+        chosen: Indices of the images to train on.
+        targets: Targets of all images.
+        normalize: Turns uint8 ``[B, channels, height, width]`` into what the model expects.
+        batch_size: Number of images of a batch.
+        seed: Seed of the order.
+        workers: Number of processes that decode images; 0 decodes in this process.
+    """
+
+    def __init__(
+        self,
+        images: RepeatedImages,
+        chosen: Sequence[int],
+        targets: Tensor,
+        normalize: Normalize,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+    ) -> None:
+        self.images, self.chosen, self.targets = images, np.asarray(chosen), targets
+        self.normalize, self.batch_size, self.seed = normalize, batch_size, seed
+        self.workers = workers
+
+    def __call__(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches from step ``first`` on."""
+        loader: DataLoader[Any] = DataLoader(
+            self.images,
+            batch_sampler=_Sampler(self, first),
+            num_workers=self.workers,
+            worker_init_fn=end_with_parent,
+        )
+        for pixels, step in zip(loader, count(first), strict=False):
+            rows = torch.from_numpy(self.rows(step)[:, 1])
+            yield self.normalize(pixels), self.targets[rows].to(self.normalize.device)
+
+    def rows(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the pass and the index of each image of a step, ``[batch_size, 2]``."""
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        numbers, within = np.divmod(places, len(self.chosen))
+        orders = {
+            number: np.random.default_rng((self.seed, number)).permutation(self.chosen)
+            for number in np.unique(numbers).tolist()
+        }
+        picked = [orders[n][i] for n, i in zip(numbers.tolist(), within.tolist(), strict=True)]
+        return np.stack([numbers, np.asarray(picked)], 1).astype(np.int64)
+
+
+class Normalize:
+    """Turn uint8 pixels into what a model expects, on its device."""
+
+    def __init__(self, cfg: Mapping[str, Any], device: torch.device) -> None:
+        self.device = device
+        self._mean, self._std = (
+            torch.tensor(cfg[key], device=device).view(-1, 1, 1) for key in ("mean", "std")
+        )
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return float32 images of the shape of ``pixels``, with the arithmetic of torchvision."""
+        images = pixels.to(self.device, memory_format=torch.channels_last)
+        return images.float().div(255).sub(self._mean).div(self._std)
+
+
+class _Sampler:
+    """Lists of items for a ``DataLoader``, one for each step."""
+
+    def __init__(self, batches: RandomBatches, first: int) -> None:
+        self._batches, self._first = batches, first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in count(self._first):
+            yield [(int(number), int(index)) for number, index in self._batches.rows(step)]

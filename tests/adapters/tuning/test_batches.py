@@ -1,0 +1,95 @@
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import headkit
+from headkit.adapters.data.open import open_data
+from headkit.adapters.tuning.batches import Augmentation, Normalize, RandomBatches, RepeatedImages
+
+CFG = {
+    "input_size": (3, 32, 32),
+    "interpolation": "bicubic",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.25, 0.25, 0.25),
+    "crop_pct": 0.9,
+    "crop_mode": "center",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for number in range(10):
+        place = root / "ab"[number % 2]
+        place.mkdir(exist_ok=True)
+        pixels = generator.integers(0, 256, (48, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    return root
+
+
+def make(folder: Path, workers: int = 0, augmentation: Augmentation | None = None) -> RandomBatches:
+    source, _ = open_data(folder)
+    images = RepeatedImages(source, CFG, augmentation or Augmentation(color_jitter=0.2), seed=1)
+    normalize = Normalize(CFG, torch.device("cpu"))
+    targets = torch.from_numpy(np.asarray(source.targets))
+    return RandomBatches(
+        images, [1, 3, 5, 6, 8], targets, normalize, batch_size=3, seed=2, workers=workers
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_a_step_are_the_same_wherever_training_starts(
+    folder: Path, workers: int
+) -> None:
+    whole = list(islice(make(folder)(0), 5))
+    later = list(islice(make(folder, workers)(3), 2))
+    for (images, targets), (expected, expected_targets) in zip(later, whole[3:], strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(targets, expected_targets)
+
+
+def test_each_pass_has_each_chosen_image_once_with_another_change(folder: Path) -> None:
+    batches = make(folder)
+    rows = np.concatenate([batches.rows(step) for step in range(5)])
+    for number in range(3):
+        assert sorted(rows[rows[:, 0] == number, 1]) == [1, 3, 5, 6, 8]
+    first, second = (batches.images[(number, 3)] for number in (0, 1))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, batches.images[(0, 3)])
+
+
+def test_without_changes_the_pixels_are_those_of_timm(folder: Path) -> None:
+    import timm.data
+
+    source, _ = open_data(folder)
+    pixels = RepeatedImages(source, CFG, None, seed=0)[(0, 4)]
+    assert source.paths is not None
+    transform = timm.data.create_transform(**CFG, is_training=False)
+    expected = transform(Image.open(source.paths[4]))
+    found = Normalize(CFG, torch.device("cpu"))(pixels[None])[0]
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_random_state_of_the_caller_stays(folder: Path) -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    make(folder).images[(0, 1)]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_features_cannot_be_read_as_images() -> None:
+    source, _ = open_data((np.ones((4, 8), np.float32), ["a", "a", "b", "b"]))
+    with pytest.raises(headkit.DataError, match="tuning reads the images several times"):
+        RepeatedImages(source, CFG, None, seed=0)
+
+
+def test_images_in_memory_can_be_read(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8)
+    source, _ = open_data((pixels, ["a", "a", "b", "b"]))
+    assert RepeatedImages(source, CFG, Augmentation(), seed=0)[(0, 2)].shape == (3, 32, 32)
