@@ -26,6 +26,20 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def forget_results(model: nn.Module) -> None:
+    """Make modules forget what they computed from their parameters, which have changed.
+
+    Attention of levit, tiny_vit and others keeps biases in eval mode until ``train`` is called.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        own: Any = type(module).train
+        if own is not nn.Module.train:
+            own(module, True)
+    for module, mode in modes:
+        module.training = mode
+
+
 def part_of_model(function: _Hook) -> _Hook:
     """Mark a function: ``copy_structure`` keeps hooks that are a ``functools.partial`` of it."""
     setattr(function, _PART_OF_MODEL, True)

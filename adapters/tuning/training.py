@@ -18,6 +18,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 
+from headkit.adapters.backbone.module_copy import forget_results
 from headkit.adapters.files import is_file, write_atomically
 from headkit.adapters.heads.tasks import Task
 
@@ -126,6 +127,7 @@ def train(
             torch.autocast(device, torch.bfloat16) if schedule.autocast else nullcontext()
         )
         optimizer.zero_grad()
+        forget_results(trainable.model)
         with context:
             logits = trainable.model(images)
         loss = task.loss(logits.float(), targets)
@@ -135,6 +137,7 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(float(loss.detach()))
+        forget_results(trainable.model)
         done = step + 1
         if done % every == 0 or done == schedule.steps:
             if progress is not None:

@@ -37,6 +37,7 @@ from .random_weights import (
     relative_difference,
     scale_batchnorm_inputs,
 )
+from .tuning import tuning, tuning_merged
 
 Row = dict[str, Any]
 
@@ -215,6 +216,8 @@ CHECKS: dict[str, Callable[[str], Row]] = {
     "levels": levels,
     "level_maps": level_maps,
     "level_export": level_export,
+    "tuning": tuning,
+    "tuning_merged": tuning_merged,
 }
 
 

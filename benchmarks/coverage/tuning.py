@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from headkit.adapters.backbone.classifier import find_classifier
 from headkit.adapters.backbone.delta.delta import Delta
 from headkit.adapters.backbone.delta.merge import merge_delta
 from headkit.adapters.backbone.fingerprint import backbone_info, fingerprint
-from headkit.adapters.backbone.module_copy import all_tensors
+from headkit.adapters.backbone.module_copy import all_tensors, forget_results
 from headkit.adapters.tuning.change import vectors
 from headkit.adapters.tuning.layers import find_layers
 from headkit.adapters.tuning.methods import METHODS
@@ -26,11 +25,11 @@ _TOLERANCE = 1e-5
 """Largest difference of the merged model, divided by the largest logit."""
 
 
-def tuning_places(name: str) -> dict[str, Any]:
-    """Count the vectors of a backbone on the meta device, which allocates no weights.
+def tuning(name: str) -> dict[str, Any]:
+    """Count what ``affine`` trains in any case, on the meta device, which allocates no weights.
 
     Returns:
-        ``vectors``: the number of their values. ``parameters``: that of the backbone.
+        ``vectors``: the number of values of the backbone's vectors, see ``change.vectors``.
 
     Raises:
         ContractError: There are none.
@@ -39,14 +38,14 @@ def tuning_places(name: str) -> dict[str, Any]:
     named = dict(model.named_parameters())
     count = sum(named[one].numel() for one in vectors(model))
     expect(count > 0, "the backbone has no vectors to train")
-    return {"vectors": count, "parameters": backbone_parameters_of(model)}
+    return {"vectors": count}
 
 
-def tuning(name: str) -> dict[str, Any]:
-    """Train ``affine`` changes on real tensors, two steps with two images, and merge them.
+def tuning_merged(name: str) -> dict[str, Any]:
+    """Train ``affine`` changes on real tensors with random weights, and merge them.
 
-    The steps change what the delta says and nothing else. A fresh backbone with the merged delta
-    has the logits of the trained model.
+    Two steps with two images change what the delta says and nothing else. A fresh backbone with the
+    merged delta has the logits of the trained model.
 
     Returns:
         ``values``: number of trained values. ``share``: their bytes divided by those of the
@@ -60,6 +59,8 @@ def tuning(name: str) -> dict[str, Any]:
     randomize_constants(model)
     plain, _, _, _ = prepare_smallest_input(name)
     randomize_constants(plain)
+    for one in (model, plain):
+        forget_results(one)
     base = backbone_info(plain).fingerprint
     with torch.no_grad():
         before = plain(x)
@@ -81,18 +82,12 @@ def tuning(name: str) -> dict[str, Any]:
     )
     return {
         "values": delta.num_values,
-        "share": round(delta.num_values / backbone_parameters_of(plain), 6),
+        "share": round(delta.num_values / backbone_info(plain).parameters, 6),
         "scaled": sum(one.endswith(".scale") for one in delta.tensors),
         "difference": difference,
         "effect": relative_difference(before, expected),
         "input": list(x.shape[1:]),
     }
-
-
-def backbone_parameters_of(model: nn.Module) -> int:
-    """Return the number of parameters without the classifier."""
-    own = set(find_classifier(model).tensors)
-    return sum(p.numel() for name, p in model.named_parameters() if name not in own)
 
 
 def _train(trainable: Trainable, x: torch.Tensor) -> None:
@@ -105,4 +100,5 @@ def _train(trainable: Trainable, x: torch.Tensor) -> None:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
+        forget_results(trainable.model)
     expect(fingerprint(others) == before, "training changes more than the delta says")

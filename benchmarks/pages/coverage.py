@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from statistics import median
 
 from headkit.benchmarks.coverage.contract import Row
 from headkit.benchmarks.coverage.record import Key
@@ -17,7 +18,8 @@ generates the page from `benchmarks/results/coverage.jsonl`. The command
 `headkit coverage --structure --macs --fresh --out benchmarks/results/coverage.jsonl` writes that
 file from scratch. More runs add to it. They replace the first three options with
 `--numeric --max-params 1000M`, with `--export --smallest`, with `--export --max-params 30M`, with
-`--levels`, with `--level-maps --smallest`, and with `--level-export --smallest`.
+`--levels`, with `--level-maps --smallest`, with `--level-export --smallest`, with `--tuning`, and
+with `--tuning-merged --smallest`.
 
 | check | architectures | passed | what it checks |
 | --- | --- | --- | --- |
@@ -54,6 +56,14 @@ levels and without them.
 **level_export** converts a backbone with all its levels as outputs to ONNX, with random weights,
 and compares as **export** does. The tolerance is 1e-4 times the largest value of an output, and the
 largest difference is {worst_export}. {exported_levels}
+
+**tuning** runs on the meta device. It counts the values of the backbone's vectors, such as biases,
+norms and layer scales, which the method `affine` trains in every architecture. {vectors}
+
+**tuning_merged** runs on real tensors with random weights. It trains the changes of `affine` for
+two steps. They must change what the delta says and nothing else. The logits of a fresh backbone
+with the merged delta may differ by at most 1e-5 times the largest logit; the largest difference is
+{worst_merged}. {shares}
 
 {failures}
 
@@ -93,6 +103,8 @@ def page(rows: dict[Key, Row]) -> str:
                     ("levels", "levels can be looked for"),
                     ("level_maps", "levels are what timm returns"),
                     ("level_export", "ONNX Runtime agrees with torch in all levels"),
+                    ("tuning", "the backbone has vectors to train"),
+                    ("tuning_merged", "a merged delta gives the logits of the training"),
                 )
             ),
             worst=_worst(numeric),
@@ -102,6 +114,9 @@ def page(rows: dict[Key, Row]) -> str:
             worst_level=_worst(by_check["level_maps"]),
             exported_levels=_exported_levels(structure, by_check["level_export"]),
             worst_export=_worst(by_check["level_export"]),
+            vectors=_vectors(structure, by_check["tuning"]),
+            worst_merged=_worst(by_check["tuning_merged"]),
+            shares=_shares(by_check["tuning_merged"]),
             failures=_failures(by_check),
         )
     ]
@@ -127,6 +142,35 @@ def _exported_levels(structure: dict[str, Row], rows: dict[str, Row]) -> str:
     tried = {row["family"] for row in rows.values()}
     families = {row["family"] for row in structure.values()}
     return f"The check has run for {len(tried)} of {len(families)} families."
+
+
+LARGE_DELTA = 0.02
+"""Share of a backbone's bytes above which the page names the architecture."""
+
+
+def _vectors(structure: dict[str, Row], rows: dict[str, Row]) -> str:
+    """Return what share of the backbones their vectors are."""
+    shares = [
+        row["vectors"] / structure[name]["parameters"]
+        for name, row in rows.items()
+        if row["passed"]
+    ]
+    if not shares:
+        return ""
+    return f"Their share of the backbone is {median(shares):.2%} in the median architecture."
+
+
+def _shares(rows: dict[str, Row]) -> str:
+    """Return how large the deltas are, and which are large."""
+    shares = {name: row["share"] for name, row in rows.items() if row["passed"]}
+    if not shares:
+        return ""
+    large = [f"`{name}` {share:.1%}" for name, share in shares.items() if share > LARGE_DELTA]
+    text = (
+        f"In the median architecture, the delta has {median(shares.values()):.2%} of the bytes of "
+        "the backbone."
+    )
+    return f"{text} It has more than {LARGE_DELTA:.0%} in {', '.join(large)}." if large else text
 
 
 def _worst(rows: dict[str, Row]) -> str:

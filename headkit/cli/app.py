@@ -155,6 +155,16 @@ def coverage(
             help="Export each backbone with all levels to ONNX and compare the outputs to torch.",
         ),
     ] = False,
+    tuning: Annotated[
+        bool, typer.Option("--tuning", help="Count the vectors that tuning changes.")
+    ] = False,
+    tuning_merged: Annotated[
+        bool,
+        typer.Option(
+            "--tuning-merged",
+            help="Train changes to the backbone on real tensors, and merge them into the weights.",
+        ),
+    ] = False,
     only: Annotated[str, typer.Option(help="Globs for names, separated by commas.")] = "*",
     smallest: Annotated[
         bool,
@@ -195,6 +205,8 @@ def coverage(
         "levels": levels,
         "level_maps": level_maps,
         "level_export": level_export,
+        "tuning": tuning,
+        "tuning_merged": tuning_merged,
     }
     checks = [name for name, is_set in flags.items() if is_set]
     if not checks:

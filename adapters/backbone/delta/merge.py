@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from headkit.adapters.backbone.classifier import find_classifier, name_of
 from headkit.adapters.backbone.fingerprint import backbone_info
+from headkit.adapters.backbone.module_copy import forget_results
 from headkit.adapters.errors import BackboneMismatch
 
 from .delta import DOWN, SCALE, UP, VALUE, Delta, changes
@@ -131,4 +132,5 @@ def _replace(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if id(parameter) in new:
                 setattr(module, name, new[id(parameter)])
+    forget_results(model)
     return {name: parameter.detach() for name, parameter in old.items()}

@@ -3,6 +3,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, repeat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from headkit.adapters.backbone.delta.delta import Delta
 from headkit.adapters.backbone.delta.merge import merge_delta
 from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.heads.tasks import get_task
+from headkit.adapters.tuning.change import Change
 from headkit.adapters.tuning.layers import find_layers
 from headkit.adapters.tuning.methods import METHODS
 from headkit.adapters.tuning.trainable import Trainable
@@ -27,7 +29,7 @@ SCHEDULE = Schedule(rate=1e-2, steps=3)
 
 def make(architecture: str) -> nn.Module:
     torch.manual_seed(0)
-    options = {"img_size": 96} if "vit" in architecture else {}
+    options = {"img_size": 96} if "vit" in architecture else {}  # levit, too
     model: nn.Module = timm.create_model(architecture, num_classes=3, **options).eval()
     for parameter in model.parameters():  # some layers start as zeros, which hides their changes
         parameter.data += 0.02 * torch.randn(parameter.shape)
@@ -179,3 +181,28 @@ def test_head_over_levels_trains_with_the_backbone() -> None:
     after = trainable.state()
     assert all(not torch.equal(before[name], after[name]) for name in trainable.head)
     assert trainable.trained()
+
+
+@pytest.mark.parametrize("method", ["affine", "last"])
+def test_biases_that_a_model_keeps_in_eval_mode_are_trained_and_merged(method: str) -> None:
+    model: Any = make("levit_128s")
+    biases = model.stages[2].blocks[0].attn.attention_biases
+    images = torch.randn(2, 3, 96, 96)
+    plain = copy.deepcopy(model)
+    with torch.no_grad():
+        model(images), plain(images)  # both keep their biases now
+    changes = [*METHODS[method].place(model, (), 0)]
+    changes += [Change(n, "value") for n, p in model.named_parameters() if p is biases]
+    base = backbone_info(plain).fingerprint
+    trainable = Trainable(model, {change.parameter: change for change in changes}.values())
+    task, targets = get_task("multiclass"), torch.tensor([0, 1])
+    train(trainable, lambda _: repeat((images, targets)), task, SCHEDULE)
+    with torch.inference_mode():
+        expected = model(images)
+    trained = trainable.trained()
+    assert any("attention_biases" in name for name in trained)
+    plain.load_state_dict(classifier_tensors(model), strict=False)
+    merge_delta(plain, Delta(method, base, {k: v.numpy() for k, v in trained.items()}))
+    with torch.inference_mode():
+        difference = (plain(images) - expected).abs().max()
+    assert difference <= 1e-5 * expected.abs().max()
