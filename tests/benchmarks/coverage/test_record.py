@@ -74,6 +74,23 @@ def test_backbones_are_exported_with_all_levels() -> None:
     assert max(row["difference"] for row in rows.values()) <= 1e-4
 
 
+def test_every_architecture_has_vectors_to_train() -> None:
+    rows = {name: row for (name, check), row in COMMITTED.items() if check == "tuning"}
+    assert set(rows) == set(timm.list_models())
+    assert [name for name, row in rows.items() if not row["passed"]] == []
+    assert min(row["vectors"] for row in rows.values()) > 0
+
+
+def test_changes_are_trained_and_merged_in_every_family() -> None:
+    rows = {name: row for (name, check), row in COMMITTED.items() if check == "tuning_merged"}
+    assert len({row["family"] for row in rows.values()}) == 98
+    assert [name for name, row in rows.items() if not row["passed"]] == []
+    for name, row in rows.items():
+        assert row["difference"] <= max(1e-5, 2 * row.get("rounding", 0)), name
+        assert row["effect"] > 100 * row["difference"], name
+    assert sorted(row["share"] for row in rows.values())[49] <= 0.02
+
+
 def test_the_smallest_architectures_are_one_per_family() -> None:
     names = record.smallest_of_each_family(COMMITTED)
     families = {COMMITTED[name, "structure"]["family"] for name in names}
