@@ -63,7 +63,8 @@ norms and layer scales, which the method `affine` trains in every architecture. 
 **tuning_merged** runs on real tensors with random weights. It trains the changes of `affine` for
 two steps. They must change what the delta says and nothing else. The logits of a fresh backbone
 with the merged delta may differ by at most 1e-5 times the largest logit, or, if that is more, by
-twice the difference between float32 and float64; the largest difference is {worst_merged}. {shares}
+twice the difference between float32 and float64; the largest difference is {worst_merged}.
+{merged_families} {shares}
 
 {failures}
 
@@ -112,10 +113,11 @@ def page(rows: dict[Key, Row]) -> str:
             exported=_exported(structure, by_check["export"]),
             levels=_levels(structure, by_check["levels"]),
             worst_level=_worst(by_check["level_maps"]),
-            exported_levels=_exported_levels(structure, by_check["level_export"]),
+            exported_levels=_families_tried(structure, by_check["level_export"]),
             worst_export=_worst(by_check["level_export"]),
             vectors=_vectors(structure, by_check["tuning"]),
             worst_merged=_worst(by_check["tuning_merged"]),
+            merged_families=_families_tried(structure, by_check["tuning_merged"]),
             shares=_shares(by_check["tuning_merged"]),
             failures=_failures(by_check),
         )
@@ -138,7 +140,7 @@ def _summary(check: str, rows: dict[str, Row], what: str) -> str:
     return f"| {check} | {len(rows)} | {passed} | {what} |"
 
 
-def _exported_levels(structure: dict[str, Row], rows: dict[str, Row]) -> str:
+def _families_tried(structure: dict[str, Row], rows: dict[str, Row]) -> str:
     tried = {row["family"] for row in rows.values()}
     families = {row["family"] for row in structure.values()}
     return f"The check has run for {len(tried)} of {len(families)} families."
