@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -147,11 +146,6 @@ def train(
             losses.clear()
             if checkpoint is not None:
                 _save(trainable, optimizer, identity, done, checkpoint)
-
-
-def is_finite(trainable: Trainable) -> bool:
-    """Return True if all trained tensors are finite."""
-    return all(math.isfinite(float(t.detach().sum())) for t in trainable.state().values())
 
 
 def _save(
