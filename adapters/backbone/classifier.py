@@ -132,6 +132,19 @@ def replace_classifier(model: nn.Module, num_classes: int) -> Classifier:
     return now
 
 
+def backbone_parameters(model: nn.Module, *, all_names: bool = False) -> dict[str, nn.Parameter]:
+    """Return the parameters outside the classifier by name.
+
+    Args:
+        model: A timm model.
+        all_names: Return a shared parameter under all of its names instead of the first one.
+    """
+    found = find_classifier(model)
+    classifier = {*found.tensors, *found.unused}
+    named = model.named_parameters(remove_duplicate=not all_names)
+    return {name: parameter for name, parameter in named if name not in classifier}
+
+
 def classifier_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return the classifier's tensors, buffers included, under the model's ``state_dict`` names."""
     names = set(find_classifier(model).tensors)

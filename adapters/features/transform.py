@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,12 +78,18 @@ class Transform:
         """
         if not self.view.number:
             return self._transform(image)  # type: ignore[no-any-return]
-        seed = f"{self.view.seed}/{self.view.number}/{digest.hex()}"
-        state = random.getstate()
-        try:
-            with torch.random.fork_rng(devices=[]):  # timm uses both generators
-                random.seed(seed)
-                torch.manual_seed(random.getrandbits(63))
-                return self._transform(image)  # type: ignore[no-any-return]
-        finally:
-            random.setstate(state)
+        with seeded(f"{self.view.seed}/{self.view.number}/{digest.hex()}"):
+            return self._transform(image)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def seeded(seed: str) -> Iterator[None]:
+    """Seed both generators that timm's transforms use, and restore them afterwards."""
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            torch.manual_seed(random.getrandbits(63))
+            yield
+    finally:
+        random.setstate(state)

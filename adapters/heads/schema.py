@@ -239,14 +239,14 @@ def split_delta(tensors: Mapping[str, _Value]) -> tuple[dict[str, _Value], dict[
     return own, changes
 
 
-def read_delta(description: object, tensors: Mapping[str, Any]) -> Delta:
-    """Return the delta that the entry ``delta`` describes.
+def read_delta(description: Mapping[str, Any], tensors: Mapping[str, Any]) -> Delta:
+    """Return the delta that the entry ``delta`` of a checked description describes.
 
     Raises:
-        HeadFormatError: A value is missing or out of bounds, or the tensors do not fit each other.
+        HeadFormatError: The tensors do not fit each other.
     """
     try:
-        return Delta(tensors=dict(tensors), **check_delta(description, f"head.{DELTA}"))
+        return Delta(tensors=dict(tensors), **description)
     except ValueError as error:
         raise HeadFormatError(str(error)) from error
 

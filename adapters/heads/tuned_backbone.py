@@ -28,21 +28,33 @@ def load_backbone(
 ) -> nn.Module:
     """Load a frozen backbone: a timm model in eval mode whose parameters do not train.
 
+    Each tensor of the backbone comes from the weights; otherwise this is an error. The model keeps
+    the classifier of the weights, see ``adapters.backbone.load``.
+
     Args:
-        architecture: timm model name, see ``adapters.backbone.load.load_backbone``, as are all
-            other arguments but ``delta``.
-        weights: See there.
-        delta: A head with a delta, or its file. The delta is merged into the weights, so that other
-            heads can be fitted on the tuned backbone; the head itself is not attached.
-        remap: See there.
-        img_size: See there.
-        crop_pct: See there.
-        crop_mode: See there.
-        **timm_kwargs: See there.
+        architecture: timm model name with an optional pretrained tag: ``resnet50.a1_in1k``; or the
+            place of a model that timm saved: ``local-dir:FOLDER`` or ``hf-hub:USER/REPO``.
+        weights: A ``.safetensors`` file; a file of ``torch.save``, which is read with
+            ``weights_only=True``; or a folder with one of them. If None, timm loads its pretrained
+            weights from the Hugging Face Hub or from its cache.
+        delta: A head with a delta, or its file. The delta is merged into the weights, and the head
+            is not attached, so you can fit other heads on the tuned backbone.
+        remap: Match the tensors of ``weights`` by position instead of by name. The shapes must be
+            equal in this order.
+        img_size: Edge of the input images in pixels, or height and width. Default: the
+            architecture's own. timm resamples position embeddings for another size.
+        crop_pct: Edge of the crop divided by the edge of the resized image, see timm.
+        crop_mode: ``center``, ``squash`` or ``border``, see timm.
+        **timm_kwargs: Any arguments of ``timm.create_model``. ``pretrained=False`` selects random
+            weights. If ``num_classes`` is not that of the weights, the classifier is new and
+            random.
 
     Raises:
-        UnknownArchitecture, WeightsError, ContractError, ValueError: See there.
-        HeadFormatError: ``delta`` is not a head file, or a head without a delta.
+        UnknownArchitecture: timm has no such model or pretrained tag.
+        WeightsError: The weights cannot be downloaded or read, or do not fit.
+        ContractError: The architecture is not supported, or cannot take images of ``img_size``.
+        ValueError: An argument is out of its range.
+        HeadFormatError: ``delta`` is not a head file, or is a head without a delta.
         BackboneMismatch: The weights are not those that the delta changes.
     """
     head = delta if delta is None or isinstance(delta, Head) else Head.load(delta)

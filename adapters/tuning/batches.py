@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -14,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from headkit.adapters.backbone.preprocessing import Normalize
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.errors import DataError
 from headkit.adapters.features.decode import end_with_parent
+from headkit.adapters.features.transform import seeded
 from headkit.adapters.images.open import ImageReader, read_image_file
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
 
@@ -91,14 +92,8 @@ class RepeatedImages(Dataset[Tensor]):
             image = self.read(read_image_file(self.source.paths[index]))
         else:
             image = self.read(self.source.reader[index][0])
-        state = random.getstate()
-        try:
-            with torch.random.fork_rng(devices=[]):  # timm uses both generators
-                random.seed(f"{self.seed}/{number}/{index}")
-                torch.manual_seed(random.getrandbits(63))
-                pixels: Tensor = self._transform(image)
-        finally:
-            random.setstate(state)
+        with seeded(f"{self.seed}/{number}/{index}"):
+            pixels: Tensor = self._transform(image)
         return pixels
 
 
@@ -152,21 +147,6 @@ class RandomBatches:
         }
         picked = [orders[n][i] for n, i in zip(numbers.tolist(), within.tolist(), strict=True)]
         return np.stack([numbers, np.asarray(picked)], 1).astype(np.int64)
-
-
-class Normalize:
-    """Turn uint8 pixels into what a model expects, on its device."""
-
-    def __init__(self, cfg: Mapping[str, Any], device: torch.device) -> None:
-        self.device = device
-        self._mean, self._std = (
-            torch.tensor(cfg[key], device=device).view(-1, 1, 1) for key in ("mean", "std")
-        )
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Return float32 images of the shape of ``pixels``, with the arithmetic of torchvision."""
-        images = pixels.to(self.device, memory_format=torch.channels_last)
-        return images.float().div(255).sub(self._mean).div(self._std)
 
 
 class _Sampler:

@@ -7,10 +7,8 @@ from typing import Any, cast
 from timm.models import group_parameters
 from torch import nn
 
-from headkit.adapters.backbone.classifier import name_of
+from headkit.adapters.backbone.classifier import backbone_parameters, name_of
 from headkit.adapters.errors import ContractError
-
-from .change import backbone_parameters
 
 
 def blocks(model: nn.Module) -> list[list[str]]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from headkit.adapters.backbone.classifier import find_classifier
+from headkit.adapters.backbone.classifier import backbone_parameters
 from headkit.adapters.backbone.delta.delta import DOWN, SCALE, UP, VALUE
 
 
@@ -42,13 +42,6 @@ class Change:
         inputs = parameter[0].numel()
         down = torch.randn(shape, generator=generator) / inputs**0.5
         return {UP: torch.zeros(rows, self.rank, **like), DOWN: down.to(**like)}
-
-
-def backbone_parameters(model: nn.Module) -> Mapping[str, nn.Parameter]:
-    """Return the parameters of ``model`` that are not of its classifier; a shared one once."""
-    found = find_classifier(model)
-    own = {*found.tensors, *found.unused}
-    return {name: value for name, value in model.named_parameters() if name not in own}
 
 
 def vectors(model: nn.Module) -> Iterator[str]:

@@ -18,7 +18,7 @@ from headkit.adapters.backbone.classifier import find_classifier
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TOLERANCE = 1e-4
-"""Largest difference of a layer's output from what its weights say, relative to the largest."""
+"""Largest difference of scaled outputs from those of scaled rows, relative to the largest value."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,12 @@ class Layer:
     Attributes:
         path: Path of the module.
         groups: Number of groups of a convolution; 1 for others.
-        channel_axis: Axis of the output that has a value per row of the weight.
         before_norm: True if the output goes to a BatchNorm, whose statistics stay. A scale of the
             rows is then a change that the norm's own parameters can make.
     """
 
     path: str
     groups: int
-    channel_axis: int
     before_norm: bool
 
 
@@ -81,7 +79,6 @@ def find_layers(model: nn.Module, images: Tensor) -> tuple[Layer, ...]:
         Layer(
             path,
             int(getattr(candidates[path], "groups", 1)),
-            channel_axis(candidates[path]),
             id(call.output) in normed,
         )
         for path, call in calls.items()
@@ -110,16 +107,16 @@ def _is_linear_in_rows(module: nn.Module, x: Tensor) -> bool:
     try:
         own.bias, own.weight.data = None, random
         plain = own.forward(x)
-        own.weight.data = random * _along(factors, 0, weight.ndim)
+        own.weight.data = random * along(factors, 0, weight.ndim)
         scaled = own.forward(x)
     finally:
         own.weight.data, own.bias = weight, bias
-    expected = plain * _along(factors, channel_axis(module), plain.ndim)
+    expected = plain * along(factors, channel_axis(module), plain.ndim)
     largest = expected.abs().max()
     return bool(largest > 0) and bool((scaled - expected).abs().max() <= TOLERANCE * largest)
 
 
-def _along(vector: Tensor, axis: int, num_axes: int) -> Tensor:
+def along(vector: Tensor, axis: int, num_axes: int) -> Tensor:
     """Return a vector as a tensor of ``num_axes`` axes that varies along one of them."""
     shape = [1] * num_axes
     shape[axis] = -1

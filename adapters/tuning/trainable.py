@@ -14,7 +14,7 @@ from headkit.adapters.backbone.classifier import find_classifier
 from headkit.adapters.backbone.delta.delta import DOWN, SCALE, UP, VALUE
 
 from .change import Change
-from .layers import channel_axis
+from .layers import along, channel_axis
 
 
 class Trainable:
@@ -32,7 +32,6 @@ class Trainable:
     def __init__(self, model: nn.Module, changes: Iterable[Change], seed: int = 0) -> None:
         self.model, self.tensors = model, dict[str, Tensor]()
         self._start: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
         generator = torch.Generator().manual_seed(seed)
         model.requires_grad_(False).eval()
         classifier = find_classifier(model).tensors
@@ -57,13 +56,7 @@ class Trainable:
         else:
             up, down = (self.tensors[f"{change.parameter}.{one}"] for one in (UP, DOWN))
             hook = partial(_add_product, up, down)
-        self._handles.append(module.register_forward_hook(hook))
-
-    def remove_hooks(self) -> None:
-        """Take the changes that act on outputs away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        module.register_forward_hook(hook)
 
     def state(self) -> dict[str, Tensor]:
         """Return copies of all trained tensors by name."""
@@ -88,13 +81,12 @@ class Trainable:
 
 
 def _scale(scale: Tensor, module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-    shape = [1] * output.ndim
-    shape[channel_axis(module)] = -1
-    factors = scale.to(output.dtype).view(shape)
+    axis = channel_axis(module)
+    factors = along(scale.to(output.dtype), axis, output.ndim)
     bias = cast("Tensor | None", module.bias)
     if bias is None:
         return output * factors
-    own = bias.to(output.dtype).view(shape)
+    own = along(bias.to(output.dtype), axis, output.ndim)
     return torch.addcmul(own - own * factors, output, factors)
 
 

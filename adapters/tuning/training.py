@@ -118,6 +118,7 @@ def train(
     )
     identity = _identify(trainable, schedule, identity)
     first = _resume(trainable, optimizer, identity, checkpoint)
+    forget_results(trainable.model)
     started, losses = time.monotonic(), list[float]()
     device = head[0].device.type if head else "cpu"
     for step, (images, targets) in zip(range(first, schedule.steps), batches(first), strict=False):
@@ -126,7 +127,6 @@ def train(
             torch.autocast(device, torch.bfloat16) if schedule.autocast else nullcontext()
         )
         optimizer.zero_grad()
-        forget_results(trainable.model)
         with context:
             logits = trainable.model(images)
         loss = task.loss(logits.float(), targets)

@@ -16,7 +16,7 @@ from headkit.adapters.backbone.forward import Backbone, features
 from headkit.adapters.backbone.level_head import without_level_head
 from headkit.adapters.backbone.levels import vector_levels
 from headkit.adapters.backbone.module_copy import copy_structure
-from headkit.adapters.backbone.preprocessing import preprocessing
+from headkit.adapters.backbone.preprocessing import Normalize, preprocessing
 from headkit.adapters.compat import unwrap
 from headkit.adapters.features.runtime import Branches, Pixels, Precision, Run
 
@@ -50,10 +50,7 @@ class TorchRuntime:
     ) -> Run:
         """See ``Runtime``."""
         device = next(model.parameters()).device
-        cfg = preprocessing(model)
-        mean, std = (
-            torch.tensor(cfg[key], device=device).view(-1, 1, 1) for key in ("mean", "std")
-        )
+        normalize = Normalize(preprocessing(model), device)
         model = without_level_head(unwrap(model)).to(memory_format=torch.channels_last)
         chosen = vector_levels(model, levels)
         checked = False
@@ -65,9 +62,7 @@ class TorchRuntime:
             with restore_threads():
                 if self.threads is not None:
                     torch.set_num_threads(self.threads)
-                images = torch.from_numpy(pixels).to(device, memory_format=torch.channels_last)
-                # The arithmetic of torchvision's ToTensor and Normalize, in their order.
-                images = images.float().div(255).sub(mean).div(std)
+                images = normalize(torch.from_numpy(pixels))
                 with bf16:
                     if not checked:
                         features(model, images)

@@ -24,13 +24,13 @@ class Delta:
 
     A parameter has one of three changes; docs/head-file.md says how each is computed:
 
-    - ``value``, with the shape of the parameter: it takes the place of the parameter.
-    - ``scale`` ``[rows]``: each row of the parameter, along its first dimension, times a number.
-    - ``up`` ``[rows, rank]`` and ``down`` ``[rank, …]``: their product is added to the parameter.
+    - ``value``, with the shape of the parameter, takes the place of the parameter.
+    - ``scale`` ``[rows]`` multiplies each row, along the first dimension, by a number.
+    - ``up`` ``[rows, rank]`` and ``down`` ``[rank, …]`` have a product that is added.
 
     Attributes:
         method: How the changes were trained, such as ``affine``.
-        base: Fingerprint of the backbone that they change, 64 hexadecimal digits.
+        base: Fingerprint of the backbone before the changes, 64 hexadecimal digits.
         tensors: Arrays by ``PARAMETER.OPERATION``.
         recipe: How they were trained, as JSON values.
     """

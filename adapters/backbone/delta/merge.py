@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from headkit.adapters.backbone.classifier import find_classifier, name_of
+from headkit.adapters.backbone.classifier import backbone_parameters, name_of
 from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.backbone.module_copy import forget_results
 from headkit.adapters.errors import BackboneMismatch
@@ -66,12 +66,7 @@ def merged_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
         BackboneMismatch: The backbone has no such parameter, or one of another shape.
     """
     arrays = safetensors.torch.load(safetensors.numpy.save(dict(delta.tensors)))
-    found = find_classifier(model)
-    own = {
-        name: parameter.detach()
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if name not in found.tensors and name not in found.unused
-    }
+    own = backbone_parameters(model, all_names=True)
     merged = {}
     for name, change in changes(arrays).items():
         if name not in own:
@@ -79,7 +74,7 @@ def merged_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
                 f"this head changes the parameter {name}, which the backbone of {name_of(model)} "
                 "does not have: install the version of timm that the head names"
             )
-        merged[name] = _change(own[name], change, name)
+        merged[name] = _change(own[name].detach(), change, name)
     return merged
 
 

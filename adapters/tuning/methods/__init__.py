@@ -1,4 +1,4 @@
-"""The methods of tuning: each module says what it changes (``place``) and describes it."""
+"""The methods of tuning: the function ``place`` of each module says what it changes."""
 
 from __future__ import annotations
 

@@ -15,8 +15,6 @@ from headkit.adapters.backbone.delta.delta import SCALE, VALUE
 from headkit.adapters.tuning.change import Change, vectors
 from headkit.adapters.tuning.layers import Layer
 
-NEEDS_LAYERS = True
-
 
 def place(model: nn.Module, layers: Sequence[Layer], rank: int) -> list[Change]:
     """Return the changes to train. ``rank`` has no effect."""
@@ -25,9 +23,3 @@ def place(model: nn.Module, layers: Sequence[Layer], rank: int) -> list[Change]:
     rows = [f"{one.path}.weight" for one in layers if not one.before_norm]
     scaled = [Change(name, SCALE) for name in rows if name not in whole]  # a layer of one input
     return [*(Change(name, VALUE) for name in whole), *scaled]
-
-
-def describe(rank: int) -> str:
-    """Say in a few words what is trained."""
-    del rank
-    return "biases and norms, and a scale for each output of a layer"

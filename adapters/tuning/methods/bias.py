@@ -13,16 +13,8 @@ from headkit.adapters.backbone.delta.delta import VALUE
 from headkit.adapters.tuning.change import Change, vectors
 from headkit.adapters.tuning.layers import Layer
 
-NEEDS_LAYERS = False
-
 
 def place(model: nn.Module, layers: Sequence[Layer], rank: int) -> list[Change]:
     """Return the changes to train. ``layers`` and ``rank`` have no effect."""
     del layers, rank
     return [Change(name, VALUE) for name in vectors(model)]
-
-
-def describe(rank: int) -> str:
-    """Say in a few words what is trained."""
-    del rank
-    return "biases and norms"

@@ -1,4 +1,4 @@
-"""``last``: all parameters of the last blocks of a backbone."""
+"""``last``: all parameters of the last block of a backbone."""
 
 from __future__ import annotations
 
@@ -11,16 +11,8 @@ from headkit.adapters.tuning.blocks import blocks
 from headkit.adapters.tuning.change import Change
 from headkit.adapters.tuning.layers import Layer
 
-NEEDS_LAYERS = False
-
 
 def place(model: nn.Module, layers: Sequence[Layer], rank: int) -> list[Change]:
-    """Return the changes to train: those of the last block. The arguments have no effect."""
+    """Return the changes to train. ``layers`` and ``rank`` have no effect."""
     del layers, rank
     return [Change(name, VALUE) for name in blocks(model)[-1]]
-
-
-def describe(rank: int) -> str:
-    """Say in a few words what is trained."""
-    del rank
-    return "the last block"

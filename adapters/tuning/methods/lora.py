@@ -13,8 +13,6 @@ from headkit.adapters.backbone.delta.delta import UP
 from headkit.adapters.tuning.change import Change
 from headkit.adapters.tuning.layers import Layer
 
-NEEDS_LAYERS = True
-
 
 def place(model: nn.Module, layers: Sequence[Layer], rank: int) -> list[Change]:
     """Return the changes to train, of at most ``rank``."""
@@ -26,8 +24,3 @@ def place(model: nn.Module, layers: Sequence[Layer], rank: int) -> list[Change]:
         if one.groups == 1:
             changes.append(Change(f"{one.path}.weight", UP, min(rank, smallest)))
     return changes
-
-
-def describe(rank: int) -> str:
-    """Say in a few words what is trained."""
-    return f"a product of rank {rank} for each layer"

@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 import headkit
+from headkit.adapters.backbone.preprocessing import Normalize
 from headkit.adapters.data.open import open_data
-from headkit.adapters.tuning.batches import Augmentation, Normalize, RandomBatches, RepeatedImages
+from headkit.adapters.tuning.batches import Augmentation, RandomBatches, RepeatedImages
 
 CFG = {
     "input_size": (3, 32, 32),
