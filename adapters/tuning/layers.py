@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from headkit.adapters.backbone.classifier import find_classifier
 
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 TOLERANCE = 1e-4
 """Largest difference of scaled outputs from those of scaled rows, relative to the largest value."""
 
@@ -68,7 +68,7 @@ def find_layers(model: nn.Module, images: Tensor) -> tuple[Layer, ...]:
     handles += [
         module.register_forward_pre_hook(partial(_note_input, normed))
         for module in model.modules()
-        if isinstance(module, _BatchNorm)
+        if isinstance(module, BATCH_NORMS)
     ]
     try:
         model(images)

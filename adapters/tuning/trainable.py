@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import conv1d, conv2d, conv3d, linear
 
 from headkit.adapters.backbone.classifier import find_classifier
@@ -95,16 +96,25 @@ def _add_product(up: Tensor, down: Tensor, module: nn.Module, args: Any, output:
     up, down = up.to(x.dtype), down.to(x.dtype)
     if isinstance(module, nn.Linear):
         return output + linear(linear(x, down), up)
-    return output + _convolve(cast(Any, module), x, up, down)
+    return output + _convolve(module, x, up, down)
 
 
-def _convolve(module: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+class _Unhooked(nn.Module):
+    """A module without its hooks."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Any:
+        return self.inner.forward(x)
+
+
+def _convolve(module: nn.Module, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """Convolve with a product of low rank; the module's own forward pass pads and strides."""
-    weight, bias = module._parameters["weight"], module._parameters["bias"]
-    module._parameters["weight"], module._parameters["bias"] = down, None
-    try:
-        inner = module.forward(x)
-    finally:
-        module._parameters["weight"], module._parameters["bias"] = weight, bias
+    swapped = {"inner.weight": down}
+    if module.bias is not None:
+        swapped["inner.bias"] = down.new_zeros(len(down))
+    inner = functional_call(_Unhooked(module), swapped, (x,))
     functions = {3: conv1d, 4: conv2d, 5: conv3d}
     return functions[inner.ndim](inner, up.view(*up.shape, *(1 for _ in inner.shape[2:])))
