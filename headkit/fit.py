@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +11,16 @@ from torch import nn
 
 from headkit.adapters.backbone.config.input_size import ImageSize
 from headkit.adapters.backbone.level import LevelNames
-from headkit.adapters.data.dataset import ImageDataset
-from headkit.adapters.data.evaluation import HeadOutputs, NoSuchSplit, open_evaluation
-from headkit.adapters.data.open import open_data
-from headkit.adapters.data.options import ClassFrom, ReadOptions
-from headkit.adapters.errors import DataError
-from headkit.adapters.features.cache import FeatureCache
-from headkit.adapters.features.duplicates import (
-    choose_validation,
-    count_duplicates,
-    count_shared,
-    number_copies,
-)
-from headkit.adapters.features.executors.choose import choose_executor
+from headkit.adapters.data.options import ClassFrom
 from headkit.adapters.features.extract import Progress
-from headkit.adapters.features.given import given_levels
-from headkit.adapters.features.labeled_features import LabeledFeatures
-from headkit.adapters.features.predictions import Predictions, keep_predictions
-from headkit.adapters.features.transform import View
-from headkit.adapters.fitting.class_weights import ClassWeights, check_class_weights
-from headkit.adapters.fitting.classifier import AUTO, level_sets, plan_classifier
-from headkit.adapters.fitting.data_checks import check_classes, check_crops
-from headkit.adapters.fitting.fit_head import HeadFit, fit_head
-from headkit.adapters.fitting.measured import Measured, without_recall
-from headkit.adapters.fitting.report import check_report, write_report
-from headkit.adapters.fitting.thresholds import F1
-from headkit.adapters.heads.attach import head_of
+from headkit.adapters.fitting.class_weights import ClassWeights
+from headkit.adapters.fitting.classifier import AUTO
+from headkit.adapters.fitting.fit_head import fit_head
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import Kind
-from headkit.adapters.heads.summary import remarks, store_few_images, store_skipped
-from headkit.adapters.heads.tasks import TaskName, get_task
-from headkit.registry.resolve import load_head
+from headkit.adapters.heads.tasks import TaskName
 
-from .checks import (
-    check_arguments,
-    check_extension,
-    check_holdout,
-    check_penalty,
-    check_thresholds,
-)
-from .extend import OldImages
-from .extraction import get_backbone, open_extraction
-
-logger = logging.getLogger("headkit")
-
-OWN_TEST_SPLIT = "split"
-"""Value of ``test`` that stands for the test split of the data."""
-_FULL_NAME = {"val": "validation", "test": "test"}
-IN_SUMMARY = "in_summary"
-"""Attribute of log records that repeat what the metrics of the head say, see ``heads.summary``."""
+from .training import ExtractionOptions, HeadOptions, build_head, open_training
 
 
 def fit(
@@ -189,174 +148,35 @@ def fit(
         OutputError: The cache or the report cannot be written.
         ValueError: An argument is out of its range.
     """
-    # Arguments are checked before the extraction, which takes minutes.
-    check_arguments(
-        holdout=holdout,
-        l2=l2,
-        kind=kind,
-        thresholds=thresholds,
-        views=views,
-        batch_size=batch_size,
-        workers=workers,
+    options = HeadOptions(
+        kind, levels, l2, class_weights, thresholds, holdout, views, seed, notes, report
     )
-    if report is not None:
-        check_report(report)
-    choose_executor(executor)
-    reading: dict[str, Any] = {
-        "class_from": class_from,
-        "path_column": path_column,
-        "label_column": label_column,
-        "label_separator": label_separator,
-    }
-    train_source, val_source = open_data(
-        data, val, task=task, uses_test=test is not None, **reading
-    )
-    check_thresholds(thresholds, train_source.task)
-    check_holdout(holdout, val, val_source)
-    names = train_source.label_names
-    inputs: dict[str, Any] = {"img_size": img_size, "crop_pct": crop_pct, "crop_mode": crop_mode}
-    backbone = get_backbone(backbone, weights, remap, {**inputs, **timm_kwargs})
-    old = None
-    if extend is not None:
-        check_extension(train_source, val_source, views)
-        old = OldImages.find(load_head(extend), cache, backbone, train_source)
-        names = old.label_names(train_source)
-        if runtime == "auto" and precision == "fp32" and old.runtime is not None:
-            runtime = old.runtime  # the features of the old images are there for this one alone
-    outputs = HeadOutputs(train_source.task, names)
-    test_source = open_test(data, test, outputs, reading)
-    weighing = check_class_weights(class_weights, replace(train_source, label_names=names))
-    plan = plan_classifier(backbone, kind)
-    measuring = {"val": val_source, "test": test_source}
-    apart = {name: source for name, source in measuring.items() if source is not None}
-    sources = [train_source, *apart.values()]
-    present = () if old is not None and old.lacks_levels else given_levels(sources)
-    sets = level_sets(backbone, plan, levels, kind, l2, present=present)
-    check_penalty(l2, plan, sets)
-    requests = [(source, View()) for source in sources]
-    requests += [(train_source, View(n, seed)) for n in range(1, views)]
-    with open_extraction(
+    with open_training(
         backbone,
-        requests,
-        runtime=runtime,
-        precision=precision,
-        executor=executor,
-        cache=cache,
-        batch_size=batch_size,
-        workers=workers,
-        max_unreadable=max_unreadable,
-        progress=progress,
-        levels=[name for one in sets for name in one],
-    ) as extraction:
-        extracted = extraction(train_source)
-        others = {name: extraction(source) for name, source in apart.items()}
-        crops = [extraction(train_source, View(n, seed)) for n in range(1, views)]
-        check_crops(extracted, crops)
-        check_classes(train_source, extracted.targets)
-        if old is not None:
-            extracted = old.join(extracted, train_source, names)
-        duplicates = count_duplicates(extracted)
-        for name, one in others.items():
-            duplicates[f"num_{name}_in_train"] = count_shared(extracted, one, _FULL_NAME[name])
-        examples = LabeledFeatures.from_views([extracted, *crops])
-        names = names or get_task(train_source.task).label_names(examples.y)
-        mask = None
-        if holdout is not None:
-            chosen = choose_validation(extracted, train_source.task, holdout, seed)
-            mask = torch.from_numpy(chosen)
-        how = HeadFit(plan, sets, len(names), train_source.task, weighing, l2, seed)
-        fitted = fit_head(backbone, examples, number_copies(extracted), mask, how)
-        of_folds = Measured.of_folds(fitted.held, torch.from_numpy(extracted.targets))
-        temperature = of_folds.best_temperature(train_source.task)
-        goal = F1 if thresholds is None else thresholds
-        decisions = of_folds.thresholds(train_source.task, temperature, goal)
-        on_others = {
-            name: Measured.of_data(fitted.model, LabeledFeatures.from_views([one]))
-            for name, one in others.items()
-        }
-    measured = on_others.get("val", of_folds)
-    if "val" in on_others:
-        metrics = measured.metrics(train_source.task, temperature, decisions)
-    else:
-        metrics = of_folds.metrics_of_choices(train_source.task, goal)
-    if not metrics:
-        logger.warning(
-            "no image can be held out, so the head will have no metrics: pass val (--val) or more "
-            "images per class"
-        )
-    skipped = [(one.reason, one.count) for source in sources for one in source.skipped]
-    metrics |= {
-        "validation": _name_validation(val_source is not None, fitted.held.folds),
-        "num_train": len(extracted.targets),
-        "num_val": len(measured),
-        "num_unreadable": sum(len(one.unreadable) for one in (extracted, *others.values())),
-        **duplicates,
-        **fitted.choices,
-        **store_few_images(
-            get_task(train_source.task).images_per_class(extracted.targets, len(names))
+        data,
+        val,
+        test,
+        options,
+        ExtractionOptions(
+            runtime, precision, executor, cache, batch_size, workers, max_unreadable, progress
         ),
-        **store_skipped(skipped),
-    }
-    if "test" in on_others:
-        on_test = on_others["test"]
-        metrics["test"] = {
-            "num_images": len(on_test),
-            **without_recall(on_test.metrics(train_source.task, temperature, decisions)),
-        }
-    head = head_of(
-        fitted.model,
-        names,
-        task=train_source.task,
-        metrics=metrics,
-        temperature=temperature,
-        notes=notes,
-    )
-    if decisions is not None:
-        head = head.with_changes(thresholds=tuple(decisions))
-    if isinstance(extracted.cache, FeatureCache) and cache is not False:
-        images = fitted.held.images.numpy()
-        predictions = Predictions(
-            of_folds.logits.numpy(), images, extracted.pixel_digests, extracted.targets, views
-        )
-        keep_predictions(extracted.cache, head.digest, predictions)
-    if report is not None and len(measured):
-        write_report(report, head, measured.logits, measured.y)
-    for remark in remarks(metrics, names, head.task):
-        level = logging.WARNING if remark.serious else logging.INFO
-        logger.log(level, "%s", remark.text, extra={IN_SUMMARY: True})
-    return head
-
-
-def open_test(
-    data: Any, test: Any, outputs: HeadOutputs, reading: Mapping[str, Any]
-) -> ImageDataset | None:
-    """Open the images that measure a head beside its validation images.
-
-    Args:
-        data: The training data.
-        test: Labeled images; or ``split`` for the test split of ``data``; or None.
-        outputs: The outputs of the head.
-        reading: How to read the data, see ``ReadOptions``.
-
-    Raises:
-        DataError: See ``open_evaluation``.
-    """
-    if test is None:
-        return None
-    options = ReadOptions(**reading)
-    if isinstance(test, str) and test == OWN_TEST_SPLIT:
-        try:
-            return open_evaluation(data, outputs, "test", options)
-        except NoSuchSplit as error:
-            raise DataError(
-                f"test is {OWN_TEST_SPLIT!r}, but {error.where} has "
-                f"{f'only the splits {error.present}' if error.present else 'no splits'}: pass the "
-                "test images as test (--test DATA), or omit test (--test)"
-            ) from error
-    return open_evaluation(test, outputs, None, options)
-
-
-def _name_validation(own: bool, folds: int) -> str:
-    if own:
-        return "own"
-    return "none" if not folds else "holdout" if folds == 1 else "cross_validation"
+        extend=extend,
+        task=task,
+        reading={
+            "class_from": class_from,
+            "path_column": path_column,
+            "label_column": label_column,
+            "label_separator": label_separator,
+        },
+        weights=weights,
+        remap=remap,
+        backbone_options={
+            "img_size": img_size,
+            "crop_pct": crop_pct,
+            "crop_mode": crop_mode,
+            **timm_kwargs,
+        },
+    ) as training:
+        held = None if holdout is None else torch.from_numpy(training.choose_images(holdout))
+        fitted = fit_head(training.backbone, training.examples, training.blocks, held, training.how)
+        return build_head(training, fitted, training.others)

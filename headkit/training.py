@@ -1,0 +1,394 @@
+"""What ``fit`` and ``tune`` share: open data, extract features, and build the head."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headkit.adapters.backbone.level import LevelNames
+from headkit.adapters.data.dataset import ImageDataset
+from headkit.adapters.data.evaluation import HeadOutputs, NoSuchSplit, open_evaluation
+from headkit.adapters.data.open import open_data
+from headkit.adapters.data.options import ReadOptions
+from headkit.adapters.errors import DataError
+from headkit.adapters.features.cache import FeatureCache
+from headkit.adapters.features.duplicates import (
+    choose_validation,
+    count_duplicates,
+    count_shared,
+    number_copies,
+)
+from headkit.adapters.features.executors.choose import choose_executor
+from headkit.adapters.features.extract import ExtractedFeatures, Progress
+from headkit.adapters.features.given import given_levels
+from headkit.adapters.features.labeled_features import LabeledFeatures
+from headkit.adapters.features.predictions import Predictions, keep_predictions
+from headkit.adapters.features.transform import View
+from headkit.adapters.fitting.class_weights import ClassWeights, check_class_weights
+from headkit.adapters.fitting.classifier import level_sets, plan_classifier
+from headkit.adapters.fitting.data_checks import check_classes, check_crops
+from headkit.adapters.fitting.fit_head import HeadFit
+from headkit.adapters.fitting.measured import Measured, without_recall
+from headkit.adapters.fitting.out_of_fold import Fitted
+from headkit.adapters.fitting.report import check_report, write_report
+from headkit.adapters.fitting.thresholds import F1
+from headkit.adapters.heads.attach import head_of
+from headkit.adapters.heads.head import Head
+from headkit.adapters.heads.kinds import Kind
+from headkit.adapters.heads.summary import remarks, store_few_images, store_skipped
+from headkit.adapters.heads.tasks import TaskName, get_task
+from headkit.registry.resolve import load_head
+
+from .checks import (
+    check_arguments,
+    check_extension,
+    check_holdout,
+    check_penalty,
+    check_thresholds,
+)
+from .extend import OldImages
+from .extraction import get_backbone, open_extraction
+
+logger = logging.getLogger("headkit")
+
+OWN_TEST_SPLIT = "split"
+"""Value of ``test`` that stands for the test split of the data."""
+_FULL_NAME = {"val": "validation", "test": "test"}
+IN_SUMMARY = "in_summary"
+"""Attribute of log records that repeat what the metrics of the head say, see ``heads.summary``."""
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """How to fit and measure a head; see ``fit`` for the values.
+
+    Attributes:
+        kind: Kind of head.
+        levels: What a linear head reads.
+        l2: Strengths of the penalty.
+        class_weights: Weights of the classes.
+        thresholds: How to choose the decision thresholds.
+        holdout: Share of the images that measures the head.
+        views: Number of crops of each training image.
+        seed: Random seed.
+        notes: Free text.
+        report: Folder for a report.
+    """
+
+    kind: Kind | None
+    levels: LevelNames
+    l2: float | Sequence[float] | None
+    class_weights: ClassWeights | None
+    thresholds: str | float | None
+    holdout: float | None
+    views: int
+    seed: int
+    notes: str
+    report: str | Path | None
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """How to extract features; see ``fit`` for the values.
+
+    Attributes:
+        runtime: Runtime of the backbone.
+        precision: Precision of its arithmetic.
+        executor: Where features are extracted.
+        cache: Folder in which features are kept.
+        batch_size: Number of images per forward pass.
+        workers: Number of processes that decode images.
+        max_unreadable: Largest share of unreadable images.
+        progress: Called with how far the extraction is.
+    """
+
+    runtime: str
+    precision: str
+    executor: str
+    cache: bool | str | Path
+    batch_size: int
+    workers: int | None
+    max_unreadable: float
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class Training:
+    """A backbone, and the images that a head is trained and measured on, with their features.
+
+    Attributes:
+        backbone: The frozen backbone.
+        source: The training images.
+        apart: The images that measure the head alone: ``val``, ``test``.
+        extracted: Features of the training images.
+        others: Features of the images of ``apart``.
+        examples: Features of all crops of the training images, with their targets.
+        how: How to fit a head to them.
+        names: One name per output.
+        duplicates: Numbers of images that occur more than once, for the metrics.
+        options: How to fit and measure the head.
+        extraction: How the features were extracted.
+    """
+
+    backbone: nn.Module
+    source: ImageDataset
+    apart: Mapping[str, ImageDataset]
+    extracted: ExtractedFeatures
+    others: Mapping[str, ExtractedFeatures]
+    examples: LabeledFeatures
+    how: HeadFit
+    names: tuple[str, ...]
+    duplicates: Mapping[str, int]
+    options: HeadOptions
+    extraction: ExtractionOptions
+
+    @property
+    def blocks(self) -> Tensor:
+        """Number of each training image, int64 ``[N]``; copies of an image have the same one."""
+        return number_copies(self.extracted)
+
+    def choose_images(self, share: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Return ``[N]``, True for about a share of the training images of each class."""
+        options = self.options
+        return choose_validation(self.extracted, self.source.task, share, options.seed)
+
+
+@contextmanager
+def open_training(
+    backbone: str | nn.Module,
+    data: Any,
+    val: Any,
+    test: Any,
+    options: HeadOptions,
+    extraction: ExtractionOptions,
+    *,
+    extend: Head | str | Path | None = None,
+    task: TaskName | None,
+    reading: Mapping[str, Any],
+    weights: str | Path | None,
+    remap: bool,
+    backbone_options: Mapping[str, Any],
+) -> Iterator[Training]:
+    """Check the arguments of ``fit``, open its data, and extract their features.
+
+    Without a cache, the features are there until the context ends.
+
+    Args:
+        backbone: See ``fit``.
+        data: See ``fit``.
+        val: See ``fit``.
+        test: See ``fit``.
+        options: How to fit and measure the head.
+        extraction: How to extract the features.
+        extend: See ``fit``.
+        task: See ``fit``.
+        reading: How to read the data, see ``ReadOptions``.
+        weights: See ``fit``.
+        remap: See ``fit``.
+        backbone_options: More arguments of ``load_backbone``.
+
+    Raises:
+        HeadkitError, ValueError: See ``fit``.
+    """
+    # Arguments are checked before the extraction, which takes minutes.
+    views, seed, cache = options.views, options.seed, extraction.cache
+    check_arguments(
+        holdout=options.holdout,
+        l2=options.l2,
+        kind=options.kind,
+        thresholds=options.thresholds,
+        views=views,
+        batch_size=extraction.batch_size,
+        workers=extraction.workers,
+    )
+    if options.report is not None:
+        check_report(options.report)
+    choose_executor(extraction.executor)
+    train_source, val_source = open_data(
+        data, val, task=task, uses_test=test is not None, **reading
+    )
+    check_thresholds(options.thresholds, train_source.task)
+    check_holdout(options.holdout, val, val_source)
+    names = train_source.label_names
+    model = get_backbone(backbone, weights, remap, backbone_options)
+    old = None
+    runtime = extraction.runtime
+    if extend is not None:
+        check_extension(train_source, val_source, views)
+        old = OldImages.find(load_head(extend), cache, model, train_source)
+        names = old.label_names(train_source)
+        if runtime == "auto" and extraction.precision == "fp32" and old.runtime is not None:
+            runtime = old.runtime  # the features of the old images are there for this one alone
+    outputs = HeadOutputs(train_source.task, names)
+    test_source = open_test(data, test, outputs, reading)
+    weighing = check_class_weights(options.class_weights, replace(train_source, label_names=names))
+    plan = plan_classifier(model, options.kind)
+    measuring = {"val": val_source, "test": test_source}
+    apart = {name: source for name, source in measuring.items() if source is not None}
+    sources = [train_source, *apart.values()]
+    present = () if old is not None and old.lacks_levels else given_levels(sources)
+    sets = level_sets(model, plan, options.levels, options.kind, options.l2, present=present)
+    check_penalty(options.l2, plan, sets)
+    crops = [View(number, seed) for number in range(1, views)]
+    requests = [(source, View()) for source in sources] + [(train_source, one) for one in crops]
+    with open_extraction(
+        model,
+        requests,
+        runtime=runtime,
+        precision=extraction.precision,
+        executor=extraction.executor,
+        cache=cache,
+        batch_size=extraction.batch_size,
+        workers=extraction.workers,
+        max_unreadable=extraction.max_unreadable,
+        progress=extraction.progress,
+        levels=[name for one in sets for name in one],
+    ) as extract:
+        extracted = extract(train_source)
+        others = {name: extract(source) for name, source in apart.items()}
+        more = [extract(train_source, one) for one in crops]
+        check_crops(extracted, more)
+        check_classes(train_source, extracted.targets)
+        if old is not None:
+            extracted = old.join(extracted, train_source, names)
+        duplicates = count_duplicates(extracted)
+        for name, one in others.items():
+            duplicates[f"num_{name}_in_train"] = count_shared(extracted, one, _FULL_NAME[name])
+        examples = LabeledFeatures.from_views([extracted, *more])
+        names = names or get_task(train_source.task).label_names(examples.y)
+        how = HeadFit(plan, sets, len(names), train_source.task, weighing, options.l2, seed)
+        yield Training(
+            model,
+            train_source,
+            apart,
+            extracted,
+            others,
+            examples,
+            how,
+            names,
+            duplicates,
+            options,
+            extraction,
+        )
+
+
+def build_head(
+    training: Training,
+    fitted: Fitted,
+    others: Mapping[str, ExtractedFeatures],
+    extra_metrics: Mapping[str, Any] | None = None,
+) -> Head:
+    """Measure a head that was put onto its backbone, and return it.
+
+    Args:
+        training: What it was trained on.
+        fitted: The head on its backbone, and predictions for held-out images.
+        others: Features of the images of ``training.apart``, computed with this backbone.
+        extra_metrics: More entries of the head's metrics.
+    """
+    source, extracted, options = training.source, training.extracted, training.options
+    spec, goal = get_task(source.task), F1 if options.thresholds is None else options.thresholds
+    of_folds = Measured.of_folds(fitted.held, torch.from_numpy(extracted.targets))
+    temperature = of_folds.best_temperature(source.task)
+    decisions = of_folds.thresholds(source.task, temperature, goal)
+    measure = partial(Measured.metrics, task=source.task, temperature=temperature)
+    apart = {
+        name: Measured.of_data(fitted.model, LabeledFeatures.from_views([one]))
+        for name, one in others.items()
+    }
+    measured = apart.get("val", of_folds)
+    if "val" in apart:
+        metrics = measure(measured, thresholds=decisions)
+    else:
+        metrics = of_folds.metrics_of_choices(source.task, goal)
+    if not metrics:
+        logger.warning(
+            "no image can be held out, so the head will have no metrics: pass val (--val) or more "
+            "images per class"
+        )
+    sources = [source, *training.apart.values()]
+    skipped = [(one.reason, one.count) for some in sources for one in some.skipped]
+    every = (extracted, *others.values())
+    metrics |= {
+        "validation": _name_validation("val" in apart, fitted.held.folds),
+        "num_train": len(extracted.targets),
+        "num_val": len(measured),
+        "num_unreadable": sum(len(one.unreadable) for one in every),
+        **training.duplicates,
+        **fitted.choices,
+        **(extra_metrics or {}),
+        **store_few_images(spec.images_per_class(extracted.targets, len(training.names))),
+        **store_skipped(skipped),
+    }
+    if "test" in apart:
+        on_test = measure(apart["test"], thresholds=decisions)
+        metrics["test"] = {"num_images": len(apart["test"]), **without_recall(on_test)}
+    head = head_of(
+        fitted.model,
+        training.names,
+        task=source.task,
+        metrics=metrics,
+        temperature=temperature,
+        notes=options.notes,
+    )
+    if decisions is not None:
+        head = head.with_changes(thresholds=tuple(decisions))
+    if isinstance(extracted.cache, FeatureCache) and training.extraction.cache is not False:
+        predictions = Predictions(
+            of_folds.logits.numpy(),
+            fitted.held.images.numpy(),
+            extracted.pixel_digests,
+            extracted.targets,
+            options.views,
+        )
+        keep_predictions(extracted.cache, head.digest, predictions)
+    if options.report is not None and len(measured):
+        write_report(options.report, head, measured.logits, measured.y)
+    for remark in remarks(metrics, training.names, head.task):
+        level = logging.WARNING if remark.serious else logging.INFO
+        logger.log(level, "%s", remark.text, extra={IN_SUMMARY: True})
+    return head
+
+
+def open_test(
+    data: Any, test: Any, outputs: HeadOutputs, reading: Mapping[str, Any]
+) -> ImageDataset | None:
+    """Open the images that measure a head beside its validation images.
+
+    Args:
+        data: The training data.
+        test: Labeled images; or ``split`` for the test split of ``data``; or None.
+        outputs: The outputs of the head.
+        reading: How to read the data, see ``ReadOptions``.
+
+    Raises:
+        DataError: See ``open_evaluation``.
+    """
+    if test is None:
+        return None
+    options = ReadOptions(**reading)
+    if isinstance(test, str) and test == OWN_TEST_SPLIT:
+        try:
+            return open_evaluation(data, outputs, "test", options)
+        except NoSuchSplit as error:
+            raise DataError(
+                f"test is {OWN_TEST_SPLIT!r}, but {error.where} has "
+                f"{f'only the splits {error.present}' if error.present else 'no splits'}: pass the "
+                "test images as test (--test DATA), or omit test (--test)"
+            ) from error
+    return open_evaluation(test, outputs, None, options)
+
+
+def _name_validation(own: bool, folds: int) -> str:
+    if own:
+        return "own"
+    return "none" if not folds else "holdout" if folds == 1 else "cross_validation"
