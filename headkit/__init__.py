@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from headkit.adapters.heads.from_checkpoint import extract_head
     from headkit.adapters.heads.head import Head
     from headkit.adapters.heads.tuned_backbone import load_backbone
+    from headkit.adapters.tuning.batches import Augmentation
     from headkit.benchmarks.bench.bench import bench
     from headkit.benchmarks.compare.compare import compare
     from headkit.export.exporter import export
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from .extract import extract
     from .fit import fit
     from .info import info
+    from .tune import tune
 
     __version__: str
 
@@ -93,12 +95,15 @@ _NAMES_BY_MODULE = {
     "extract": ("extract",),
     "fit": ("fit",),
     "info": ("info",),
+    "adapters.tuning.batches": ("Augmentation",),
     "registry.catalogue": ("models",),
     "registry.store.store": ("HeadStore",),
+    "tune": ("tune",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
+    "Augmentation",
     "BackboneMismatch",
     "ContractError",
     "DataError",
@@ -141,6 +146,7 @@ __all__ = [
     "load_backbone_of",
     "models",
     "save_head",
+    "tune",
 ]
 
 

@@ -32,8 +32,8 @@ from headkit.adapters.heads.attach import head_of
 from headkit.adapters.heads.kinds import Kind
 from headkit.adapters.heads.tasks import DEFAULT, get_task
 
-from .checks import check_arguments, check_penalty
 from .extraction import get_backbone, open_extraction
+from .training.checks import check_arguments, check_penalty
 
 DependencyMissing.check("sklearn", "HeadClassifier", "scikit-learn>=1.6")
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from headkit.adapters.backbone.config.input_size import ImageSize
@@ -20,7 +19,9 @@ from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import Kind
 from headkit.adapters.heads.tasks import TaskName
 
-from .training import ExtractionOptions, HeadOptions, build_head, open_training
+from .training.build import build_head
+from .training.data import open_training
+from .training.options import ExtractionOptions, HeadOptions
 
 
 def fit(
@@ -177,6 +178,6 @@ def fit(
             **timm_kwargs,
         },
     ) as training:
-        held = None if holdout is None else torch.from_numpy(training.choose_images(holdout))
+        held = None if holdout is None else training.choose_images(holdout)
         fitted = fit_head(training.backbone, training.examples, training.blocks, held, training.how)
         return build_head(training, fitted, training.others)

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import safetensors.numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from headkit.adapters.errors import OutputError
 from headkit.adapters.files import is_file, make_folder, reason_of, write_atomically
+from headkit.adapters.tensor_bytes import to_safetensors
 
 from .file_hashes import DIGEST, Digests
 from .lock import KEY_FILE, InUse, touch
@@ -232,7 +232,7 @@ class FeatureCache:
             "valid": valid.astype(np.uint8),
             **{_tensor_name(number): branch for number, branch in enumerate(branches)},
         }
-        content = safetensors.numpy.save(tensors)
+        content = to_safetensors(tensors)
         images = hashlib.sha256(digests.tobytes()).hexdigest()[:24]
         path = self.folder / f"shard-{images}-{_checksum(content)}{_SUFFIX}"
         write_atomically(path, content)

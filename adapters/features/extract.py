@@ -47,6 +47,7 @@ class ExtractedFeatures:
         cache: What has the features: a cache, or arrays of the user's own.
         locations: Where in the cache they are, ``[N]``.
         targets: ``[N]`` or ``[N, num_outputs]``, see ``ImageDataset``.
+        numbers: Their places in the data set, int64 ``[N]``; -1 for images of an older head.
         names: Names of the images for messages.
         pixel_digests: Digests of what the backbone saw, ``[N]``.
         unreadable: Names of the images that cannot be read; the first ones have the reason.
@@ -56,6 +57,7 @@ class ExtractedFeatures:
     cache: FeatureRows
     locations: Locations
     targets: np.ndarray[Any, Any]
+    numbers: np.ndarray[Any, np.dtype[np.int64]]
     names: Sequence[str]
     pixel_digests: np.ndarray[Any, np.dtype[np.bytes_]]
     unreadable: tuple[str, ...]
@@ -128,6 +130,7 @@ def extract(
         cache=cache,
         locations=locations,
         targets=targets[kept],
+        numbers=kept,
         names=[names[i] for i in kept.tolist()],
         pixel_digests=cache.pixel_digests(locations),
         unreadable=unreadable,

@@ -106,6 +106,7 @@ def take_features(
         cache=rows,
         locations=rows.locations(),
         targets=targets,
+        numbers=np.arange(len(x)),
         names=[f"image {number}" for number in range(len(x))],
         pixel_digests=digest_rows(rows.parts),
         unreadable=(),

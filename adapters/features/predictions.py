@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
+import safetensors
 from safetensors import SafetensorError
 
 from headkit.adapters.errors import OutputError
 from headkit.adapters.files import cache_folder, write_atomically
+from headkit.adapters.tensor_bytes import to_safetensors
 
 from .cache import PIXEL_DIGEST, FeatureCache
 from .lock import KEY_FILE
@@ -81,7 +82,7 @@ def keep_predictions(
     metadata = {"head": head_digest, _VIEWS: str(predictions.views)}
     path = cache.folder / f"predictions-{head_digest[:_DIGITS]}.safetensors"
     try:
-        return write_atomically(path, safetensors.numpy.save(tensors, metadata))
+        return write_atomically(path, to_safetensors(tensors, metadata))
     except OutputError as error:
         logger.warning("the predictions of cross-validation are not kept: %s", error)
         return None

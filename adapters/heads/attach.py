@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
-import safetensors.numpy
 import safetensors.torch
 import timm.data
 import torch
@@ -37,6 +36,7 @@ from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.compat import model_arguments, unwrap
 from headkit.adapters.errors import BackboneMismatch, ContractError
 from headkit.adapters.images.pixel_rule import CURRENT_RULE, PixelRule
+from headkit.adapters.tensor_bytes import to_safetensors
 
 from .hand_made import check_place, describe_classifier
 from .head import Head
@@ -259,7 +259,7 @@ def _attach(model: nn.Module, head: Head, identity: _Identity, *, force: bool) -
         )
     if not force:
         _check_weights(model, head, identity.read())
-    tensors = safetensors.torch.load(safetensors.numpy.save(dict(head.tensors)))
+    tensors = safetensors.torch.load(to_safetensors(head.tensors))
     if head.levels:
         _check_levels(model, head)
     else:

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from headkit.adapters.bounds import describe
 from headkit.adapters.errors import HeadFormatError
+from headkit.adapters.tensor_bytes import to_safetensors
 
 from .checksum import CHECKSUM, compute_checksum
 
@@ -42,7 +42,7 @@ def encode(
     try:
         if version != "1":
             metadata[CHECKSUM] = compute_checksum(text, tensors)
-        return _sort_header(safetensors.numpy.save(dict(tensors), metadata))
+        return _sort_header(to_safetensors(tensors, metadata))
     except UnicodeEncodeError as error:
         raise HeadFormatError(
             f"a string in the head's description is not valid Unicode: {error}"

@@ -42,6 +42,33 @@ class Augmentation:
     color_jitter: float = 0.0
     auto_augment: str = ""
 
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` unless timm takes the values."""
+        for name in ("hflip", "vflip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number from 0 to 1")
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"scale is {self.scale}, expected shares above 0 and at most 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio is {self.ratio}, expected numbers above 0")
+        if not self.color_jitter >= 0:
+            raise ValueError(f"color_jitter is {self.color_jitter}, expected 0 or more")
+        try:
+            timm.data.create_transform((3, 8, 8), is_training=True, **self.arguments())
+        except (AssertionError, ValueError, KeyError, IndexError) as error:
+            raise ValueError(
+                f"auto_augment is {self.auto_augment!r}, but timm has no such policy"
+            ) from error
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of ``timm.data.create_transform``."""
+        return {
+            **asdict(self),
+            "color_jitter": self.color_jitter or None,
+            "auto_augment": self.auto_augment or None,
+        }
+
 
 class RepeatedImages(Dataset[Tensor]):
     """Images that are read several times: the item ``(pass, index)`` is always the same pixels.
@@ -51,6 +78,7 @@ class RepeatedImages(Dataset[Tensor]):
         cfg: timm's preprocessing of the backbone.
         augmentation: Random changes; None for the eval crop.
         seed: Seed of the changes.
+        rows: Places of the images in ``source``, if not all of them are read.
         rule: Rule by which an image file becomes pixels.
 
     Raises:
@@ -64,6 +92,7 @@ class RepeatedImages(Dataset[Tensor]):
         cfg: Mapping[str, Any],
         augmentation: Augmentation | None,
         seed: int,
+        rows: np.ndarray[Any, np.dtype[np.int64]] | None = None,
         rule: PixelRule = CURRENT_RULE,
     ) -> None:
         if source.paths is None and source.reader is None:
@@ -72,14 +101,12 @@ class RepeatedImages(Dataset[Tensor]):
                 f"{source.name} {what}, but tuning reads the images several times: pass image "
                 "files, or images in memory"
             )
-        self.source, self.seed = source, seed
+        self.source, self.seed, self.rows = source, seed, rows
         self.read = ImageReader.for_model(cfg, rule)
         options: dict[str, Any] = dict(cfg)
         if augmentation is not None:
             options = {key: cfg[key] for key in ("input_size", "interpolation", "mean", "std")}
-            options |= asdict(augmentation)
-            options["color_jitter"] = augmentation.color_jitter or None
-            options["auto_augment"] = augmentation.auto_augment or None
+            options |= augmentation.arguments()
         self._transform = timm.data.create_transform(
             **options,
             is_training=augmentation is not None,
@@ -88,10 +115,11 @@ class RepeatedImages(Dataset[Tensor]):
 
     def __getitem__(self, item: tuple[int, int]) -> Tensor:
         number, index = item
+        row = index if self.rows is None else int(self.rows[index])
         if self.source.paths is not None:
-            image = self.read(read_image_file(self.source.paths[index]))
+            image = self.read(read_image_file(self.source.paths[row]))
         else:
-            image = self.read(self.source.reader[index][0])
+            image = self.read(self.source.reader[row][0])
         with seeded(f"{self.seed}/{number}/{index}"):
             pixels: Tensor = self._transform(image)
         return pixels
@@ -158,3 +186,59 @@ class _Sampler:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in count(self._first):
             yield [(int(number), int(index)) for number, index in self._batches.rows(step)]
+
+
+class DataImages:
+    """The images of a data set, see ``tuner.TuningImages``.
+
+    Args:
+        source: Image files, or images with random access.
+        rows: Places of the images in ``source``, int64 ``[N]``.
+        targets: Their targets.
+        cfg: timm's preprocessing of the backbone.
+        augmentation: Random changes of training images.
+        device: The device of the backbone.
+        seed: Seed of the changes.
+        workers: Number of processes that decode images; 0 decodes in this process.
+    """
+
+    def __init__(
+        self,
+        source: ImageDataset,
+        rows: np.ndarray[Any, np.dtype[np.int64]],
+        targets: Tensor,
+        cfg: Mapping[str, Any],
+        augmentation: Augmentation,
+        *,
+        device: torch.device,
+        seed: int,
+        workers: int,
+    ) -> None:
+        self._changed = RepeatedImages(source, cfg, augmentation, seed, rows)
+        self._plain = RepeatedImages(source, cfg, None, seed, rows)
+        self._targets, self._workers = targets, workers
+        self._normalize = Normalize(cfg, device)
+
+    def batches(self, chosen: Tensor, batch_size: int, seed: int) -> RandomBatches:
+        """Return batches of the images for which ``chosen`` ``[N]`` is True, randomly changed."""
+        return RandomBatches(
+            self._changed,
+            chosen.nonzero()[:, 0].tolist(),
+            self._targets,
+            self._normalize,
+            batch_size=batch_size,
+            seed=seed,
+            workers=self._workers,
+        )
+
+    def unchanged(self, chosen: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Yield these images in order, as a head sees them."""
+        items = [(0, index) for index in chosen.nonzero()[:, 0].tolist()]
+        batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+        loader: DataLoader[Any] = DataLoader(
+            self._plain,
+            batch_sampler=batches,
+            num_workers=self._workers if len(batches) > 1 else 0,
+            worker_init_fn=end_with_parent,
+        )
+        yield from map(self._normalize, loader)

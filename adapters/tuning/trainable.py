@@ -77,7 +77,8 @@ class Trainable:
             partner = f"{name.rpartition('.')[0]}.{UP}"  # down alone changes nothing
             decisive = partner if name.endswith(f".{DOWN}") else name
             if not torch.equal(self.tensors[decisive].detach(), self._start[decisive]):
-                found[name] = tensor.detach().to("cpu", torch.float32, copy=True)
+                copied = tensor.detach().to("cpu", torch.float32, copy=True)
+                found[name] = copied.contiguous()
         return found
 
 

@@ -58,7 +58,7 @@ class Progress:
     Attributes:
         step: Number of steps done.
         steps: Number of all steps.
-        loss: Mean loss of the last batches.
+        loss: Loss of the last batch.
         seconds_left: Estimate of the time that is left.
     """
 
@@ -74,6 +74,7 @@ def train(
     task: Task,
     schedule: Schedule,
     *,
+    class_weights: Tensor | None = None,
     checkpoint: Path | None = None,
     identity: str = "",
     every: int = 50,
@@ -89,12 +90,13 @@ def train(
         batches: Images ``[B, channels, height, width]`` as the model expects them, and targets.
         task: The task, which determines the loss.
         schedule: How to train.
+        class_weights: See ``Task.loss``.
         checkpoint: File that keeps the state of the training, so that a killed run continues. A
             checkpoint of another training is not read.
         identity: A text that tells this training apart from others, such as digests of the images
             and of the backbone. The schedule and the names of the tensors are added.
-        every: Number of steps between two checkpoints, and between two calls of ``progress``.
-        progress: Called with how far the training is.
+        every: Number of steps between two checkpoints.
+        progress: Called after each step with how far the training is.
     """
     tensors, head = list(trainable.tensors.values()), list(trainable.head.values())
     groups = [
@@ -119,7 +121,7 @@ def train(
     identity = _identify(trainable, schedule, identity)
     first = _resume(trainable, optimizer, identity, checkpoint)
     forget_results(trainable.model)
-    started, losses = time.monotonic(), list[float]()
+    started = time.monotonic()
     device = head[0].device.type if head else "cpu"
     for step, (images, targets) in zip(range(first, schedule.steps), batches(first), strict=False):
         scheduler.step_update(step + 1)
@@ -129,23 +131,20 @@ def train(
         optimizer.zero_grad()
         with context:
             logits = trainable.model(images)
-        loss = task.loss(logits.float(), targets)
+        loss = task.loss(logits.float(), targets, class_weights)
         if schedule.label_smoothing and task.exclusive:
             uniform = -torch.log_softmax(logits.float(), 1).mean()
             loss = loss.lerp(uniform, schedule.label_smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        losses.append(float(loss.detach()))
         forget_results(trainable.model)
         done = step + 1
-        if done % every == 0 or done == schedule.steps:
-            if progress is not None:
-                rate = (time.monotonic() - started) / (done - first)
-                mean = sum(losses) / len(losses)
-                progress(Progress(done, schedule.steps, mean, rate * (schedule.steps - done)))
-            losses.clear()
-            if checkpoint is not None:
-                _save(trainable, optimizer, identity, done, checkpoint)
+        if progress is not None:
+            pace = (time.monotonic() - started) / (done - first)
+            left = pace * (schedule.steps - done)
+            progress(Progress(done, schedule.steps, float(loss.detach()), left))
+        if checkpoint is not None and (done % every == 0 or done == schedule.steps):
+            _save(trainable, optimizer, identity, done, checkpoint)
 
 
 def _save(

@@ -40,6 +40,9 @@ from . import (
 from . import (
     serve as cli_serve,
 )
+from . import (
+    tune as cli_tune,
+)
 from .heads import store as cli_heads
 from .terminal import Json, format_lines, parse_count, progress_bar, show
 
@@ -87,6 +90,7 @@ def _common(
 for _command in (
     cli_data.data,
     cli_fit.fit,
+    cli_tune.tune,
     cli_evaluate.evaluate,
     cli_compare.compare,
     cli_onnx.export,

@@ -13,7 +13,7 @@ from .options import Data, takes_fit_options
 from .terminal import progress_bar, show
 
 
-@takes_fit_options
+@takes_fit_options()
 def compare(
     data: Data,
     backbones: Annotated[

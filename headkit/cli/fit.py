@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headkit.adapters.heads.head import Head
 
 
-@takes_fit_options
+@takes_fit_options()
 def fit(
     backbone: Annotated[
         str,
@@ -76,8 +76,9 @@ def format_fit(head: Head, path: Path) -> list[str]:
     if test:
         images = count_of(test["num_images"], "image", "images")
         tested = f"test: {format_metrics(test)} on {images}"
+    tuned = format_tuning(head)
     notes = [f"note: {remark.text}" for remark in remarks(head.metrics, names, head.task)]
-    return [first, *filter(None, (validation, tested)), *notes]
+    return [first, *filter(None, (validation, tuned, tested)), *notes]
 
 
 def _reads(head: Head) -> str:
@@ -85,3 +86,18 @@ def _reads(head: Head) -> str:
     others = [level.name for level in head.levels if level.name != "last"]
     levels = f" and {', '.join(others)}" if others else ""
     return f"the head reads the last features{levels}"
+
+
+def format_tuning(head: Head) -> str:
+    """Return what tuning gained over the head alone; empty if the head was not tuned."""
+    from headkit.adapters.heads.summary import format_metrics
+
+    facts = head.metrics.get("tuning")
+    if not facts:
+        return ""
+    if facts["method"] is None:
+        return "tuning gained nothing on held-out images, so the head has no changes"
+    return (
+        f"tuning: {facts['num_values']:,} values by {facts['method']} at rate {facts['rate']:g}; "
+        f"the head without changes: {format_metrics(facts['head'])} on the same images"
+    )

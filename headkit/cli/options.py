@@ -229,7 +229,7 @@ def fit_options(
         "crop_pct": crop_pct,
         "crop_mode": crop_mode,
         "holdout": holdout,
-        "l2": _parse_strengths(l2),
+        "l2": parse_numbers("l2", l2),
         "class_weights": _parse_weights(class_weights),
         "thresholds": _parse_thresholds(thresholds),
         "views": views,
@@ -246,27 +246,38 @@ def fit_options(
     }
 
 
-def takes_fit_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of ``fit_options``, before its ``--json``.
+def takes_fit_options(
+    *without: str,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that gives a command the options of ``fit_options`` before its ``--json``.
+
+    The last parameters of the command must be ``options``, which gets the result of
+    ``fit_options``, and ``as_json``.
 
     Args:
-        command: A function whose last parameters are ``options``, which gets the result of
-            ``fit_options``, and ``as_json``.
+        without: Names of options that the command does not take.
     """
-    shared = inspect.signature(fit_options, eval_str=True).parameters
-    own = inspect.signature(command, eval_str=True).parameters
-    before = [parameter for name, parameter in own.items() if name not in ("options", "as_json")]
-    last = inspect.Parameter("as_json", before[0].kind, default=False, annotation=Json)
 
-    @functools.wraps(command)
-    def run(as_json: bool, **values: Any) -> None:
-        taken = {name: values.pop(name) for name in shared}
-        command(**values, options=fit_options(**taken), as_json=as_json)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        every = inspect.signature(fit_options, eval_str=True).parameters
+        shared = {name: one for name, one in every.items() if name not in without}
+        own = inspect.signature(command, eval_str=True).parameters
+        before = [one for name, one in own.items() if name not in ("options", "as_json")]
+        last = inspect.Parameter("as_json", before[0].kind, default=False, annotation=Json)
 
-    # Typer reads the options from the signature.
-    vars(run)["__signature__"] = inspect.Signature([*before, *shared.values(), last])
-    run.__annotations__ = {one.name: one.annotation for one in (*before, *shared.values(), last)}
-    return run
+        @functools.wraps(command)
+        def run(as_json: bool, **values: Any) -> None:
+            taken = fit_options(**{name: values.pop(name) for name in shared})
+            options = {name: value for name, value in taken.items() if name not in without}
+            command(**values, options=options, as_json=as_json)
+
+        # Typer reads the options from the signature.
+        parameters = [*before, *shared.values(), last]
+        vars(run)["__signature__"] = inspect.Signature(parameters)
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
 
 
 def _parse_size(text: str | None) -> int | tuple[int, ...] | None:
@@ -297,16 +308,17 @@ def _parse_levels(text: str) -> str | list[str]:
     return names[0] if len(names) == 1 else names
 
 
-def _parse_strengths(text: str | None) -> float | list[float] | None:
+def parse_numbers(name: str, text: str | None) -> float | list[float] | None:
+    """Return the number, or the numbers separated by commas, that an option called ``name`` has."""
     if text is None:
         return None
     try:
-        strengths = [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(
-            f"l2 is {text!r}, expected a number, or several separated by commas"
+            f"{name} is {text!r}, expected a number, or several separated by commas"
         ) from error
-    return strengths[0] if len(strengths) == 1 else strengths
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _parse_weights(text: str | None) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from headkit.adapters.backbone.classifier import backbone_parameters, name_of
 from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.backbone.module_copy import forget_results
 from headkit.adapters.errors import BackboneMismatch
+from headkit.adapters.tensor_bytes import to_safetensors
 
 from .delta import DOWN, SCALE, UP, VALUE, Delta, changes
 
@@ -65,7 +65,7 @@ def merged_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
     Raises:
         BackboneMismatch: The backbone has no such parameter, or one of another shape.
     """
-    arrays = safetensors.torch.load(safetensors.numpy.save(dict(delta.tensors)))
+    arrays = safetensors.torch.load(to_safetensors(delta.tensors))
     own = backbone_parameters(model, all_names=True)
     merged = {}
     for name, change in changes(arrays).items():

@@ -9,7 +9,12 @@ from PIL import Image
 import headkit
 from headkit.adapters.backbone.preprocessing import Normalize
 from headkit.adapters.data.open import open_data
-from headkit.adapters.tuning.batches import Augmentation, RandomBatches, RepeatedImages
+from headkit.adapters.tuning.batches import (
+    Augmentation,
+    DataImages,
+    RandomBatches,
+    RepeatedImages,
+)
 
 CFG = {
     "input_size": (3, 32, 32),
@@ -94,3 +99,25 @@ def test_images_in_memory_can_be_read(folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 40, 40, 3), np.uint8)
     source, _ = open_data((pixels, ["a", "a", "b", "b"]))
     assert RepeatedImages(source, CFG, Augmentation(), seed=0)[(0, 2)].shape == (3, 32, 32)
+
+
+def test_rows_say_where_an_image_is_in_its_data(folder: Path) -> None:
+    source, _ = open_data(folder)
+    rows = np.asarray([9, 2, 4])
+    images = DataImages(
+        source,
+        rows,
+        torch.tensor([0, 1, 0]),
+        CFG,
+        Augmentation(),
+        device=torch.device("cpu"),
+        seed=0,
+        workers=0,
+    )
+    plain = RepeatedImages(source, CFG, None, seed=0)
+    chosen = torch.tensor([True, False, True])
+    (batch,) = images.unchanged(chosen, batch_size=4)
+    expected = Normalize(CFG, torch.device("cpu"))(torch.stack([plain[0, 9], plain[0, 4]]))
+    assert torch.equal(batch, expected)
+    _, targets = next(images.batches(chosen, 2, seed=0)(0))
+    assert targets.tolist() == [0, 0]

@@ -158,6 +158,7 @@ class OldImages:
                 np.concatenate([locations.row, extracted.locations.row]),
             ),
             targets=targets,
+            numbers=np.concatenate([np.full(len(locations), -1), extracted.numbers]),
             names=[*(f"old image {number}" for number in range(len(locations))), *extracted.names],
             pixel_digests=np.concatenate([old.pixel_digests, extracted.pixel_digests]),
         )

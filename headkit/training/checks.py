@@ -12,8 +12,7 @@ from headkit.adapters.fitting.linear.solve import check_positive
 from headkit.adapters.fitting.thresholds import check_goal
 from headkit.adapters.heads.kinds import KINDS
 from headkit.adapters.heads.tasks import TaskName, get_task
-
-from .extraction import check_sizes
+from headkit.extraction import check_sizes
 
 
 def check_arguments(

@@ -1,12 +1,11 @@
-"""What ``fit`` and ``tune`` share: open data, extract features, and build the head."""
+"""Open the data of a head, and extract their features."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headkit.adapters.backbone.level import LevelNames
 from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.evaluation import HeadOutputs, NoSuchSplit, open_evaluation
 from headkit.adapters.data.open import open_data
 from headkit.adapters.data.options import ReadOptions
 from headkit.adapters.errors import DataError
-from headkit.adapters.features.cache import FeatureCache
 from headkit.adapters.features.duplicates import (
     choose_validation,
     count_duplicates,
@@ -28,24 +25,18 @@ from headkit.adapters.features.duplicates import (
     number_copies,
 )
 from headkit.adapters.features.executors.choose import choose_executor
-from headkit.adapters.features.extract import ExtractedFeatures, Progress
+from headkit.adapters.features.extract import ExtractedFeatures
 from headkit.adapters.features.given import given_levels
 from headkit.adapters.features.labeled_features import LabeledFeatures
-from headkit.adapters.features.predictions import Predictions, keep_predictions
 from headkit.adapters.features.transform import View
-from headkit.adapters.fitting.class_weights import ClassWeights, check_class_weights
+from headkit.adapters.fitting.class_weights import check_class_weights
 from headkit.adapters.fitting.classifier import level_sets, plan_classifier
 from headkit.adapters.fitting.data_checks import check_classes, check_crops
 from headkit.adapters.fitting.fit_head import HeadFit
-from headkit.adapters.fitting.measured import Measured, without_recall
-from headkit.adapters.fitting.out_of_fold import Fitted
-from headkit.adapters.fitting.report import check_report, write_report
-from headkit.adapters.fitting.thresholds import F1
-from headkit.adapters.heads.attach import head_of
+from headkit.adapters.fitting.report import check_report
 from headkit.adapters.heads.head import Head
-from headkit.adapters.heads.kinds import Kind
-from headkit.adapters.heads.summary import remarks, store_few_images, store_skipped
 from headkit.adapters.heads.tasks import TaskName, get_task
+from headkit.extraction import get_backbone, open_extraction
 from headkit.registry.resolve import load_head
 
 from .checks import (
@@ -56,69 +47,13 @@ from .checks import (
     check_thresholds,
 )
 from .extend import OldImages
-from .extraction import get_backbone, open_extraction
+from .options import ExtractionOptions, HeadOptions
 
 logger = logging.getLogger("headkit")
 
 OWN_TEST_SPLIT = "split"
 """Value of ``test`` that stands for the test split of the data."""
 _FULL_NAME = {"val": "validation", "test": "test"}
-IN_SUMMARY = "in_summary"
-"""Attribute of log records that repeat what the metrics of the head say, see ``heads.summary``."""
-
-
-@dataclass(frozen=True)
-class HeadOptions:
-    """How to fit and measure a head; see ``fit`` for the values.
-
-    Attributes:
-        kind: Kind of head.
-        levels: What a linear head reads.
-        l2: Strengths of the penalty.
-        class_weights: Weights of the classes.
-        thresholds: How to choose the decision thresholds.
-        holdout: Share of the images that measures the head.
-        views: Number of crops of each training image.
-        seed: Random seed.
-        notes: Free text.
-        report: Folder for a report.
-    """
-
-    kind: Kind | None
-    levels: LevelNames
-    l2: float | Sequence[float] | None
-    class_weights: ClassWeights | None
-    thresholds: str | float | None
-    holdout: float | None
-    views: int
-    seed: int
-    notes: str
-    report: str | Path | None
-
-
-@dataclass(frozen=True)
-class ExtractionOptions:
-    """How to extract features; see ``fit`` for the values.
-
-    Attributes:
-        runtime: Runtime of the backbone.
-        precision: Precision of its arithmetic.
-        executor: Where features are extracted.
-        cache: Folder in which features are kept.
-        batch_size: Number of images per forward pass.
-        workers: Number of processes that decode images.
-        max_unreadable: Largest share of unreadable images.
-        progress: Called with how far the extraction is.
-    """
-
-    runtime: str
-    precision: str
-    executor: str
-    cache: bool | str | Path
-    batch_size: int
-    workers: int | None
-    max_unreadable: float
-    progress: Progress | None
 
 
 @dataclass(frozen=True)
@@ -156,10 +91,24 @@ class Training:
         """Number of each training image, int64 ``[N]``; copies of an image have the same one."""
         return number_copies(self.extracted)
 
-    def choose_images(self, share: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        """Return ``[N]``, True for about a share of the training images of each class."""
-        options = self.options
-        return choose_validation(self.extracted, self.source.task, share, options.seed)
+    def choose_images(self, share: float, among: Tensor | None = None) -> Tensor:
+        """Choose a share of the training images of each class, see ``choose_validation``.
+
+        Args:
+            share: The share, between 0 and 1.
+            among: ``[N]``, True for the images to choose from. Default: all.
+
+        Returns:
+            ``[N]``, True for each chosen image.
+        """
+        extracted, targets = self.extracted, self.extracted.targets
+        rows = np.arange(len(targets)) if among is None else np.flatnonzero(among.numpy())
+        some = replace(
+            extracted, targets=targets[rows], pixel_digests=extracted.pixel_digests[rows]
+        )
+        mask = np.zeros(len(targets), np.bool_)
+        mask[rows] = choose_validation(some, self.source.task, share, self.options.seed)
+        return torch.from_numpy(mask)
 
 
 @contextmanager
@@ -281,84 +230,6 @@ def open_training(
         )
 
 
-def build_head(
-    training: Training,
-    fitted: Fitted,
-    others: Mapping[str, ExtractedFeatures],
-    extra_metrics: Mapping[str, Any] | None = None,
-) -> Head:
-    """Measure a head that was put onto its backbone, and return it.
-
-    Args:
-        training: What it was trained on.
-        fitted: The head on its backbone, and predictions for held-out images.
-        others: Features of the images of ``training.apart``, computed with this backbone.
-        extra_metrics: More entries of the head's metrics.
-    """
-    source, extracted, options = training.source, training.extracted, training.options
-    spec, goal = get_task(source.task), F1 if options.thresholds is None else options.thresholds
-    of_folds = Measured.of_folds(fitted.held, torch.from_numpy(extracted.targets))
-    temperature = of_folds.best_temperature(source.task)
-    decisions = of_folds.thresholds(source.task, temperature, goal)
-    measure = partial(Measured.metrics, task=source.task, temperature=temperature)
-    apart = {
-        name: Measured.of_data(fitted.model, LabeledFeatures.from_views([one]))
-        for name, one in others.items()
-    }
-    measured = apart.get("val", of_folds)
-    if "val" in apart:
-        metrics = measure(measured, thresholds=decisions)
-    else:
-        metrics = of_folds.metrics_of_choices(source.task, goal)
-    if not metrics:
-        logger.warning(
-            "no image can be held out, so the head will have no metrics: pass val (--val) or more "
-            "images per class"
-        )
-    sources = [source, *training.apart.values()]
-    skipped = [(one.reason, one.count) for some in sources for one in some.skipped]
-    every = (extracted, *others.values())
-    metrics |= {
-        "validation": _name_validation("val" in apart, fitted.held.folds),
-        "num_train": len(extracted.targets),
-        "num_val": len(measured),
-        "num_unreadable": sum(len(one.unreadable) for one in every),
-        **training.duplicates,
-        **fitted.choices,
-        **(extra_metrics or {}),
-        **store_few_images(spec.images_per_class(extracted.targets, len(training.names))),
-        **store_skipped(skipped),
-    }
-    if "test" in apart:
-        on_test = measure(apart["test"], thresholds=decisions)
-        metrics["test"] = {"num_images": len(apart["test"]), **without_recall(on_test)}
-    head = head_of(
-        fitted.model,
-        training.names,
-        task=source.task,
-        metrics=metrics,
-        temperature=temperature,
-        notes=options.notes,
-    )
-    if decisions is not None:
-        head = head.with_changes(thresholds=tuple(decisions))
-    if isinstance(extracted.cache, FeatureCache) and training.extraction.cache is not False:
-        predictions = Predictions(
-            of_folds.logits.numpy(),
-            fitted.held.images.numpy(),
-            extracted.pixel_digests,
-            extracted.targets,
-            options.views,
-        )
-        keep_predictions(extracted.cache, head.digest, predictions)
-    if options.report is not None and len(measured):
-        write_report(options.report, head, measured.logits, measured.y)
-    for remark in remarks(metrics, training.names, head.task):
-        level = logging.WARNING if remark.serious else logging.INFO
-        logger.log(level, "%s", remark.text, extra={IN_SUMMARY: True})
-    return head
-
-
 def open_test(
     data: Any, test: Any, outputs: HeadOutputs, reading: Mapping[str, Any]
 ) -> ImageDataset | None:
@@ -386,9 +257,3 @@ def open_test(
                 "test images as test (--test DATA), or omit test (--test)"
             ) from error
     return open_evaluation(test, outputs, None, options)
-
-
-def _name_validation(own: bool, folds: int) -> str:
-    if own:
-        return "own"
-    return "none" if not folds else "holdout" if folds == 1 else "cross_validation"
