@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .config import Config
 from .terminal import Json, Remap
 
 Data = Annotated[
@@ -249,7 +250,7 @@ def fit_options(
 def takes_fit_options(
     *without: str,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that gives a command the options of ``fit_options`` before its ``--json``.
+    """Return a decorator that gives a command the options of ``fit_options``, and ``--config``.
 
     The last parameters of the command must be ``options``, which gets the result of
     ``fit_options``, and ``as_json``.
@@ -263,16 +264,19 @@ def takes_fit_options(
         shared = {name: one for name, one in every.items() if name not in without}
         own = inspect.signature(command, eval_str=True).parameters
         before = [one for name, one in own.items() if name not in ("options", "as_json")]
-        last = inspect.Parameter("as_json", before[0].kind, default=False, annotation=Json)
+        kind = before[0].kind
+        config = inspect.Parameter("config", kind, default=None, annotation=Config)
+        last = inspect.Parameter("as_json", kind, default=False, annotation=Json)
 
         @functools.wraps(command)
-        def run(as_json: bool, **values: Any) -> None:
+        def run(config: Path | None, as_json: bool, **values: Any) -> None:
+            del config  # it has changed the defaults of the other options
             taken = fit_options(**{name: values.pop(name) for name in shared})
             options = {name: value for name, value in taken.items() if name not in without}
             command(**values, options=options, as_json=as_json)
 
         # Typer reads the options from the signature.
-        parameters = [*before, *shared.values(), last]
+        parameters = [*before, *shared.values(), config, last]
         vars(run)["__signature__"] = inspect.Signature(parameters)
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         return run

@@ -193,6 +193,8 @@ def _find_cause(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
             f"they may have been computed with {possible}. Pass the options of the first fit "
             f"again, or {_REST}"
         )
+    if old.get("fingerprint") != new.get("fingerprint"):
+        return "tuning changed the backbone after they were computed, so tune it on all images"
     causes = [text for name, text in CAUSES.items() if old.get(name) != new.get(name)]
     if not causes:
         return f"they were removed from the cache, so {_REST}"

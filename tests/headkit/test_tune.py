@@ -114,6 +114,9 @@ def test_killed_tuning_continues_and_ends_with_the_same_bits(
         assert mine.keys() == other.keys()
         assert all(np.array_equal(mine[name], other[name]) for name in mine)
     assert not list((tmp_path / "tuning").glob("*"))
+    changed = headkit.attach(backbone(), head)
+    with pytest.raises(headkit.DataError, match="tuning changed the backbone after they were"):
+        headkit.fit(changed, bars(8, 2), extend=head, cache=tmp_path, levels="last", workers=0)
 
 
 def test_head_stays_if_nothing_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:
