@@ -1,6 +1,6 @@
 """Show how much of the disk the cache takes, clear it, and keep it below a limit.
 
-Features and converted backbones can be computed again. What was used longest ago is removed first.
+Everything in the cache can be computed again. What was used longest ago is removed first.
 A folder that some process uses is left alone, see ``lock``. This module does not import torch.
 """
 
@@ -35,26 +35,27 @@ from .lock import KEY_FILE, alone
 logger = logging.getLogger("headkit")
 
 LIMIT_FILE = "limit.json"
-FEATURES, BACKBONES, HEADS = "features", "backbones", "heads"
+FEATURES, BACKBONES, HEADS, CHECKPOINTS = "features", "backbones", "heads", "checkpoints"
 _PARTS = ("shard-*", "predictions-*")
 """Files in a folder of features."""
 SETTLED = 600
-"""Seconds after its last use in which a converted backbone stays: a process may be opening it."""
+"""Seconds after its last use in which such a file stays: a process may be using it."""
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """The features of one backbone on one runtime under one transform; or converted backbones.
+    """The features of one backbone on one runtime under one transform; or another file.
 
     Attributes:
         backbone: timm entry point.
-        kind: ``features`` or ``backbones``.
+        kind: ``features``; ``backbones``, a converted backbone; or ``checkpoints``, the state of a
+            tuning that has not ended.
         runtime: The runtime that computed the features, with its precision.
         input_size: Channels, height and width of the images.
-        images: Number of images; None for converted backbones.
+        images: Number of images; None for other kinds.
         num_bytes: Size of the files.
         last_used: UTC time, ISO 8601.
-        path: The folder, or the file of a converted backbone.
+        path: The folder of features, or the file.
     """
 
     backbone: str
@@ -116,14 +117,14 @@ def describe_cache(cache: bool | str | Path = True) -> CacheUsage:
     """
     root = cache_folder(cache)
     entries = [_describe_features(folder) for folder in _feature_folders(root)]
-    entries += [_describe_backbone(path) for path in _backbone_files(root)]
+    entries += [_describe_file(path) for path in _single_files(root)]
     entries.sort(key=lambda entry: -entry.num_bytes)
     index = sum(_size(path) for path in root.glob(f"{INDEX_NAME}*"))
     return CacheUsage(str(root), read_limit(root), tuple(entries), index)
 
 
 def clear_cache(cache: bool | str | Path = True, backbone: str | None = None) -> Freed:
-    """Remove features and converted backbones that no process uses.
+    """Remove features that no process uses, converted backbones and checkpoints.
 
     Args:
         cache: See ``describe_cache``.
@@ -148,7 +149,7 @@ def clear_cache(cache: bool | str | Path = True, backbone: str | None = None) ->
             )
             with suppress(OSError):  # another process has just put a file there
                 folder.rmdir()
-    for path in _backbone_files(root):
+    for path in _single_files(root):
         if wanted is None or _backbone_of(path) == wanted:
             removed.add(path)
     if wanted is None:
@@ -236,7 +237,8 @@ def enforce_limit(root: Path) -> Freed:
 
 def _remove_temporary_files(root: Path) -> None:
     """Remove what killed processes left in a cache."""
-    for folder in (root, root / BACKBONES, root / HEADS, *_feature_folders(root)):
+    parts = (root / name for name in (BACKBONES, HEADS, CHECKPOINTS))
+    for folder in (root, *parts, *_feature_folders(root)):
         remove_abandoned(folder)
 
 
@@ -259,13 +261,15 @@ def _feature_folders(root: Path) -> list[Path]:
     return sorted(path for path in (root / FEATURES).glob("*") if is_folder(path))
 
 
-def _backbone_files(root: Path) -> list[Path]:
-    return sorted(path for path in (root / BACKBONES).glob("[!.]*") if is_file(path))
+def _single_files(root: Path) -> list[Path]:
+    """Return the files of converted backbones and checkpoints."""
+    found = [path for kind in (BACKBONES, CHECKPOINTS) for path in (root / kind).glob("[!.]*")]
+    return sorted(path for path in found if is_file(path))
 
 
 @dataclass(frozen=True, order=True)
 class _Part:
-    """Files that are removed together: a shard, or a converted backbone with its data."""
+    """Files that are removed together: a shard, or those of a converted backbone or a tuning."""
 
     last_used: float
     files: tuple[Path, ...]
@@ -276,10 +280,14 @@ def _removable_parts(root: Path) -> Iterator[_Part]:
     for folder in _feature_folders(root):
         for path in (path for pattern in _PARTS for path in folder.glob(pattern)):
             yield _Part(_mtime(path), (path,), folder)
-    for _, group in groupby(_backbone_files(root), lambda path: path.name.partition(".")[0]):
+    for _, group in groupby(_single_files(root), _group_of):
         # NAME.onnx comes before NAME.onnx.HASH.data: a model never lacks its data.
         files = tuple(group)
         yield _Part(max(map(_mtime, files)), files)
+
+
+def _group_of(path: Path) -> tuple[Path, str]:
+    return path.parent, path.name.partition(".")[0]
 
 
 def _backbone_of(path: Path) -> str:
@@ -307,9 +315,9 @@ def _describe_features(folder: Path) -> CacheEntry:
     )
 
 
-def _describe_backbone(path: Path) -> CacheEntry:
+def _describe_file(path: Path) -> CacheEntry:
     used, name = _format_time(_mtime(path)), _backbone_of(path)
-    return CacheEntry(name, BACKBONES, "", (), None, _size(path), used, str(path))
+    return CacheEntry(name, path.parent.name, "", (), None, _size(path), used, str(path))
 
 
 def _count_rows(shard: Path) -> int:

@@ -107,7 +107,8 @@ class Tuner:
         recipe: How to tune.
         class_weights: See ``Task.loss``.
         seed: Seed of everything that is random.
-        checkpoints: Folder that keeps the state of each training, so that a killed one continues.
+        checkpoints: Beginning of the paths of files that keep the state of each training, so that
+            a killed one continues.
         identity: A text that tells the images and the backbone apart from others.
         progress: Called with a name of the training and how far it is.
     """
@@ -172,7 +173,9 @@ class Tuner:
             f"{self.identity}/{candidate}/{asdict(recipe)}/{schedule}/{self.seed}".encode()
             + chosen.numpy().tobytes()
         ).hexdigest()
-        checkpoint = self.checkpoints and self.checkpoints / f"{identity[:24]}.safetensors"
+        checkpoint = None
+        if self.checkpoints is not None:
+            checkpoint = Path(f"{self.checkpoints}.{identity[:24]}.safetensors")
         report: Any = None
         if self.progress is not None:
             tell = self.progress

@@ -23,6 +23,7 @@ app = typer.Typer(
 Cache = Annotated[
     Path | None, typer.Option(help="Folder of the cache. Default: the user's cache folder.")
 ]
+_WHAT = {"backbones": "converted backbone", "checkpoints": "tuning that has not ended"}
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 
@@ -105,14 +106,14 @@ def format_bytes(count: int) -> str:
 def _format(usage: CacheUsage) -> list[str]:
     limit = "no limit"
     if usage.limit is not None:
-        limit = f"limit for features and backbones: {format_bytes(usage.limit)}"
+        limit = f"limit for features, backbones and checkpoints: {format_bytes(usage.limit)}"
     lines = [f"{usage.folder}: {format_bytes(usage.num_bytes)}, {limit}"]
     if not usage.entries:
         return lines
     rows = [
         (
             entry.backbone,
-            "converted backbone" if entry.images is None else f"features, {entry.runtime}",
+            _WHAT.get(entry.kind) or f"features, {entry.runtime}",
             "x".join(map(str, entry.input_size)),
             entry.images,
             format_bytes(entry.num_bytes),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,8 +19,9 @@ from headkit.adapters.backbone.delta.delta import Delta
 from headkit.adapters.backbone.delta.merge import merge_delta
 from headkit.adapters.backbone.fingerprint import backbone_info
 from headkit.adapters.backbone.level_head import level_head_of, without_level_head
-from headkit.adapters.backbone.preprocessing import preprocessing
+from headkit.adapters.backbone.preprocessing import preprocessing, timm_cfg
 from headkit.adapters.errors import DataError
+from headkit.adapters.features.disk_space import CHECKPOINTS
 from headkit.adapters.features.extract import ExtractedFeatures
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.features.transform import View
@@ -78,7 +78,9 @@ class Tuning:
         identity = self._identify()
         self.checkpoints = None
         if training.extraction.cache is not False:
-            self.checkpoints = cache_folder(training.extraction.cache) / "tuning" / identity[:24]
+            folder = cache_folder(training.extraction.cache) / CHECKPOINTS
+            name = timm_cfg(self.base)["architecture"]
+            self.checkpoints = folder / f"{name}-{identity[:24]}"
         self.tuner = Tuner(
             self.base,
             images,
@@ -96,7 +98,8 @@ class Tuning:
         """Choose, measure, and train on all images. Remove the checkpoints after that."""
         head = self._run()
         if self.checkpoints is not None:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            for path in self.checkpoints.parent.glob(f"{self.checkpoints.name}.*"):
+                path.unlink(missing_ok=True)
         return head
 
     def _run(self) -> Head:

@@ -10,6 +10,7 @@ from PIL import Image
 
 import headkit
 from headkit.adapters.backbone.fingerprint import backbone_info
+from headkit.adapters.features.disk_space import describe_cache
 from headkit.adapters.tuning.tuner import Recipe, Tuner
 from tests.backbones import random_backbone
 from tests.choices import take_the_first
@@ -103,6 +104,8 @@ def test_killed_tuning_continues_and_ends_with_the_same_bits(
     for name, step in (("lora at rate 0.01, part 2", 20), ("lora at rate 0.01, on all", 55)):
         with pytest.raises(KeyboardInterrupt):
             run(stop_at(name, step))
+        kinds = {entry.kind for entry in describe_cache(tmp_path).entries}
+        assert kinds == {"features", "checkpoints"}
     steps: list[tuple[str, int]] = []
     head = run(lambda what, done, _: steps.append((what, done)))
     trained = [(what, done) for what, done in steps if what.startswith("lora")]
@@ -113,7 +116,7 @@ def test_killed_tuning_continues_and_ends_with_the_same_bits(
     for mine, other in ((head.tensors, whole.tensors), (head.delta.tensors, whole.delta.tensors)):
         assert mine.keys() == other.keys()
         assert all(np.array_equal(mine[name], other[name]) for name in mine)
-    assert not list((tmp_path / "tuning").glob("*"))
+    assert {entry.kind for entry in describe_cache(tmp_path).entries} == {"features"}
     changed = headkit.attach(backbone(), head)
     with pytest.raises(headkit.DataError, match="tuning changed the backbone after they were"):
         headkit.fit(changed, bars(8, 2), extend=head, cache=tmp_path, levels="last", workers=0)

@@ -76,6 +76,11 @@ def test_clearing_everything_leaves_an_empty_cache_that_can_be_used(
 ) -> None:
     (filled / "backbones").mkdir()
     (filled / "backbones" / "test_vit-00.onnx").write_bytes(b"x" * 99)
+    (filled / "checkpoints").mkdir()
+    (filled / "checkpoints" / "test_vit-00.11.safetensors").write_bytes(b"x" * 50)
+    described = {entry.kind: entry for entry in describe_cache(filled).entries}
+    assert described["checkpoints"].num_bytes == 50
+    assert described["checkpoints"].backbone == "test_vit"
     clear_cache(filled)
     assert describe_cache(filled).entries == ()
     assert not [path for path in filled.rglob("*") if path.is_file() and "sqlite" not in path.name]
