@@ -18,7 +18,7 @@ from headkit.adapters.fitting.classifier import AUTO
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import Kind
 from headkit.adapters.heads.tasks import TaskName
-from headkit.adapters.tuning.batches import Augmentation
+from headkit.adapters.tuning.batches import Augmentation, check_source
 from headkit.adapters.tuning.methods import DEFAULT_METHODS, METHODS, RATES
 from headkit.adapters.tuning.tuner import Candidate, Recipe
 
@@ -151,6 +151,7 @@ def tune(
         ExtractionOptions(
             runtime, precision, executor, cache, batch_size, workers, max_unreadable, progress
         ),
+        check=check_source,
         task=task,
         reading={
             "class_from": class_from,

@@ -70,6 +70,16 @@ class Augmentation:
         }
 
 
+def check_source(source: ImageDataset) -> None:
+    """Raise ``DataError`` unless the images of a data set can be read several times."""
+    if source.paths is None and source.reader is None:
+        what = "has features" if source.features is not None else "can be read only once"
+        raise DataError(
+            f"{source.name} {what}, but tuning reads the images several times: pass image "
+            "files, or images in memory"
+        )
+
+
 class RepeatedImages(Dataset[Tensor]):
     """Images that are read several times: the item ``(pass, index)`` is always the same pixels.
 
@@ -95,12 +105,7 @@ class RepeatedImages(Dataset[Tensor]):
         rows: np.ndarray[Any, np.dtype[np.int64]] | None = None,
         rule: PixelRule = CURRENT_RULE,
     ) -> None:
-        if source.paths is None and source.reader is None:
-            what = "has features" if source.features is not None else "can be read only once"
-            raise DataError(
-                f"{source.name} {what}, but tuning reads the images several times: pass image "
-                "files, or images in memory"
-            )
+        check_source(source)
         self.source, self.seed, self.rows = source, seed, rows
         self.read = ImageReader.for_model(cfg, rule)
         options: dict[str, Any] = dict(cfg)

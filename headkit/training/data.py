@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,6 +121,7 @@ def open_training(
     extraction: ExtractionOptions,
     *,
     extend: Head | str | Path | None = None,
+    check: Callable[[ImageDataset], None] = lambda _: None,
     task: TaskName | None,
     reading: Mapping[str, Any],
     weights: str | Path | None,
@@ -139,6 +140,7 @@ def open_training(
         options: How to fit and measure the head.
         extraction: How to extract the features.
         extend: See ``fit``.
+        check: Raises an error unless the training images can be used.
         task: See ``fit``.
         reading: How to read the data, see ``ReadOptions``.
         weights: See ``fit``.
@@ -165,6 +167,7 @@ def open_training(
     train_source, val_source = open_data(
         data, val, task=task, uses_test=test is not None, **reading
     )
+    check(train_source)
     check_thresholds(options.thresholds, train_source.task)
     check_holdout(options.holdout, val, val_source)
     names = train_source.label_names

@@ -138,7 +138,8 @@ class Tuning:
         facts |= {"rate": best.rate, "steps": steps, "head": self._measure(of_head, inner)}
         tuned = self.tuner.train(every, best, steps, f"{best}, on all images")
         changed = tuned.trainable.trained()
-        if not changed:  # the learning rate is too small for float32
+        # A learning rate may be too small for float32, or too large for the last training.
+        if not changed or not all(bool(one.isfinite().all()) for one in changed.values()):
             return self._keep_head(held, {**facts, "method": None})
         facts["num_values"] = sum(one.numel() for one in changed.values())
         model = self._merge(tuned, facts)

@@ -247,6 +247,25 @@ def test_features_cannot_be_tuned() -> None:
         headkit.tune(model, (np.resize(features, (8, width)), ["a", "b"] * 4), cache=False)
 
 
+def test_training_on_all_images_that_diverges_leaves_the_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("headkit.adapters.tuning.choice.choose", take_the_first)
+    monkeypatch.setattr(Recipe, "num_steps", lambda *_: 2)
+    train = Tuner.train
+
+    def diverge(self: Tuner, chosen: Any, candidate: Any, steps: int, name: str) -> Any:
+        tuned = train(self, chosen, candidate, steps, name)
+        if name.endswith("on all images"):
+            next(iter(tuned.trainable.tensors.values())).data.fill_(float("nan"))
+        return tuned
+
+    monkeypatch.setattr(Tuner, "train", diverge)
+    head = headkit.tune(backbone(), bars(24, 0), cache=False, **OPTIONS)
+    assert head.delta is None
+    assert all(np.isfinite(tensor).all() for tensor in head.tensors.values())
+
+
 def test_one_image_of_each_class_is_too_few() -> None:
     images, labels = bars(2, 0)
     with pytest.raises(headkit.DataError, match="too few images per class"):

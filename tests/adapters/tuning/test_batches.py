@@ -8,12 +8,14 @@ from PIL import Image
 
 import headkit
 from headkit.adapters.backbone.preprocessing import Normalize
+from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.data.open import open_data
 from headkit.adapters.tuning.batches import (
     Augmentation,
     DataImages,
     RandomBatches,
     RepeatedImages,
+    check_source,
 )
 
 CFG = {
@@ -93,6 +95,12 @@ def test_features_cannot_be_read_as_images() -> None:
     source, _ = open_data((np.ones((4, 8), np.float32), ["a", "a", "b", "b"]))
     with pytest.raises(headkit.DataError, match="tuning reads the images several times"):
         RepeatedImages(source, CFG, None, seed=0)
+
+
+def test_streams_cannot_be_read_several_times() -> None:
+    stream = ImageDataset("wds/photos", "multiclass", ("a", "b"), stream=[])
+    with pytest.raises(headkit.DataError, match="wds/photos can be read only once, but tuning"):
+        check_source(stream)
 
 
 def test_images_in_memory_can_be_read(folder: Path) -> None:
