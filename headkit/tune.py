@@ -123,8 +123,8 @@ def tune(
         max_unreadable: See ``fit``.
         report: See ``fit``.
         notes: See ``fit``.
-        progress: Called with the name of a data set or of a training, the number of images or
-            batches that are done, and their total.
+        progress: Called with the name of a data set or of a training, the number of images that it
+            has read, and their total.
         **timm_kwargs: See ``load_backbone``.
 
     Raises:

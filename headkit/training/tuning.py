@@ -242,6 +242,6 @@ class Tuning:
         return digest.hexdigest()
 
     def _report(self, name: str, one: TrainingProgress) -> None:
-        report = self.training.extraction.progress
+        report, images = self.training.extraction.progress, self.recipe.batch_size
         if report is not None:
-            report(name, one.step, one.steps)
+            report(name, images * one.step, images * one.steps)
