@@ -12,3 +12,8 @@ from headkit.adapters.tuning.choice import Choice, choose
 def take_the_first(logits: Any, y: torch.Tensor, task: Task) -> Choice:
     """Choose a candidate, whatever it is worth."""
     return replace(choose(logits, y, task), best=next(one for one in logits if one is not None))
+
+
+def take_the_head(logits: Any, y: torch.Tensor, task: Task) -> Choice:
+    """Choose the head without changes, whatever the candidates are worth."""
+    return replace(choose(logits, y, task), best=None)

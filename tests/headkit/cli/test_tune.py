@@ -10,7 +10,7 @@ import pytest
 import headkit
 from headkit.adapters.tuning.tuner import Recipe
 from tests.backbones import SMALL
-from tests.choices import take_the_first
+from tests.choices import take_the_first, take_the_head
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -48,7 +48,8 @@ def test_result_says_that_nothing_was_gained(
     run: Run, command: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Recipe, "num_steps", lambda *_: 2)
-    status, text, err = run(*command, "--method", "bias", "--rates", "1e-8")
+    monkeypatch.setattr("headkit.adapters.tuning.choice.choose", take_the_head)
+    status, text, err = run(*command, "--method", "bias", "--rates", "0.001")
     assert status == 0, err
     assert "tuning gained nothing on held-out images, so the head has no changes" in text
     assert headkit.Head.load(tmp_path / "head.safetensors").delta is None
