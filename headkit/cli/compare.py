@@ -9,7 +9,7 @@ import typer
 
 from headkit.adapters.display import escape_lines
 
-from .options import Data, takes_fit_options
+from .options.fit import Data, takes_fit_options
 from .terminal import progress_bar, show
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ClassFrom, LabelColumn, LabelSeparator, PathColumn, Task
+from .options.fit import ClassFrom, LabelColumn, LabelSeparator, PathColumn, Task
 from .terminal import Json, show
 
 

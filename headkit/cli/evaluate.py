@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import (
+from .options.fit import (
     BatchSize,
     Cache,
     ClassFrom,

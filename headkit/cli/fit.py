@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Data, takes_fit_options
+from .options.fit import Data, takes_fit_options
 from .terminal import Weights, progress_bar, show
 
 if TYPE_CHECKING:

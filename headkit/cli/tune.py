@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .fit import describe_fit, format_fit
-from .options import Data, parse_numbers, takes_fit_options
+from .options.fit import Data, parse_numbers, takes_fit_options
 from .terminal import Weights, progress_bar, show
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headkit.cli.options import BatchSize, Cache, MaxUnreadable, NoCache, Workers, choose_cache
+from headkit.cli.options.fit import BatchSize, Cache, MaxUnreadable, NoCache, Workers, choose_cache
 from headkit.cli.terminal import HeadBackbone, HeadWeights, Json, Remap, progress_bar, show
 
 if TYPE_CHECKING:

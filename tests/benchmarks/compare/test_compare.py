@@ -207,7 +207,7 @@ def test_every_keyword_of_fit_is_a_keyword_of_compare(
 
 
 def test_every_option_of_the_command_fit_is_one_of_compare() -> None:
-    from headkit.cli.options import fit_options
+    from headkit.cli.options.fit import fit_options
 
     command: Any = typer.main.get_command(app)
     own, other = (

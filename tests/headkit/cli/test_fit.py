@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from headkit.cli.options import L2, Levels
+from headkit.cli.options.fit import L2, Levels
 from tests.backbones import SMALL
 from tests.images import write_shapes
 

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from headkit.cli.terminal import Json, Remap
+
 from .config import Config
-from .terminal import Json, Remap
 
 Data = Annotated[
     str,
