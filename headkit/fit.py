@@ -14,12 +14,11 @@ from headkit.adapters.data.options import ClassFrom
 from headkit.adapters.features.extract import Progress
 from headkit.adapters.fitting.class_weights import ClassWeights
 from headkit.adapters.fitting.classifier import AUTO
-from headkit.adapters.fitting.fit_head import fit_head
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.kinds import Kind
 from headkit.adapters.heads.tasks import TaskName
 
-from .training.build import build_head
+from .training.build import fit_alone
 from .training.data import open_training
 from .training.options import ExtractionOptions, HeadOptions
 
@@ -178,6 +177,4 @@ def fit(
             **timm_kwargs,
         },
     ) as training:
-        held = None if holdout is None else training.choose_images(holdout)
-        fitted = fit_head(training.backbone, training.examples, training.blocks, held, training.how)
-        return build_head(training, fitted, training.others)
+        return fit_alone(training)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from headkit.adapters.heads.tasks import Task
 
-from .layers import find_layers
+from .layers import Layer, find_layers
 from .methods import METHODS
 from .trainable import Trainable
 from .training import Batches, Progress, Schedule, train
@@ -132,6 +132,7 @@ class Tuner:
         self.class_weights = class_weights
         self.checkpoints, self.identity, self.progress = checkpoints, identity, progress
         self._started: dict[bytes, nn.Module] = {}
+        self._layers: tuple[Layer, ...] | None = None
 
     def start(self, chosen: Tensor, method: str | None = None) -> Tuned:
         """Return the backbone with a head that was fitted to the chosen images, not yet tuned.
@@ -148,9 +149,16 @@ class Tuner:
         model = copy.deepcopy(self._started[key])
         changes = []
         if method is not None:
-            layers = find_layers(model, next(self.images.unchanged(chosen, 2)))
+            layers = self._find_layers(model, len(chosen))
             changes = METHODS[method].place(model, layers, self.recipe.rank)
         return Tuned(Trainable(model, changes, self.seed), self.images, self.recipe.batch_size)
+
+    def _find_layers(self, model: nn.Module, num_images: int) -> tuple[Layer, ...]:
+        """Return the layers of the backbone; all copies have the same."""
+        if self._layers is None:
+            first = torch.arange(num_images) < 2
+            self._layers = find_layers(model, next(self.images.unchanged(first, 2)))
+        return self._layers
 
     def train(self, chosen: Tensor, candidate: Candidate, steps: int, name: str) -> Tuned:
         """Return the backbone and a head that were trained together on the chosen images.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from .options.fit import Data, takes_fit_options
+from .options.fit import Backbone, Data, NewHead, takes_fit_options
 from .terminal import Weights, progress_bar, show
 
 if TYPE_CHECKING:
@@ -16,17 +14,9 @@ if TYPE_CHECKING:
 
 @takes_fit_options()
 def fit(
-    backbone: Annotated[
-        str,
-        typer.Option(
-            help="timm architecture, such as resnet50.a1_in1k; or a model that timm saved: "
-            "local-dir:FOLDER or hf-hub:USER/REPO."
-        ),
-    ],
+    backbone: Backbone,
     data: Data,
-    out: Annotated[
-        Path, typer.Option(help="Path of the new head file, with the suffix .safetensors.")
-    ],
+    out: NewHead,
     weights: Weights = None,
     *,
     options: dict[str, Any],

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .fit import describe_fit, format_fit
-from .options.fit import Data, parse_numbers, takes_fit_options
+from .options.fit import Backbone, Data, NewHead, parse_numbers, takes_fit_options
 from .terminal import Weights, progress_bar, show
 
 
 @takes_fit_options("extend", "views", "batch_size")
 def tune(
-    backbone: Annotated[
-        str,
-        typer.Option(
-            help="timm architecture, such as resnet50.a1_in1k; or a model that timm saved: "
-            "local-dir:FOLDER or hf-hub:USER/REPO."
-        ),
-    ],
+    backbone: Backbone,
     data: Data,
-    out: Annotated[
-        Path, typer.Option(help="Path of the new head file, with the suffix .safetensors.")
-    ],
+    out: NewHead,
     weights: Weights = None,
     method: Annotated[
         str,
@@ -62,9 +53,9 @@ def tune(
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Train a head and small changes to its backbone; the head file has both.
+    """Train a head and small changes to its backbone, and save both in one head file.
 
-    Tuning starts from the head of ``headkit fit``. Unless it is better on held-out images, the
+    Tuning starts from the head of ``headkit fit``. If it gains nothing on held-out images, the
     result is that head, without changes.
     """
     from headkit.adapters.file_kinds import HEAD, check_output

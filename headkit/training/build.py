@@ -13,6 +13,7 @@ from headkit.adapters.features.cache import FeatureCache
 from headkit.adapters.features.extract import ExtractedFeatures
 from headkit.adapters.features.labeled_features import LabeledFeatures
 from headkit.adapters.features.predictions import Predictions, keep_predictions
+from headkit.adapters.fitting.fit_head import fit_head
 from headkit.adapters.fitting.measured import Measured, without_recall
 from headkit.adapters.fitting.out_of_fold import Fitted
 from headkit.adapters.fitting.report import write_report
@@ -28,6 +29,19 @@ logger = logging.getLogger("headkit")
 
 IN_SUMMARY = "in_summary"
 """Attribute of log records that repeat what the metrics of the head say, see ``heads.summary``."""
+
+
+def fit_alone(training: Training, extra_metrics: Mapping[str, Any] | None = None) -> Head:
+    """Fit a head to the frozen backbone, and measure it.
+
+    Args:
+        training: What to train on.
+        extra_metrics: More entries of the head's metrics.
+    """
+    share = training.options.holdout
+    held = None if share is None else training.choose_images(share)
+    fitted = fit_head(training.backbone, training.examples, training.blocks, held, training.how)
+    return build_head(training, fitted, training.others, extra_metrics)
 
 
 def build_head(

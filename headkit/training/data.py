@@ -36,7 +36,7 @@ from headkit.adapters.fitting.fit_head import HeadFit
 from headkit.adapters.fitting.report import check_report
 from headkit.adapters.heads.head import Head
 from headkit.adapters.heads.tasks import TaskName, get_task
-from headkit.extraction import get_backbone, open_extraction
+from headkit.extraction import get_backbone
 from headkit.registry.resolve import load_head
 
 from .checks import (
@@ -192,19 +192,8 @@ def open_training(
     check_penalty(options.l2, plan, sets)
     crops = [View(number, seed) for number in range(1, views)]
     requests = [(source, View()) for source in sources] + [(train_source, one) for one in crops]
-    with open_extraction(
-        model,
-        requests,
-        runtime=runtime,
-        precision=extraction.precision,
-        executor=extraction.executor,
-        cache=cache,
-        batch_size=extraction.batch_size,
-        workers=extraction.workers,
-        max_unreadable=extraction.max_unreadable,
-        progress=extraction.progress,
-        levels=[name for one in sets for name in one],
-    ) as extract:
+    levels = [name for one in sets for name in one]
+    with replace(extraction, runtime=runtime).open(model, requests, levels) as extract:
         extracted = extract(train_source)
         others = {name: extract(source) for name, source in apart.items()}
         more = [extract(train_source, one) for one in crops]

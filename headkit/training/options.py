@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from headkit.adapters.backbone.level import LevelNames
+from headkit.adapters.data.dataset import ImageDataset
 from headkit.adapters.features.extract import Progress
+from headkit.adapters.features.transform import View
 from headkit.adapters.fitting.class_weights import ClassWeights
 from headkit.adapters.heads.kinds import Kind
+from headkit.extraction import Extraction, open_extraction
 
 
 @dataclass(frozen=True)
@@ -64,3 +70,24 @@ class ExtractionOptions:
     workers: int | None
     max_unreadable: float
     progress: Progress | None
+
+    def open(
+        self,
+        model: nn.Module,
+        requests: Sequence[tuple[ImageDataset, View]],
+        levels: Sequence[str],
+    ) -> AbstractContextManager[Extraction]:
+        """Open the extraction of features, see ``open_extraction``."""
+        return open_extraction(
+            model,
+            requests,
+            runtime=self.runtime,
+            precision=self.precision,
+            executor=self.executor,
+            cache=self.cache,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            max_unreadable=self.max_unreadable,
+            progress=self.progress,
+            levels=levels,
+        )

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +38,33 @@ from headkit.adapters.tuning.batches import Augmentation, DataImages
 from headkit.adapters.tuning.choice import compare, make_parts
 from headkit.adapters.tuning.training import Progress as TrainingProgress
 from headkit.adapters.tuning.tuner import Candidate, Recipe, Tuned, Tuner
-from headkit.extraction import open_extraction
 
-from .build import build_head
+from .build import build_head, fit_alone
 from .data import Training
 
 logger = logging.getLogger("headkit")
 
 
-@dataclass
 class Tuning:
-    """One call of ``tune``, after its data were read."""
+    """One call of ``tune``, after its data were read.
 
-    training: Training
-    recipe: Recipe
-    candidates: Sequence[Candidate]
-    augmentation: Augmentation
-    tuner: Tuner = field(init=False)
-    base: nn.Module = field(init=False)
-    y: Tensor = field(init=False)
-    checkpoints: Path | None = field(init=False)
+    Args:
+        training: The backbone, the images and their features.
+        recipe: How to tune.
+        candidates: What to try.
+        augmentation: Random changes of training images.
+    """
 
-    def __post_init__(self) -> None:
-        training, options = self.training, self.training.options
+    def __init__(
+        self,
+        training: Training,
+        recipe: Recipe,
+        candidates: Sequence[Candidate],
+        augmentation: Augmentation,
+    ) -> None:
+        self.training, self.recipe, self.candidates = training, recipe, candidates
+        self.augmentation = augmentation
+        options = training.options
         extracted = training.extracted
         self.y = torch.from_numpy(extracted.targets)
         self.base = without_level_head(training.backbone)
@@ -76,7 +80,7 @@ class Tuning:
             workers=os.cpu_count() or 1 if workers is None else workers,
         )
         identity = self._identify()
-        self.checkpoints = None
+        self.checkpoints: Path | None = None
         if training.extraction.cache is not False:
             folder = cache_folder(training.extraction.cache) / CHECKPOINTS
             name = timm_cfg(self.base)["architecture"]
@@ -128,7 +132,7 @@ class Tuning:
             },
         }
         if best is None:
-            return self._keep_head(held, facts)
+            return self._keep_head(facts)
         of_held, of_head = choice.logits[best], choice.logits[None]
         if bool(held.any()):
             fewer = self.recipe.num_steps(int(rest.sum()))
@@ -140,7 +144,7 @@ class Tuning:
         changed = tuned.trainable.trained()
         # A learning rate may be too small for float32, or too large for the last training.
         if not changed or not all(bool(one.isfinite().all()) for one in changed.values()):
-            return self._keep_head(held, {**facts, "method": None})
+            return self._keep_head({**facts, "method": None})
         facts["num_values"] = sum(one.numel() for one in changed.values())
         model = self._merge(tuned, facts)
         if "val" in training.others:
@@ -149,14 +153,10 @@ class Tuning:
         with self._extract(model) as others:
             return build_head(training, Fitted(model, {}, out), others, {"tuning": facts})
 
-    def _keep_head(self, held: Tensor, facts: dict[str, Any]) -> Head:
+    def _keep_head(self, facts: dict[str, Any]) -> Head:
         """Return the head without changes, measured as ``fit`` does."""
-        training = self.training
         logger.info("tuning gained nothing on held-out images, so the result is the head alone")
-        rows = None if training.options.holdout is None else held
-        how, examples = training.how, training.examples
-        fitted = fit_head(training.backbone, examples, training.blocks, rows, how)
-        return build_head(training, fitted, training.others, {"tuning": facts})
+        return fit_alone(self.training, {"tuning": facts})
 
     def _merge(self, tuned: Tuned, facts: dict[str, Any]) -> nn.Module:
         """Put the changes and the head onto the backbone of the caller."""
@@ -181,22 +181,10 @@ class Tuning:
     @contextmanager
     def _extract(self, model: nn.Module) -> Iterator[dict[str, ExtractedFeatures]]:
         """Extract the features of the images that measure the head, with the tuned backbone."""
-        apart, how = self.training.apart, self.training.extraction
-        head = level_head_of(model)
-        levels = () if head is None else [level.name for level in head.levels]
-        with open_extraction(
-            model,
-            [(source, View()) for source in apart.values()],
-            runtime=how.runtime,
-            precision=how.precision,
-            executor=how.executor,
-            cache=how.cache,
-            batch_size=how.batch_size,
-            workers=how.workers,
-            max_unreadable=how.max_unreadable,
-            progress=how.progress,
-            levels=levels,
-        ) as extract:
+        apart, head = self.training.apart, level_head_of(model)
+        levels = [] if head is None else [level.name for level in head.levels]
+        requests = [(source, View()) for source in apart.values()]
+        with self.training.extraction.open(model, requests, levels) as extract:
             yield {name: extract(source) for name, source in apart.items()}
 
     def _put_head(self, model: nn.Module, chosen: Tensor) -> None:

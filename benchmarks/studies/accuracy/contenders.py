@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from . import heads, network, tuning
@@ -39,32 +40,30 @@ class Contender:
                 yield cell, draw
 
 
-def _network(
-    cell: Cell, draw: int, results: Mapping[Key, Mapping[str, Any]]
-) -> dict[str, Any] | None:
-    """Fine-tune the network. The first draw chooses the learning rate of the cell."""
-    rate = None
-    if draw:
-        first = results.get(key(cell, 0))
-        if first is None:
-            return None
-        rate = first["rate"]
-    training = draw_training(cell.set, cell.images_per_class, draw)
-    return network.measure(load(cell.set), cell.backbone, training, draw, rate)
+def _with_choice(contender: ModuleType, entry: str) -> Measure:
+    """Return the measurement of a module whose first draw in a cell chooses for all draws.
 
+    Args:
+        contender: A module whose function ``measure`` takes the choice last, or None to choose.
+        entry: The entry of a result that has the choice.
+    """
 
-def _tuned(
-    cell: Cell, draw: int, results: Mapping[Key, Mapping[str, Any]]
-) -> dict[str, Any] | None:
-    """Tune a backbone. The first draw chooses how, or that the head stays as it is."""
-    chosen = None
-    if draw:
-        first = results.get(key(cell, 0))
-        if first is None:
-            return None
-        chosen = first["chosen"]
-    training = draw_training(cell.set, cell.images_per_class, draw)
-    return tuning.measure(load(cell.set), cell.backbone, training, draw, chosen)
+    def measure(
+        cell: Cell, draw: int, results: Mapping[Key, Mapping[str, Any]]
+    ) -> dict[str, Any] | None:
+        choice = None
+        if draw:
+            first = results.get(key(cell, 0))
+            if first is None:
+                return None
+            choice = first[entry]
+        training = draw_training(cell.set, cell.images_per_class, draw)
+        found: dict[str, Any] = contender.measure(
+            load(cell.set), cell.backbone, training, draw, choice
+        )
+        return found
+
+    return measure
 
 
 def _head(method: heads.Method) -> Measure:
@@ -84,7 +83,7 @@ CONTENDERS = {
     "neighbors": Contender(_head(heads.neighbors), DRAWS),
     "mlp": Contender(_head(heads.mlp), FEW_DRAWS),
     "scikit_learn": Contender(_head(heads.logistic_regression), FEW_DRAWS),
-    "networks": Contender(_network, FEW_DRAWS, (*CLASSES, *FOREIGN)),
-    "tuned": Contender(_tuned, FEW_DRAWS, (*CLASSES, *FOREIGN)),
+    "networks": Contender(_with_choice(network, "rate"), FEW_DRAWS, (*CLASSES, *FOREIGN)),
+    "tuned": Contender(_with_choice(tuning, "chosen"), FEW_DRAWS, (*CLASSES, *FOREIGN)),
 }
 """Contenders by name."""

@@ -14,6 +14,16 @@ from headkit.cli.terminal import Json, Remap
 
 from .config import Config
 
+Backbone = Annotated[
+    str,
+    typer.Option(
+        help="timm architecture, such as resnet50.a1_in1k; or a model that timm saved: "
+        "local-dir:FOLDER or hf-hub:USER/REPO."
+    ),
+]
+NewHead = Annotated[
+    Path, typer.Option(help="Path of the new head file, with the suffix .safetensors.")
+]
 Data = Annotated[
     str,
     typer.Option(
