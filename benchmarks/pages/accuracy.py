@@ -222,7 +222,7 @@ def _tuning(results: Results) -> str:
     names = (LEVELS, TUNED, NETWORK)
     header = ["set", "backbone", "images per class", *(CONTENDERS[name] for name in names)]
     lines = [f"| {' | '.join([*header, 'chosen'])} |", f"|{' --- |' * (len(header) + 1)}"]
-    gaps, losses, measured = list[float](), 0, 0
+    gaps, losses, measured, tested = list[float](), 0, 0, 0
     planned = cells((*CLASSES, *FOREIGN))
     for cell in planned:
         head, tuned, network = (_scores(results[name], cell) for name in names)
@@ -232,10 +232,12 @@ def _tuning(results: Results) -> str:
         place = (cell.set, cell.backbone, cell.images_per_class, 0)
         both = sorted(head.keys() & tuned.keys())
         gains = [tuned[draw] - head[draw] for draw in both]
-        losses += statistics.mean(gains) < -_error(gains)
+        if len(gains) > 1:
+            tested += 1
+            losses += statistics.mean(gains) < -_error(gains)
         every = [draw for draw in both if draw in network]
         distances = [network[draw] - head[draw] for draw in every]
-        if distances and statistics.mean(distances) > _error(distances):
+        if len(distances) > 1 and statistics.mean(distances) > _error(distances):
             gain = statistics.mean(tuned[draw] - head[draw] for draw in every)
             gaps.append(gain / statistics.mean(distances))
         chosen = results[TUNED].get(place, {}).get("chosen", MISSING)
@@ -245,22 +247,21 @@ def _tuning(results: Results) -> str:
     if not measured:
         return f"{MISSING}: no cell is measured."
     summary = (
-        f"{measured} of {len(planned)} cells are measured. In {losses} of them, tuning is worse "
-        "than the head that it starts from by more than the standard error of the difference."
+        f"{measured} of {len(planned)} cells are measured, {tested} of them in two draws or more. "
+        f"In {losses} of these, tuning is worse than the head that it starts from by more than the "
+        "standard error of the difference."
     )
     if gaps:
         summary += (
-            f" In {len(gaps)} of them, the network is better than the head by more than the "
-            "standard error of the difference; there, tuning closes "
-            f"{100 * statistics.mean(gaps):.0f} % of the difference in the mean."
+            f" In {len(gaps)}, the network is better than the head by more than the standard error "
+            f"of the difference; there, tuning closes {100 * statistics.mean(gaps):.0f} % of the "
+            "difference in the mean."
         )
     return "\n".join([*lines, "", summary])
 
 
 def _error(differences: list[float]) -> float:
-    """Return the standard error of the mean; 0 for a single draw."""
-    if len(differences) < 2:
-        return 0.0
+    """Return the standard error of the mean of two differences or more."""
     return float(statistics.stdev(differences) / len(differences) ** 0.5)
 
 

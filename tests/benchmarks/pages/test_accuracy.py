@@ -75,6 +75,8 @@ def test_tuning_is_compared_with_the_head_and_with_the_network(tmp_path: Path) -
         ("blended", 20): {"levels": [0.8, 0.82], "networks": [0.9, 0.92], "tuned": [0.89, 0.91]},
         # The network is better in the mean, but not by more than the standard error.
         ("digits", 20): {"levels": [0.9, 0.8], "networks": [0.8, 0.91], "tuned": [0.9, 0.8]},
+        # One draw has no standard error.
+        ("mnist", 5): {"levels": [0.5], "networks": [0.9], "tuned": [0.4]},
         # Tuning is clearly worse.
         ("mnist", 20): {"levels": [0.9, 0.9], "networks": [0.8, 0.8], "tuned": [0.8, 0.81]},
     }
@@ -89,8 +91,9 @@ def test_tuning_is_compared_with_the_head_and_with_the_network(tmp_path: Path) -
     (line,) = (one for one in section.splitlines() if one.startswith("| blended"))
     assert line.endswith("| 0.910 ± 0.010 (2 draws) | lora at rate 0.01 |")
     planned = len(cells((*CLASSES, *FOREIGN)))
-    assert f"3 of {planned} cells are measured. In 1 of them, tuning is worse" in section
-    assert "In 1 of them, the network is better than the head" in section
+    assert f"4 of {planned} cells are measured, 3 of them in two draws or more." in section
+    assert "In 1 of these, tuning is worse than the head" in section
+    assert "In 1, the network is better than the head" in section
     assert "tuning closes 90 % of the difference" in section
 
 
